@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Builds and runs every benchmark, optimised for this machine. Arguments go to Google Benchmark, e.g.
+# --benchmark_filter=<regex> or --benchmark_repetitions=<n>.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
+
+require libbenchmark-dev
+build_part BENCHMARKS
+
+for source in "$root"/bench/*.cpp; do
+  name=$(basename "$source" .cpp)
+  echo "==> $name"
+  "$build/bench/bench_$name" --benchmark_counters_tabular=true \
+    --benchmark_out_format=json --benchmark_out="$build/bench/$name.json" "$@"
+done
+
+echo
+echo "Look at of_peak: the fraction of this machine's multiply-add peak, measured in the same process."
+echo "Every unit is defined in $root/bench/README.md; the same figures as JSON are in $build/bench/."

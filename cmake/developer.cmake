@@ -1,0 +1,20 @@
+# What the project's own tests, benchmarks and examples link; no user ever sees these flags. Eigen, being imported, is
+# searched as a system path and so stays silent; alibi's own headers are not.
+find_package(Threads REQUIRED)
+
+set(CMAKE_CXX_EXTENSIONS OFF)
+
+add_library(alibi_developer INTERFACE)
+target_link_libraries(alibi_developer INTERFACE alibi::alibi Threads::Threads)
+target_compile_options(
+  alibi_developer
+  INTERFACE
+    -Wall
+    -Wextra
+    -Wpedantic
+    -Wshadow
+    -Wconversion
+    -Wno-sign-conversion # part of -Wconversion in clang only; Eigen's Index is signed and std's sizes are not
+    "$<$<BOOL:${ALIBI_ARCH}>:-march=${ALIBI_ARCH}>"
+    "$<$<BOOL:${ALIBI_WERROR}>:-Werror>"
+)

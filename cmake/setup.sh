@@ -1,0 +1,67 @@
+# shellcheck shell=bash
+# Sourced by examples/run.sh, tests/run.sh and bench/run.sh: what a fresh Debian machine needs before it can run them.
+# All three share one build directory; each adds its own part to it.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+build=$root/build/release
+jobs=$(nproc)
+
+# run_step <name>[: <details>] <command>...: one line on the terminal, the noise in build/log/<name>.log, of which the
+# end is shown if the step fails.
+run_step() {
+  local name=${1%%:*} log
+  log=$root/build/log/${name// /-}.log
+  echo "==> $1"
+  shift
+  mkdir -p "$root/build/log"
+  if ! "$@" >"$log" 2>&1 </dev/null; then
+    tail -n 60 "$log" >&2
+    echo "Failed: $name. The whole log: $log" >&2
+    exit 1
+  fi
+}
+
+is_installed() {
+  case $1 in
+    g++) command -v "${CXX:-c++}" ;;
+    ninja-build) command -v ninja ;;
+    gnuplot-nox) command -v gnuplot ;;
+    # Elsewhere than on Debian, CMake says which library is missing.
+    lib*) ! command -v dpkg-query || dpkg-query --show --showformat '${db:Status-Status}' "$1" | grep -qx installed ;;
+    *) command -v "$1" ;;
+  esac >/dev/null 2>&1
+}
+
+# require <package>...: installs what is missing of these Debian packages and of those that every build needs.
+require() {
+  local package missing=()
+  for package in g++ cmake ninja-build libeigen3-dev "$@"; do
+    is_installed "$package" || missing+=("$package")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+
+  local as_root=(env DEBIAN_FRONTEND=noninteractive)
+  if [ "$(id -u)" -ne 0 ]; then
+    as_root=(sudo -n "${as_root[@]}")
+  fi
+  if ! command -v apt-get >/dev/null || ! "${as_root[@]}" true 2>/dev/null; then
+    echo "Missing: ${missing[*]}. On Debian, this installs them; then run this script again:" >&2
+    echo "    sudo apt-get update && sudo apt-get install --no-install-recommends ${missing[*]}" >&2
+    exit 1
+  fi
+  local apt=("${as_root[@]}" apt-get -o DPkg::Lock::Timeout=300)
+  run_step "update package lists" "${apt[@]}" update
+  run_step "install: ${missing[*]}" "${apt[@]}" install --yes --no-install-recommends "${missing[@]}"
+}
+
+# build_part <part>: configures the build directory with TESTS, BENCHMARKS or EXAMPLES beside the parts already there,
+# so that nothing is built twice, and builds that one.
+build_part() {
+  local parts=()
+  if [ ! -e "$build/CMakeCache.txt" ]; then
+    parts=(-DALIBI_BUILD_TESTS=OFF -DALIBI_BUILD_BENCHMARKS=OFF -DALIBI_BUILD_EXAMPLES=OFF)
+  fi
+  run_step "configure ${1,,}" cmake -S "$root" --preset release "${parts[@]}" "-DALIBI_BUILD_$1=ON" \
+    "-DALIBI_WERROR=${ALIBI_WERROR:-OFF}"
+  run_step "build ${1,,}" cmake --build "$build" --target "alibi_${1,,}" --parallel "$jobs"
+}

@@ -1,0 +1,7 @@
+// Everything. Each header also stands alone; all but tensor.hpp and bias.hpp need Eigen/Core only.
+#pragma once
+
+#include "alibi/attention.hpp"
+#include "alibi/mask.hpp"
+#include "alibi/slopes.hpp"
+#include "alibi/tensor.hpp"

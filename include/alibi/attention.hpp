@@ -1,0 +1,211 @@
+// Attention with linear biases (Press, Smith, Lewis, "Train Short, Test Long", arXiv 2108.12409).
+//
+//   s_ij = τ q_i·k_j - m_h |p_i - j|        the bias is outside the scale (footnote 10)
+//   o_i  = Σ_j softmax_j(s_ij) v_j          over the keys that the mask lets query i see
+//   lse_i = ln Σ_j exp(s_ij)
+//
+// q [batch, heads, queries, head_dim], k [batch, kv_heads, keys, head_dim], v [batch, kv_heads, keys, value_dim],
+// slopes m [heads] or [batch, heads]; the result is [batch, heads, queries, value_dim]. heads is a multiple of kv_heads:
+// query head h reads kv head h / (heads / kv_heads). Arrays are what view.hpp lists, all of one scalar, float or double.
+//
+// A query that sees no key has output 0 and lse -inf. The same input gives the same bits on any number of threads.
+//
+// Errors: std::invalid_argument that names the argument, before anything is written. Not for: dropout, additive masks,
+// gradients.
+#pragma once
+
+#include <cmath>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+#include "alibi/error.hpp"
+#include "alibi/executor.hpp"
+#include "alibi/kernel/forward.hpp"
+#include "alibi/mask.hpp"
+#include "alibi/view.hpp"
+#include "alibi/workspace.hpp"
+
+namespace alibi::inline ALIBI_ISA {
+
+struct Options {
+  Mask mask = {};                              ///< which keys a query sees; default: causal, aligned at the end
+  std::optional<double> scale = std::nullopt;  ///< τ; none: 1 / sqrt(head_dim)
+  Executor executor = {};                      ///< who runs the tasks; default: the calling thread
+};
+/// What attention_forward() returns.
+template <class Output, class Lse>
+struct ForwardResult {
+  Output output;  ///< [batch, heads, queries, value_dim]
+  Lse lse;        ///< [batch, heads, queries], natural logarithm
+};
+
+namespace detail {
+
+/// Whether two views share a byte of the range from their first to their last element.
+template <class T, class U>
+bool overlap(const View<T>& a, const View<U>& b) {
+  const auto range = []<class X>(const View<X>& x) {
+    const X *low = x.data, *high = x.data + x.head_dim;
+    for (const auto& [size, stride] : {std::pair(x.batch, x.batch_stride), std::pair(x.heads, x.head_stride),
+                                       std::pair(x.tokens, x.token_stride)})
+      (stride < 0 ? low : high) += (size - 1) * stride;
+    return std::pair(reinterpret_cast<std::uintptr_t>(low), reinterpret_cast<std::uintptr_t>(high));
+  };
+  const auto empty = [](const auto& x) { return x.batch * x.heads * x.tokens * x.head_dim == 0; };
+  if (empty(a) || empty(b)) return false;
+  const auto [a_low, a_high] = range(a);
+  const auto [b_low, b_high] = range(b);
+  return a_low < b_high && b_low < a_high;
+}
+
+/// Checks a call of the forward and fills in its defaults; the errors are those that the comment above promises.
+template <class T>
+kernel::Forward<T> checked(const View<const T>& q, const View<const T>& k, const View<const T>& v,
+                           const View<T>& output, const std::optional<std::span<T>>& lse, const SlopeView<T>& slopes,
+                           const Options& options) {
+  const auto equal = [](Index is, Index expected, const char* name, const char* what, const char* of) {
+    require(is == expected, name, " has ", what, ' ', is, "; expected ", expected, ", the ", what, " of ", of);
+  };
+  equal(k.batch, q.batch, "k", "batch", "q");
+  equal(v.batch, q.batch, "v", "batch", "q");
+  equal(v.heads, k.heads, "v", "heads", "k");
+  require(k.heads > 0 ? q.heads % k.heads == 0 : q.heads == 0, "q has heads ", q.heads, "; expected a multiple of ",
+          k.heads, ", the heads of k and v");
+  equal(k.head_dim, q.head_dim, "k", "head_dim", "q");
+  equal(v.tokens, k.tokens, "v", "tokens", "k");
+  require(q.head_dim > 0, "q has head_dim 0; expected at least 1");
+  require(v.head_dim > 0, "v has head_dim 0; expected at least 1");
+
+  require(slopes.heads == q.heads, "slopes has ", slopes.heads, " heads; expected ", q.heads, ", the heads of q");
+  require(slopes.batch == q.batch || slopes.batch_stride == 0, "slopes has batch ", slopes.batch, "; expected ", q.batch,
+          ", the batch of q, or none");
+  for (Index b = 0; b < slopes.batch; b++)
+    for (Index h = 0; h < slopes.heads; h++) {
+      const T m = slopes.data[b * slopes.batch_stride + h * slopes.head_stride];
+      require(std::isfinite(m), "slopes of head ", h, " is ", m, "; expected a finite number");
+    }
+
+  require(output.batch == q.batch && output.heads == q.heads && output.tokens == q.tokens &&
+              output.head_dim == v.head_dim,
+          "output is [", output.batch, ", ", output.heads, ", ", output.tokens, ", ", output.head_dim, "]; expected [",
+          q.batch, ", ", q.heads, ", ", q.tokens, ", ", v.head_dim, "], batch, heads and tokens of q, head_dim of v");
+  const auto present = [](const auto& x, const char* name) {
+    require(x.data || x.batch * x.heads * x.tokens == 0, name, " is null; expected ", x.batch * x.heads * x.tokens,
+            " tokens of ", x.head_dim);
+  };
+  present(q, "q");
+  present(k, "k");
+  present(v, "v");
+  present(output, "output");
+  const auto apart = [](const auto& a, const char* a_name, const auto& b, const char* b_name) {
+    require(!overlap(a, b), a_name, " overlaps ", b_name, "; expected memory of its own");
+  };
+  apart(output, "output", q, "q");
+  apart(output, "output", k, "k");
+  apart(output, "output", v, "v");
+  if (lse) {
+    const Index rows = q.batch * q.heads * q.tokens;
+    require(Index(lse->size()) == rows, "lse has ", lse->size(), " entries; expected ", rows, ", batch x heads x tokens of q");
+    const View<T> lse_view{lse->data(), 1, 1, 1, rows, 0, 0, 0};
+    apart(lse_view, "lse", q, "q");
+    apart(lse_view, "lse", k, "k");
+    apart(lse_view, "lse", v, "v");
+    apart(lse_view, "lse", output, "output");
+  }
+
+  const double scale = options.scale.value_or(1 / std::sqrt(double(q.head_dim)));
+  require(std::isfinite(scale), "scale is ", scale, "; expected a finite number");
+  return {q, k, v, output, lse ? lse->data() : nullptr, slopes, resolve(options.mask, q.tokens, k.tokens), scale};
+}
+
+template <class T>
+void run(const kernel::Forward<T>& call, const Executor& executor, Workspace& workspace) {
+  const kernel::ForwardPlan<T> plan(call.q.batch * call.q.heads, call.q.tokens, call.q.head_dim, call.v.head_dim);
+  const std::size_t slots = std::size_t(std::min<Index>(executor.slots(), plan.tasks));
+  std::byte* scratch = workspace.reserve(slots * plan.scratch_bytes);
+  executor.for_each(plan.tasks, [&](Index task, int slot) {
+    T* mine = reinterpret_cast<T*>(scratch + std::size_t(slot) * plan.scratch_bytes);
+    kernel::ForwardTask<T>(call, plan, task, mine).run();
+  });
+}
+
+template <class Output, class Q, class K, class V, class Slopes>
+void forward_into(Output& output, std::optional<std::span<typename Adapter<Q>::Scalar>> lse, const Q& q, const K& k,
+                  const V& v, const Slopes& slopes, const Options& options, Workspace& workspace) {
+  using T = typename Adapter<Q>::Scalar;
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>, "alibi: q, k and v must hold float or double.");
+  static_assert(std::is_same_v<T, typename Adapter<K>::Scalar> && std::is_same_v<T, typename Adapter<V>::Scalar>,
+                "alibi: q, k and v must hold the same scalar.");
+  const auto into = Adapter<Output>::of(output);
+  static_assert(std::is_same_v<decltype(into), const View<T>>,
+                "alibi: output must hold the same scalar as q, k and v, and not be const.");
+  const auto call = checked<T>(Adapter<Q>::of(q), Adapter<K>::of(k), Adapter<V>::of(v), into, lse,
+                               slope_view<T>(slopes), options);
+  run(call, options.executor, workspace);
+}
+
+/// The result of q's kind for `v`'s head_dim.
+template <class Q, class V>
+auto new_output(const Q& q, const V& v) {
+  static_assert(requires { typename Adapter<Q>::Output; },
+                "alibi: for views there is no array type to return; use attention_into() with a view of your memory.");
+  const auto queries = Adapter<Q>::of(q);
+  return Adapter<Q>::output(queries.batch, queries.heads, queries.tokens, Adapter<V>::of(v).head_dim);
+}
+
+}  // namespace detail
+
+/// Attention as defined at the top of this file, as a new array of q's kind: a tensor for tensors, a row-major matrix for
+/// matrices of one head.
+template <class Q, class K, class V, class Slopes>
+auto attention(const Q& q, const K& k, const V& v, const Slopes& slopes, const Options& options = {}) {
+  auto output = detail::new_output(q, v);
+  Workspace workspace;
+  detail::forward_into(output, std::nullopt, q, k, v, slopes, options, workspace);
+  return output;
+}
+
+/// Attention and its log-sum-exp, as new arrays: auto [output, lse] = attention_forward(q, k, v, slopes).
+template <class Q, class K, class V, class Slopes>
+auto attention_forward(const Q& q, const K& k, const V& v, const Slopes& slopes, const Options& options = {}) {
+  auto output = detail::new_output(q, v);
+  const auto queries = Adapter<Q>::of(q);
+  auto lse = Adapter<Q>::lse(queries.batch, queries.heads, queries.tokens);
+  Workspace workspace;
+  detail::forward_into(output, std::span(lse.data(), std::size_t(lse.size())), q, k, v, slopes, options, workspace);
+  return ForwardResult<decltype(output), decltype(lse)>{std::move(output), std::move(lse)};
+}
+
+/// Attention into memory of the caller, [batch, heads, queries, value_dim], which may not overlap an input. Allocates
+/// nothing once `workspace` has served a call of these shapes, as long as the executor does not.
+template <class Output, class Q, class K, class V, class Slopes>
+void attention_into(Output&& output, const Q& q, const K& k, const V& v, const Slopes& slopes, const Options& options,
+                    Workspace& workspace) {
+  detail::forward_into(output, std::nullopt, q, k, v, slopes, options, workspace);
+}
+template <class Output, class Q, class K, class V, class Slopes>
+void attention_into(Output&& output, const Q& q, const K& k, const V& v, const Slopes& slopes,
+                    const Options& options = {}) {
+  Workspace workspace;
+  attention_into(output, q, k, v, slopes, options, workspace);
+}
+
+/// The same with the log-sum-exp: `lse` is contiguous, [batch, heads, queries], anything with data() and size().
+template <class Output, class Lse, class Q, class K, class V, class Slopes>
+void attention_forward_into(Output&& output, Lse&& lse, const Q& q, const K& k, const V& v, const Slopes& slopes,
+                            const Options& options, Workspace& workspace) {
+  detail::forward_into(output, std::span(lse.data(), std::size_t(lse.size())), q, k, v, slopes, options, workspace);
+}
+template <class Output, class Lse, class Q, class K, class V, class Slopes>
+void attention_forward_into(Output&& output, Lse&& lse, const Q& q, const K& k, const V& v, const Slopes& slopes,
+                            const Options& options = {}) {
+  Workspace workspace;
+  attention_forward_into(output, lse, q, k, v, slopes, options, workspace);
+}
+
+}  // namespace alibi::inline ALIBI_ISA

@@ -1,0 +1,128 @@
+// Who runs the tasks. Serial unless told otherwise: no thread is created and no global setting is touched.
+//
+//   alibi::Executor()                      the calling thread
+//   alibi::Executor(pool)                  an Eigen::ThreadPool, or anything with its three functions
+//   alibi::Executor(slots, run)            anything else; run(count, task) calls task(0) … task(count - 1), each once, on
+//                                          whatever threads it likes, and returns when all have returned. OpenMP:
+//     alibi::Executor(omp_get_max_threads(), [](alibi::Index count, auto task) {
+//       #pragma omp parallel for
+//       for (alibi::Index i = 0; i < count; i++) task(i);
+//     });
+//
+// Results never depend on the executor: a task writes what no other task touches, and how work is cut into tasks
+// depends on the shapes alone.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <concepts>
+#include <exception>
+#include <functional>
+#include <latch>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <utility>
+
+#include "alibi/error.hpp"
+#include "alibi/kernel/isa.hpp"
+
+namespace alibi::inline ALIBI_ISA {
+
+/// A reference to a callable void(Index): what an executor's `run` is given. Two pointers, copied freely.
+class Task {
+ public:
+  template <class Body>
+    requires(!std::same_as<std::remove_cvref_t<Body>, Task>)
+  explicit Task(Body& body)
+      : body_(std::addressof(body)), call_([](void* b, Index i) { (*static_cast<Body*>(b))(i); }) {}
+  void operator()(Index i) const { call_(body_, i); }
+
+ private:
+  void* body_;
+  void (*call_)(void*, Index);
+};
+
+/// What Eigen::ThreadPool offers.
+template <class Pool>
+concept ThreadPool = requires(Pool& pool, std::function<void()> job) {
+  { pool.NumThreads() } -> std::convertible_to<int>;
+  { pool.CurrentThreadId() } -> std::convertible_to<int>;
+  pool.Schedule(std::move(job));
+};
+
+class Executor {
+ public:
+  /// The calling thread.
+  Executor() = default;
+
+  /// The calling thread and all but one of the pool's, so that a pool of n threads keeps n cores busy. Called from a
+  /// thread of the pool itself, everything runs on that thread: waiting for the others there could wait for ever.
+  template <ThreadPool Pool>
+  explicit Executor(Pool& pool)
+      : slots_(std::max(1, int(pool.NumThreads()))), run_([&pool](Index count, Task task) {
+          if (count == 1 || pool.CurrentThreadId() != -1) {
+            for (Index i = 0; i < count; i++) task(i);
+            return;
+          }
+          std::latch others(count - 1);
+          for (Index i = 1; i < count; i++)
+            pool.Schedule([&others, task, i] {
+              task(i);
+              others.count_down();
+            });
+          task(0);
+          others.wait();
+        }) {}
+
+  /// `run(count, task)` as described above, never with a count above `slots`.
+  /// Throws std::invalid_argument for slots < 1.
+  template <std::invocable<Index, Task> Run>
+  Executor(int slots, Run run) : slots_(slots), run_(std::move(run)) {
+    detail::require(slots >= 1, "executor: slots is ", slots, "; expected at least 1");
+  }
+
+  /// How many tasks run at once, at most.
+  int slots() const { return slots_; }
+
+  /// Calls body(index, slot) for every index in [0, count), started in rising order; no two calls that run at once have
+  /// the same slot in [0, slots()). The first exception of a body is thrown again here once all slots have stopped;
+  /// indices not yet started are then left out. Throws std::runtime_error if `run` returned before all work was done.
+  template <class Body>
+  void for_each(Index count, Body&& body) const;
+
+ private:
+  int slots_ = 1;
+  std::function<void(Index, Task)> run_;
+};
+
+template <class Body>
+void Executor::for_each(Index count, Body&& body) const {
+  const Index slots = std::min<Index>(slots_, count);
+  if (slots <= 1 || !run_) {
+    for (Index i = 0; i < count; i++) body(i, 0);
+    return;
+  }
+  std::atomic<Index> next = 0, done = 0;
+  std::exception_ptr error;
+  std::mutex error_mutex;
+  // Every slot takes the next index from the shared counter until none is left.
+  auto slot = [&](Index s) {
+    try {
+      for (Index i = next++; i < count; i = next++) {
+        body(i, int(s));
+        done++;
+      }
+    } catch (...) {
+      next = count;
+      const std::lock_guard lock(error_mutex);
+      if (!error) error = std::current_exception();
+    }
+  };
+  run_(slots, Task(slot));
+  if (error) std::rethrow_exception(error);
+  if (done != count)
+    throw std::runtime_error("alibi: the executor's run(count, task) returned before every task had been called");
+}
+
+}  // namespace alibi::inline ALIBI_ISA

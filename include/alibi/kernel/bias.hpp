@@ -1,0 +1,105 @@
+// The bias -m |p_i - j| as a kernel adds it: it starts the sums of a score tile instead of zero, and costs nothing.
+//
+// Softmax does not see what is added to a whole row, so the bias is measured from the key of the row where it is largest:
+// -m (|c_i - j| - d_i), with c_i the position of query i clamped to the keys, and d_i = 0 for m >= 0, the distance of the
+// farthest visible key for m < 0. Integers do the clamping: a query 2^26 positions behind the last key loses no digit.
+//
+// In a tile that lies wholly to one side of a block's queries the bias splits into a part per lane and a part per key:
+//
+//   left:   -m (c_i - d_i - j_r)  +  m (j - j_r)        j_r: the tile's key with the largest bias
+//   right:  -m (j_r - c_i - d_i)  -  m (j - j_r)
+//
+// The second part, the ramp, is the same for every tile and at most 0: one broadcast starts a sum. The first, the offset,
+// joins once per tile, where the softmax subtracts its reference anyway.
+#pragma once
+
+#include <cmath>
+
+#include "alibi/kernel/simd.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+/// Where the queries of a block stand, for the bias; one lane a query.
+template <class T>
+struct Positions {
+  Index base;           // an integer near all of them
+  T from_base[kBlock<T>];  // c_i - base
+  T nearest[kBlock<T>];    // d_i
+};
+
+/// Starts the sums of a tile wholly to one side of the queries.
+template <class T>
+struct SideBias {
+  const T* ramp;              // by key of the tile
+  Pack<T> offset[kVectors];   // by lane; what is to be added to the sums of the whole tile
+
+  EIGEN_ALWAYS_INLINE Pack<T> start(Index key, int) const { return splat<T>(ramp[key]); }
+};
+
+/// Starts the sums of a tile that holds the position of one of its queries, or an end of what it sees.
+template <class T>
+struct EdgeBias {
+  T slope;
+  Pack<T> position[kVectors];  // c_i - first key of the tile
+  Pack<T> nearest[kVectors];   // d_i
+  Pack<T> offset[kVectors];    // 0
+
+  EIGEN_ALWAYS_INLINE Pack<T> start(Index key, int r) const {
+    const Pack<T> distance = abs(sub(position[r], splat<T>(T(key))));
+    return mul(splat<T>(-slope), sub(distance, nearest[r]));
+  }
+};
+
+/// The bias of one head; `slope` is m log2 e, for logits in base 2.
+template <class T>
+class LinearBias {
+ public:
+  explicit LinearBias(T slope) : slope_(slope) {
+    for (int j = 0; j < kTile; j++) {
+      falling_[j] = -std::abs(slope) * T(j);
+      rising_[kTile - 1 - j] = falling_[j];
+    }
+  }
+
+  SideBias<T> left(const Positions<T>& queries, Index tile) const {
+    const bool rising = slope_ >= 0;
+    const Index reference = rising ? tile + kTile - 1 : tile;
+    const Pack<T> distance = splat<T>(T(queries.base - reference));
+    SideBias<T> bias{rising ? rising_ : falling_, {}};
+    for (int r = 0; r < kVectors; r++) {
+      const Pack<T> nearest = load<T>(queries.nearest + r * kLanes<T>);
+      const Pack<T> position = load<T>(queries.from_base + r * kLanes<T>);
+      bias.offset[r] = mul(splat<T>(-slope_), add(distance, sub(position, nearest)));
+    }
+    return bias;
+  }
+
+  SideBias<T> right(const Positions<T>& queries, Index tile) const {
+    const bool falling = slope_ >= 0;
+    const Index reference = falling ? tile : tile + kTile - 1;
+    const Pack<T> distance = splat<T>(T(reference - queries.base));
+    SideBias<T> bias{falling ? falling_ : rising_, {}};
+    for (int r = 0; r < kVectors; r++) {
+      const Pack<T> nearest = load<T>(queries.nearest + r * kLanes<T>);
+      const Pack<T> position = load<T>(queries.from_base + r * kLanes<T>);
+      bias.offset[r] = mul(splat<T>(-slope_), sub(distance, add(position, nearest)));
+    }
+    return bias;
+  }
+
+  EdgeBias<T> edge(const Positions<T>& queries, Index tile) const {
+    EdgeBias<T> bias{slope_, {}, {}, {}};
+    for (int r = 0; r < kVectors; r++) {
+      bias.position[r] = add(splat<T>(T(queries.base - tile)), load<T>(queries.from_base + r * kLanes<T>));
+      bias.nearest[r] = load<T>(queries.nearest + r * kLanes<T>);
+      bias.offset[r] = splat<T>(T(0));
+    }
+    return bias;
+  }
+
+ private:
+  T slope_;
+  T falling_[kTile], rising_[kTile];  // -|m| j, and the same from the other end
+};
+
+}  // namespace alibi::inline ALIBI_ISA::kernel

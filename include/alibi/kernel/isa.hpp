@@ -1,0 +1,34 @@
+// The instruction set as a namespace, and the compiler flags that are refused.
+//
+// Every function of the library lives in an inline namespace named after the vector unit it was compiled for, so that
+// two translation units built with different -m flags never share a symbol. Plain data (Mask, Options, results) is
+// the same everywhere and stays in `alibi`.
+#pragma once
+
+#include <Eigen/Core>
+
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "alibi: -ffast-math and -ffinite-math-only are refused: masks are infinities here, and reassociation folds the \
+range reduction of exp2 away (measured error 0.1, without a warning). Compile this file without them."
+#endif
+
+// The library's only macro: an inline namespace cannot be named by a constant expression.
+#if defined(EIGEN_VECTORIZE_AVX512)
+#define ALIBI_ISA avx512
+#elif defined(EIGEN_VECTORIZE_AVX) && defined(EIGEN_VECTORIZE_FMA)
+#define ALIBI_ISA avx_fma
+#elif defined(EIGEN_VECTORIZE_AVX)
+#define ALIBI_ISA avx
+#elif defined(EIGEN_VECTORIZE_SSE4_1)
+#define ALIBI_ISA sse4
+#elif defined(EIGEN_VECTORIZE)
+#define ALIBI_ISA vector_default
+#else
+#define ALIBI_ISA scalar
+#endif
+
+namespace alibi {
+
+using Index = Eigen::Index;
+
+}  // namespace alibi

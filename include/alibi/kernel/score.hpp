@@ -1,0 +1,76 @@
+// S = τ Q K' + bias, one tile of keys against one block of queries, transposed: a lane is a query.
+//
+//   S[key][query] = start[key][query] + Σ_d k[key][d] · Q[d][query]
+//
+// Q holds the block's queries as [head_dim][kBlock], scaled by τ log2 e.
+#pragma once
+
+#include <limits>
+#include <type_traits>
+
+#include "alibi/kernel/bias.hpp"
+#include "alibi/kernel/product.hpp"
+#include "alibi/kernel/simd.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+/// The keys of a tile that a block looks at, counted from the tile's first key, and which of them each vector of queries
+/// needs: vector r none from ends[r] on, the ends rising to `end`. `begin` is a multiple of kRows.
+struct TileKeys {
+  Index tile;  // the tile's first key
+  Index begin, end;
+  Index ends[kVectors];
+};
+
+/// Which keys the lanes of a block see in a tile where not all see all: key with low <= key <= high.
+template <class T>
+struct LaneMask {
+  T low[kBlock<T>], high[kBlock<T>];
+};
+struct NoMask {};
+
+/// Keys [key, key + kRows) against N vectors of queries from vector `r0` on.
+template <int N, class T, class Bias, class Mask>
+EIGEN_ALWAYS_INLINE void score_rows(const T* k, Index head_dim, const T* q, Index key, int r0, const Bias& bias,
+                                    const Mask& mask, T* s, Pack<T>* largest) {
+  constexpr int W = kLanes<T>;
+  Pack<T> acc[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int a = 0; a < kRows; a++)
+#pragma GCC unroll 4
+    for (int r = 0; r < N; r++) acc[a][r] = bias.start(key + a, r0 + r);
+  multiply_add<0, N>(k + key / kPack<T> * kPack<T> * head_dim + key % kPack<T>, q + r0 * W, head_dim, acc);
+  if constexpr (!std::is_same_v<Mask, NoMask>) {
+    const Pack<T> hidden = splat<T>(-std::numeric_limits<T>::infinity());
+#pragma GCC unroll 8
+    for (int a = 0; a < kRows; a++) {
+      const Pack<T> j = splat<T>(T(key + a));
+#pragma GCC unroll 4
+      for (int r = 0; r < N; r++) {
+        acc[a][r] = select_le(j, load<T>(mask.high + (r0 + r) * W), acc[a][r], hidden);
+        acc[a][r] = select_le(load<T>(mask.low + (r0 + r) * W), j, acc[a][r], hidden);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int a = 0; a < kRows; a++)
+#pragma GCC unroll 4
+    for (int r = 0; r < N; r++) {
+      largest[r0 + r] = max(largest[r0 + r], acc[a][r]);
+      store<T>(s + (key + a) * kBlock<T> + (r0 + r) * W, acc[a][r]);
+    }
+}
+
+/// Scores of the keys in use against N vectors of queries, into s [kTile][kBlock]; `largest`, by lane, takes their maximum.
+template <int N, class T, class Bias, class Mask, class Ahead>
+void score(const T* k, Index head_dim, const T* q, const TileKeys& keys, const Bias& bias, const Mask& mask, T* s,
+           Pack<T>* largest, Ahead& ahead) {
+  int r0 = 0;  // the vectors before it need no more keys
+  for (Index key = keys.begin; key < keys.end; key += kRows) {
+    while (key >= keys.ends[r0]) r0++;
+    ahead();
+    with_vectors<N>(N - r0, [&](auto n) { score_rows<n>(k, head_dim, q, key, r0, bias, mask, s, largest); });
+  }
+}
+
+}  // namespace alibi::inline ALIBI_ISA::kernel

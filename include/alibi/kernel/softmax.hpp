@@ -1,0 +1,74 @@
+// The online softmax (Milakov & Gimelshein, arXiv 1805.02867), one row a lane, in base 2.
+//
+// A row's state after some of its keys is (reference, sum):  sum = Σ_j 2^(s_j - reference), and with it goes the output so
+// far, O = Σ_j 2^(s_j - reference) v_j. The reference need not be the maximum, only near it: it moves when a score
+// outgrows it by 2^kSlack, so that most tiles rescale nothing. No digit is lost by that, sums being floating-point.
+//
+// States of disjoint sets of keys merge: associative and commutative up to rounding, with empty() as identity.
+#pragma once
+
+#include <limits>
+
+#include "alibi/kernel/exp2.hpp"
+#include "alibi/kernel/simd.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+template <class T>
+inline constexpr T kSlack = T(8);
+
+template <class T>
+struct SoftmaxState {
+  Pack<T> reference, sum;
+
+  /// No key seen. The reference is finite, so that differences of references are never inf - inf.
+  static SoftmaxState empty() { return {splat<T>(std::numeric_limits<T>::lowest() / 2), splat<T>(T(0))}; }
+
+  /// Whether a score up to `largest` calls for raise().
+  bool outgrown(Pack<T> largest) const { return any_lt(add(reference, splat<T>(kSlack<T>)), largest); }
+
+  /// Moves the reference up to `largest`; returns the factor that sums and outputs so far are to be multiplied with, which
+  /// `sum` has been.
+  Pack<T> raise(Pack<T> largest) {
+    const Pack<T> before = reference;
+    reference = max(reference, largest);
+    const Pack<T> factor = exp2<T>(sub(before, reference));
+    sum = mul(sum, factor);
+    return factor;
+  }
+
+  /// Takes in the keys of `other`. Its outputs are to be multiplied with the second factor and added to this one's,
+  /// multiplied with the first.
+  struct Factors {
+    Pack<T> mine, others;
+  };
+  Factors merge(SoftmaxState other) {
+    const Factors factors{raise(other.reference), other.raise(reference)};
+    sum = add(sum, other.sum);
+    return factors;
+  }
+
+  /// What outputs are to be multiplied with at the end: 1 / sum, or 0 for a row that saw no key.
+  Pack<T> normalizer() const {
+    const Pack<T> zero = splat<T>(T(0));
+    return select_le(sum, zero, zero, div(splat<T>(T(1)), sum));
+  }
+};
+
+/// P = 2^(S - reference) in place, rows [begin, end) of one vector of queries at s, `offset` being added to every score;
+/// the state's sum grows by P. With Masked, what lies below the range of exp2, masked scores first of all, becomes 0.
+template <bool Masked, class T>
+EIGEN_ALWAYS_INLINE void exponentiate(T* s, Index begin, Index end, Pack<T> offset, SoftmaxState<T>& state) {
+  const Pack<T> shift = sub(state.reference, offset);
+  Pack<T> sum = splat<T>(T(0));
+  for (Index j = begin; j < end; j++) {
+    const Pack<T> x = sub(load<T>(s + j * kBlock<T>), shift);
+    Pack<T> p = exp2<T>(x);
+    if constexpr (Masked) p = select_lt(x, splat<T>(kSmallestExponent<T>), splat<T>(T(0)), p);
+    sum = add(sum, p);
+    store<T>(s + j * kBlock<T>, p);
+  }
+  state.sum = add(state.sum, sum);
+}
+
+}  // namespace alibi::inline ALIBI_ISA::kernel

@@ -1,0 +1,144 @@
+// Strided views: the one form in which arrays reach the kernels, and the adapters that make it.
+//
+//   type                                          sizes                              copy
+//   View, from view(pointer, sizes, strides)      [batch, heads, tokens, head_dim]   none, any strides
+//   Eigen::Tensor, TensorMap (tensor.hpp)         the same; column-major: mirrored   none
+//   row-major Matrix, Map, Ref, block             [tokens, head_dim], one head       none
+//
+// The head_dim of a token is contiguous; the other strides are free, so that [batch, tokens, heads, head_dim] and slices
+// of a packed QKV array are read where they lie.
+#pragma once
+
+#include <Eigen/Core>
+#include <array>
+#include <type_traits>
+
+#include "alibi/error.hpp"
+#include "alibi/kernel/isa.hpp"
+
+namespace alibi {
+
+/// [batch, heads, tokens, head_dim], strides in elements, the last one 1.
+template <class T>
+struct View {
+  T* data = nullptr;
+  Index batch = 0, heads = 0, tokens = 0, head_dim = 0;
+  Index batch_stride = 0, head_stride = 0, token_stride = 0;
+
+  operator View<const T>() const
+    requires(!std::is_const_v<T>)
+  {
+    return {data, batch, heads, tokens, head_dim, batch_stride, head_stride, token_stride};
+  }
+};
+
+/// Slopes [heads], or [batch, heads]; a stride of 0 repeats.
+template <class T>
+struct SlopeView {
+  const T* data = nullptr;
+  Index batch = 1, heads = 0;
+  Index batch_stride = 0, head_stride = 1;
+};
+
+inline namespace ALIBI_ISA {
+
+/// A view of caller's memory: sizes [batch, heads, tokens, head_dim], strides in elements in the same order. So a
+/// contiguous [batch, tokens, heads, head_dim] array is view(p, {b, h, n, d}, {n * h * d, d, h * d, 1}).
+/// Throws std::invalid_argument for a negative size or a head_dim stride that is not 1.
+template <class T>
+View<T> view(T* data, const std::array<Index, 4>& sizes, const std::array<Index, 4>& strides) {
+  for (const Index size : sizes) detail::require(size >= 0, "view: a size is ", size, "; expected 0 or more");
+  detail::require(strides[3] == 1, "view: the stride of head_dim is ", strides[3],
+                  "; expected 1, each token's head_dim contiguous");
+  return {data, sizes[0], sizes[1], sizes[2], sizes[3], strides[0], strides[1], strides[2]};
+}
+
+/// How a type of array is seen as a view, and what owns a result of its kind. Specialised below for View and for Eigen
+/// matrices, in tensor.hpp for Eigen tensors; a type of your own joins by a specialisation with the same members:
+///   Scalar                                          what it holds
+///   static View<T> of(array)                        T is Scalar, or const Scalar for an array that is not to change
+///   Output, static Output output(b, h, n, d)        what attention() returns; not needed for attention_into()
+///   Lse,    static Lse lse(b, h, n)                 what attention_forward() returns beside it: data() and size()
+template <class Array>
+struct Adapter {
+  static_assert(!sizeof(Array),
+                "alibi: this type is not an array of attention. Pass an Eigen::Tensor or TensorMap of rank 4 (include "
+                "<alibi/tensor.hpp> or <alibi/alibi.hpp>), a row-major Eigen matrix, map or ref of one head, or "
+                "alibi::view(pointer, sizes, strides).");
+};
+
+template <class T>
+struct Adapter<View<T>> {
+  using Scalar = std::remove_const_t<T>;
+  static View<T> of(const View<T>& x) { return x; }
+};
+
+namespace detail {
+
+template <class Array>
+inline constexpr bool is_matrix = std::is_base_of_v<Eigen::DenseBase<Array>, Array>;
+
+}  // namespace detail
+
+template <class Array>
+  requires detail::is_matrix<Array>
+struct Adapter<Array> {
+  using Scalar = typename Array::Scalar;
+  static constexpr bool kDirect = bool(Array::Flags & Eigen::DirectAccessBit);
+  static_assert(kDirect,
+                "alibi: an Eigen expression has no memory of its own. Evaluate it into a row-major matrix first.");
+  static_assert(bool(Array::IsRowMajor) || !kDirect,
+                "alibi: a matrix of one head is [tokens, head_dim] and must be row-major, so that a token's head_dim is "
+                "contiguous; Eigen's default is column-major. Declare it Eigen::Matrix<T, Eigen::Dynamic, "
+                "Eigen::Dynamic, Eigen::RowMajor>, or keep [head_dim, tokens] and pass x.transpose().");
+
+  template <class X>
+  static auto of(X& x) {
+    detail::require(x.innerStride() == 1, "a matrix has inner stride ", x.innerStride(),
+                    "; expected 1, each token's head_dim contiguous");
+    using T = std::remove_pointer_t<decltype(x.data())>;
+    return View<T>{x.data(), 1, 1, x.rows(), x.cols(), 0, 0, x.outerStride()};
+  }
+
+  using Output = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  using Lse = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
+  static Output output(Index, Index, Index tokens, Index head_dim) { return Output(tokens, head_dim); }
+  static Lse lse(Index, Index, Index tokens) { return Lse(tokens); }
+};
+
+/// Slopes as a view: a scalar for one head; an Eigen vector, a tensor of rank 1 or a contiguous range [heads]; an Eigen
+/// matrix or a tensor of rank 2 [batch, heads] (column-major tensors mirrored). T is what attention adds up in.
+template <class T, class Slopes>
+SlopeView<T> slope_view(const Slopes& slopes) {
+  if constexpr (std::is_arithmetic_v<Slopes>) {
+    static_assert(std::is_same_v<Slopes, T>, "alibi: slopes must hold the scalar of q, k and v.");
+    return {&slopes, 1, 1, 0, 0};
+  } else if constexpr (detail::is_matrix<Slopes>) {
+    static_assert(std::is_same_v<typename Slopes::Scalar, T>, "alibi: slopes must hold the scalar of q, k and v.");
+    static_assert(bool(Slopes::Flags & Eigen::DirectAccessBit),
+                  "alibi: slopes is an Eigen expression; evaluate it into a vector first.");
+    if constexpr (bool(Slopes::IsVectorAtCompileTime))
+      return {slopes.data(), 1, slopes.size(), 0, slopes.innerStride()};
+    else
+      return {slopes.data(), slopes.rows(), slopes.cols(), slopes.rowStride(), slopes.colStride()};
+  } else if constexpr (requires { Slopes::NumDimensions; }) {
+    static_assert(std::is_same_v<std::remove_const_t<typename Slopes::Scalar>, T>,
+                  "alibi: slopes must hold the scalar of q, k and v.");
+    static_assert(Slopes::NumDimensions == 1 || Slopes::NumDimensions == 2,
+                  "alibi: slopes is a tensor of rank 1, [heads], or 2, [batch, heads].");
+    if constexpr (Slopes::NumDimensions == 1) {
+      return {slopes.data(), 1, Index(slopes.dimension(0)), 0, 1};
+    } else {
+      constexpr bool kRowMajor = int(Slopes::Layout) == int(Eigen::RowMajor);
+      const Index batch = Index(slopes.dimension(kRowMajor ? 0 : 1)), heads = Index(slopes.dimension(kRowMajor ? 1 : 0));
+      return {slopes.data(), batch, heads, heads, 1};
+    }
+  } else {
+    static_assert(std::is_same_v<std::remove_cvref_t<decltype(*slopes.data())>, T>,
+                  "alibi: slopes must hold the scalar of q, k and v.");
+    return {slopes.data(), 1, Index(slopes.size()), 0, 1};
+  }
+}
+
+}  // namespace ALIBI_ISA
+}  // namespace alibi

@@ -1,0 +1,40 @@
+// Scratch memory that outlives a call, for callers that must not allocate.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <new>
+
+#include "alibi/kernel/isa.hpp"
+
+namespace alibi::inline ALIBI_ISA {
+
+/// Scratch memory of the calls it is passed to, one at a time; grows to what they need and keeps it, so that a call with
+/// the shapes of an earlier one allocates nothing. Independent of the number of tokens, at most 1 MiB per executor slot
+/// as long as a query and a value row together have at most 32,000 bytes.
+class Workspace {
+ public:
+  /// Bytes held.
+  std::size_t size() const { return size_; }
+
+  /// At least `bytes` bytes, aligned to a cache line; what was there before is lost.
+  std::byte* reserve(std::size_t bytes) {
+    if (bytes > size_) {
+      memory_.reset();
+      size_ = 0;
+      memory_.reset(new (kLine) std::byte[bytes]);
+      size_ = bytes;
+    }
+    return memory_.get();
+  }
+
+ private:
+  static constexpr std::align_val_t kLine{64};
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete[](p, kLine); }
+  };
+  std::unique_ptr<std::byte[], Free> memory_;
+  std::size_t size_ = 0;
+};
+
+}  // namespace alibi::inline ALIBI_ISA

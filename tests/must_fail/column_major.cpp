@@ -1,0 +1,7 @@
+// expect: row-major
+#include "alibi/alibi.hpp"
+
+void column_major(const Eigen::MatrixXf& q, const Eigen::MatrixXf& k, const Eigen::MatrixXf& v,
+                  const Eigen::VectorXf& m) {
+  alibi::attention(q, k, v, m);
+}

@@ -1,0 +1,3 @@
+// expect: finite-math
+// flags: -ffinite-math-only
+#include "alibi/alibi.hpp"

@@ -1,0 +1,8 @@
+// expect: float or double
+#include "alibi/alibi.hpp"
+
+using Tensor = Eigen::Tensor<int, 4, Eigen::RowMajor>;
+
+void integers(const Tensor& q, const Tensor& k, const Tensor& v, const Eigen::VectorXf& m) {
+  alibi::attention(q, k, v, m);
+}

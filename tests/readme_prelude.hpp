@@ -1,0 +1,15 @@
+// What the fragments of README.md may take for granted. Declared and never defined: they are compiled, not run.
+#pragma once
+
+#include <unsupported/Eigen/CXX11/Tensor>
+#include <unsupported/Eigen/CXX11/ThreadPool>
+
+#include "alibi/alibi.hpp"
+
+using Tensor3 = Eigen::Tensor<float, 3, Eigen::RowMajor>;
+using Tensor4 = Eigen::Tensor<float, 4, Eigen::RowMajor>;
+
+extern const alibi::Index batch, heads, kv_heads, queries, keys, head_dim;
+extern Tensor4 q, k, v;
+extern Eigen::VectorXf m;
+extern Eigen::ThreadPool pool;

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Builds and runs every test, optimised for this machine. Arguments go to ctest, e.g. -R forward.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
+
+require libgtest-dev pkg-config
+build_part TESTS
+
+echo "==> run tests"
+ctest --test-dir "$build" --output-on-failure --no-tests=error --parallel "$jobs" "$@" </dev/null
