@@ -2,6 +2,7 @@
 #pragma once
 
 #include "alibi/attention.hpp"
+#include "alibi/bias.hpp"
 #include "alibi/mask.hpp"
 #include "alibi/slopes.hpp"
 #include "alibi/tensor.hpp"

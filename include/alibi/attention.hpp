@@ -5,8 +5,9 @@
 //   lse_i = ln Σ_j exp(s_ij)
 //
 // q [batch, heads, queries, head_dim], k [batch, kv_heads, keys, head_dim], v [batch, kv_heads, keys, value_dim],
-// slopes m [heads] or [batch, heads]; the result is [batch, heads, queries, value_dim]. heads is a multiple of kv_heads:
-// query head h reads kv head h / (heads / kv_heads). Arrays are what view.hpp lists, all of one scalar, float or double.
+// slopes m [heads] or [batch, heads]; the result is [batch, heads, queries, value_dim]. heads is a multiple of
+// kv_heads: query head h reads kv head h / (heads / kv_heads). Arrays are what view.hpp lists, all of one scalar, float
+// or double.
 //
 // A query that sees no key has output 0 and lse -inf. The same input gives the same bits on any number of threads.
 //
@@ -51,8 +52,8 @@ template <class T, class U>
 bool overlap(const View<T>& a, const View<U>& b) {
   const auto range = []<class X>(const View<X>& x) {
     const X *low = x.data, *high = x.data + x.head_dim;
-    for (const auto& [size, stride] : {std::pair(x.batch, x.batch_stride), std::pair(x.heads, x.head_stride),
-                                       std::pair(x.tokens, x.token_stride)})
+    for (const auto& [size, stride] :
+         {std::pair(x.batch, x.batch_stride), std::pair(x.heads, x.head_stride), std::pair(x.tokens, x.token_stride)})
       (stride < 0 ? low : high) += (size - 1) * stride;
     return std::pair(reinterpret_cast<std::uintptr_t>(low), reinterpret_cast<std::uintptr_t>(high));
   };
@@ -82,18 +83,18 @@ kernel::Forward<T> checked(const View<const T>& q, const View<const T>& k, const
   require(v.head_dim > 0, "v has head_dim 0; expected at least 1");
 
   require(slopes.heads == q.heads, "slopes has ", slopes.heads, " heads; expected ", q.heads, ", the heads of q");
-  require(slopes.batch == q.batch || slopes.batch_stride == 0, "slopes has batch ", slopes.batch, "; expected ", q.batch,
-          ", the batch of q, or none");
+  require(slopes.batch == q.batch || slopes.batch_stride == 0, "slopes has batch ", slopes.batch, "; expected ",
+          q.batch, ", the batch of q, or none");
   for (Index b = 0; b < slopes.batch; b++)
     for (Index h = 0; h < slopes.heads; h++) {
       const T m = slopes.data[b * slopes.batch_stride + h * slopes.head_stride];
       require(std::isfinite(m), "slopes of head ", h, " is ", m, "; expected a finite number");
     }
 
-  require(output.batch == q.batch && output.heads == q.heads && output.tokens == q.tokens &&
-              output.head_dim == v.head_dim,
-          "output is [", output.batch, ", ", output.heads, ", ", output.tokens, ", ", output.head_dim, "]; expected [",
-          q.batch, ", ", q.heads, ", ", q.tokens, ", ", v.head_dim, "], batch, heads and tokens of q, head_dim of v");
+  require(
+      output.batch == q.batch && output.heads == q.heads && output.tokens == q.tokens && output.head_dim == v.head_dim,
+      "output is [", output.batch, ", ", output.heads, ", ", output.tokens, ", ", output.head_dim, "]; expected [",
+      q.batch, ", ", q.heads, ", ", q.tokens, ", ", v.head_dim, "], batch, heads and tokens of q, head_dim of v");
   const auto present = [](const auto& x, const char* name) {
     require(x.data || x.batch * x.heads * x.tokens == 0, name, " is null; expected ", x.batch * x.heads * x.tokens,
             " tokens of ", x.head_dim);
@@ -110,7 +111,8 @@ kernel::Forward<T> checked(const View<const T>& q, const View<const T>& k, const
   apart(output, "output", v, "v");
   if (lse) {
     const Index rows = q.batch * q.heads * q.tokens;
-    require(Index(lse->size()) == rows, "lse has ", lse->size(), " entries; expected ", rows, ", batch x heads x tokens of q");
+    require(Index(lse->size()) == rows, "lse has ", lse->size(), " entries; expected ", rows,
+            ", batch x heads x tokens of q");
     const View<T> lse_view{lse->data(), 1, 1, 1, rows, 0, 0, 0};
     apart(lse_view, "lse", q, "q");
     apart(lse_view, "lse", k, "k");
@@ -144,24 +146,25 @@ void forward_into(Output& output, std::optional<std::span<typename Adapter<Q>::S
   const auto into = Adapter<Output>::of(output);
   static_assert(std::is_same_v<decltype(into), const View<T>>,
                 "alibi: output must hold the same scalar as q, k and v, and not be const.");
-  const auto call = checked<T>(Adapter<Q>::of(q), Adapter<K>::of(k), Adapter<V>::of(v), into, lse,
-                               slope_view<T>(slopes), options);
+  const auto call =
+      checked<T>(Adapter<Q>::of(q), Adapter<K>::of(k), Adapter<V>::of(v), into, lse, slope_view<T>(slopes), options);
   run(call, options.executor, workspace);
 }
 
 /// The result of q's kind for `v`'s head_dim.
 template <class Q, class V>
 auto new_output(const Q& q, const V& v) {
-  static_assert(requires { typename Adapter<Q>::Output; },
-                "alibi: for views there is no array type to return; use attention_into() with a view of your memory.");
+  static_assert(
+      requires { typename Adapter<Q>::Output; },
+      "alibi: for views there is no array type to return; use attention_into() with a view of your memory.");
   const auto queries = Adapter<Q>::of(q);
   return Adapter<Q>::output(queries.batch, queries.heads, queries.tokens, Adapter<V>::of(v).head_dim);
 }
 
 }  // namespace detail
 
-/// Attention as defined at the top of this file, as a new array of q's kind: a tensor for tensors, a row-major matrix for
-/// matrices of one head.
+/// Attention as defined at the top of this file, as a new array of q's kind: a tensor for tensors, a row-major matrix
+/// for matrices of one head.
 template <class Q, class K, class V, class Slopes>
 auto attention(const Q& q, const K& k, const V& v, const Slopes& slopes, const Options& options = {}) {
   auto output = detail::new_output(q, v);

@@ -2,7 +2,8 @@
 //
 //   alibi::Executor()                      the calling thread
 //   alibi::Executor(pool)                  an Eigen::ThreadPool, or anything with its three functions
-//   alibi::Executor(slots, run)            anything else; run(count, task) calls task(0) … task(count - 1), each once, on
+//   alibi::Executor(slots, run)            anything else; run(count, task) calls task(0) … task(count - 1), each once,
+//   on
 //                                          whatever threads it likes, and returns when all have returned. OpenMP:
 //     alibi::Executor(omp_get_max_threads(), [](alibi::Index count, auto task) {
 //       #pragma omp parallel for

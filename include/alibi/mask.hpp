@@ -18,8 +18,8 @@
 namespace alibi {
 
 struct Mask {
-  bool causal = true;                               ///< a query sees no key after its own position
-  std::optional<Index> window = std::nullopt;       ///< the number of recent keys seen, its own included; none: all
+  bool causal = true;                                ///< a query sees no key after its own position
+  std::optional<Index> window = std::nullopt;        ///< the number of recent keys seen, its own included; none: all
   std::optional<Index> query_offset = std::nullopt;  ///< position of query 0 among the keys; none: keys - queries
 };
 

@@ -1,5 +1,5 @@
-// Eigen tensors as arrays of attention: rank 4, row-major [batch, heads, tokens, head_dim]; a column-major tensor is the
-// same memory read in the mirrored order, [head_dim, tokens, heads, batch].
+// Eigen tensors as arrays of attention: rank 4, row-major [batch, heads, tokens, head_dim]; a column-major tensor is
+// the same memory read in the mirrored order, [head_dim, tokens, heads, batch].
 #pragma once
 
 #include <type_traits>
@@ -39,11 +39,9 @@ struct TensorAdapter {
 }  // namespace detail
 
 template <class T, int rank, int options, class I>
-struct Adapter<Eigen::Tensor<T, rank, options, I>>
-    : detail::TensorAdapter<Eigen::Tensor<T, rank, options, I>> {};
+struct Adapter<Eigen::Tensor<T, rank, options, I>> : detail::TensorAdapter<Eigen::Tensor<T, rank, options, I>> {};
 
 template <class Plain, int options, template <class> class MakePointer>
-struct Adapter<Eigen::TensorMap<Plain, options, MakePointer>>
-    : detail::TensorAdapter<std::remove_const_t<Plain>> {};
+struct Adapter<Eigen::TensorMap<Plain, options, MakePointer>> : detail::TensorAdapter<std::remove_const_t<Plain>> {};
 
 }  // namespace alibi::inline ALIBI_ISA

@@ -5,8 +5,8 @@
 //   Eigen::Tensor, TensorMap (tensor.hpp)         the same; column-major: mirrored   none
 //   row-major Matrix, Map, Ref, block             [tokens, head_dim], one head       none
 //
-// The head_dim of a token is contiguous; the other strides are free, so that [batch, tokens, heads, head_dim] and slices
-// of a packed QKV array are read where they lie.
+// The head_dim of a token is contiguous; the other strides are free, so that [batch, tokens, heads, head_dim] and
+// slices of a packed QKV array are read where they lie.
 #pragma once
 
 #include <Eigen/Core>
@@ -87,10 +87,11 @@ struct Adapter<Array> {
   static constexpr bool kDirect = bool(Array::Flags & Eigen::DirectAccessBit);
   static_assert(kDirect,
                 "alibi: an Eigen expression has no memory of its own. Evaluate it into a row-major matrix first.");
-  static_assert(bool(Array::IsRowMajor) || !kDirect,
-                "alibi: a matrix of one head is [tokens, head_dim] and must be row-major, so that a token's head_dim is "
-                "contiguous; Eigen's default is column-major. Declare it Eigen::Matrix<T, Eigen::Dynamic, "
-                "Eigen::Dynamic, Eigen::RowMajor>, or keep [head_dim, tokens] and pass x.transpose().");
+  static_assert(
+      bool(Array::IsRowMajor) || !kDirect,
+      "alibi: a matrix of one head is [tokens, head_dim] and must be row-major, so that a token's head_dim is "
+      "contiguous; Eigen's default is column-major. Declare it Eigen::Matrix<T, Eigen::Dynamic, "
+      "Eigen::Dynamic, Eigen::RowMajor>, or keep [head_dim, tokens] and pass x.transpose().");
 
   template <class X>
   static auto of(X& x) {
@@ -130,7 +131,8 @@ SlopeView<T> slope_view(const Slopes& slopes) {
       return {slopes.data(), 1, Index(slopes.dimension(0)), 0, 1};
     } else {
       constexpr bool kRowMajor = int(Slopes::Layout) == int(Eigen::RowMajor);
-      const Index batch = Index(slopes.dimension(kRowMajor ? 0 : 1)), heads = Index(slopes.dimension(kRowMajor ? 1 : 0));
+      const Index batch = Index(slopes.dimension(kRowMajor ? 0 : 1)),
+                  heads = Index(slopes.dimension(kRowMajor ? 1 : 0));
       return {slopes.data(), batch, heads, heads, 1};
     }
   } else {

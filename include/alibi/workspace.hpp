@@ -9,9 +9,9 @@
 
 namespace alibi::inline ALIBI_ISA {
 
-/// Scratch memory of the calls it is passed to, one at a time; grows to what they need and keeps it, so that a call with
-/// the shapes of an earlier one allocates nothing. Independent of the number of tokens, at most 1 MiB per executor slot
-/// as long as a query and a value row together have at most 32,000 bytes.
+/// Scratch memory of the calls it is passed to, one at a time; grows to what they need and keeps it, so that a call
+/// with the shapes of an earlier one allocates nothing. Independent of the number of tokens, at most 1 MiB per executor
+/// slot as long as a query and a value row together have at most 32,000 bytes.
 class Workspace {
  public:
   /// Bytes held.

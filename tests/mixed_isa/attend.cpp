@@ -4,9 +4,14 @@
 #include "alibi/view.hpp"
 
 // out, q, k, v: [heads, tokens, head_dim], contiguous.
-void ATTEND(float* out, const float* q, const float* k, const float* v, const float* slopes, Shape shape) {
+bool ATTEND(float* out, const float* q, const float* k, const float* v, const float* slopes, Shape shape) {
   const auto view = [n = shape.tokens, h = shape.heads, d = shape.head_dim](auto* data) {
     return alibi::view(data, {1, h, n, d}, {h * n * d, n * d, d, 1});
   };
   alibi::attention_into(view(out), view(q), view(k), view(v), Eigen::Map<const Eigen::VectorXf>(slopes, shape.heads));
+#ifdef __FMA__
+  return true;
+#else
+  return false;
+#endif
 }

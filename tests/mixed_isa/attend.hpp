@@ -6,6 +6,7 @@ struct Shape {
   long heads, tokens, head_dim;
 };
 
-using Attend = void(float* out, const float* q, const float* k, const float* v, const float* slopes, Shape shape);
+/// Returns whether it was built for fused multiply-adds, which round differently.
+using Attend = bool(float* out, const float* q, const float* k, const float* v, const float* slopes, Shape shape);
 
 Attend attend_baseline, attend_avx2, attend_native;

@@ -1,16 +1,17 @@
 // The bias -m |p_i - j| as a kernel adds it: it starts the sums of a score tile instead of zero, and costs nothing.
 //
-// Softmax does not see what is added to a whole row, so the bias is measured from the key of the row where it is largest:
-// -m (|c_i - j| - d_i), with c_i the position of query i clamped to the keys, and d_i = 0 for m >= 0, the distance of the
-// farthest visible key for m < 0. Integers do the clamping: a query 2^26 positions behind the last key loses no digit.
+// Softmax does not see what is added to a whole row, so the bias is measured from the key of the row where it is
+// largest: -m (|c_i - j| - d_i), with c_i the position of query i clamped to the keys, and d_i = 0 for m >= 0, the
+// distance of the farthest visible key for m < 0. Integers do the clamping: a query 2^26 positions behind the last key
+// loses no digit.
 //
 // In a tile that lies wholly to one side of a block's queries the bias splits into a part per lane and a part per key:
 //
 //   left:   -m (c_i - d_i - j_r)  +  m (j - j_r)        j_r: the tile's key with the largest bias
 //   right:  -m (j_r - c_i - d_i)  -  m (j - j_r)
 //
-// The second part, the ramp, is the same for every tile and at most 0: one broadcast starts a sum. The first, the offset,
-// joins once per tile, where the softmax subtracts its reference anyway.
+// The second part, the ramp, is the same for every tile and at most 0: one broadcast starts a sum. The first, the
+// offset, joins once per tile, where the softmax subtracts its reference anyway.
 #pragma once
 
 #include <cmath>
@@ -22,7 +23,7 @@ namespace alibi::inline ALIBI_ISA::kernel {
 /// Where the queries of a block stand, for the bias; one lane a query.
 template <class T>
 struct Positions {
-  Index base;           // an integer near all of them
+  Index base;              // an integer near all of them
   T from_base[kBlock<T>];  // c_i - base
   T nearest[kBlock<T>];    // d_i
 };
@@ -30,8 +31,8 @@ struct Positions {
 /// Starts the sums of a tile wholly to one side of the queries.
 template <class T>
 struct SideBias {
-  const T* ramp;              // by key of the tile
-  Pack<T> offset[kVectors];   // by lane; what is to be added to the sums of the whole tile
+  const T* ramp;             // by key of the tile
+  Pack<T> offset[kVectors];  // by lane; what is to be added to the sums of the whole tile
 
   EIGEN_ALWAYS_INLINE Pack<T> start(Index key, int) const { return splat<T>(ramp[key]); }
 };

@@ -1,8 +1,8 @@
 // The fused forward: one pass over the keys, no score ever leaves the first-level cache.
 //
 // A task is a run of consecutive queries of one head, as many blocks of kBlock queries as share each tile of keys and
-// values once it is near. Tiles come from the diagonal outward, so that the large scores are found first and rescaling is
-// rare. Per tile and block the paper's three lines:
+// values once it is near. Tiles come from the diagonal outward, so that the large scores are found first and rescaling
+// is rare. Per tile and block the paper's three lines:
 //
 //   S = τ Q K' + bias          score.hpp, bias.hpp
 //   P = 2^(S - reference)      softmax.hpp
@@ -10,8 +10,8 @@
 //
 // Scratch depends on the head dims alone, never on the number of tokens. Nothing is allocated and nothing checked here.
 //
-// A tile holds keys that only some queries of a block see. Hidden ones have weight 0, exactly; but 0 times a value that is
-// infinite or NaN is NaN, so such a value reaches every query of a block of which one sees its key.
+// A tile holds keys that only some queries of a block see. Hidden ones have weight 0, exactly; but 0 times a value that
+// is infinite or NaN is NaN, so such a value reaches every query of a block of which one sees its key.
 #pragma once
 
 #include <algorithm>
@@ -45,7 +45,7 @@ struct Forward {
   double scale;
 };
 
-inline constexpr int kMostBlocks = 16;                  // that share a pass over the keys
+inline constexpr int kMostBlocks = 10;                  // that share a pass over the keys
 inline constexpr std::size_t kCacheShare = 768 * 1024;  // bytes of packed queries and outputs that are to stay near
 
 /// How the queries of a head are cut into tasks; by the shapes alone.
@@ -56,21 +56,14 @@ struct ForwardPlan {
   Index tasks;                // of the call
   std::size_t scratch_bytes;  // of a task
 
-  std::size_t query_size, output_size, keys_size, values_size, probabilities_size;  // elements of the parts of a scratch
-
-  ForwardPlan(Index heads, Index queries, Index head_dim, Index value_dim)
-      : query_size(std::size_t(head_dim) * kBlock<T>),
-        output_size(std::size_t(pieces(value_dim, kRows) * kRows) * kBlock<T>),
-        keys_size(std::size_t(head_dim) * kTile),
-        values_size(std::size_t(pieces(value_dim, kPack<T>) * kPack<T>) * kTile),
-        probabilities_size(std::size_t(kTile) * kBlock<T>) {
-    const std::size_t block = query_size + output_size, shared = keys_size + values_size + probabilities_size;
+  ForwardPlan(Index heads, Index queries, Index head_dim, Index value_dim) {
+    const std::size_t block = std::size_t(head_dim + value_dim) * kBlock<T> * sizeof(T);
     const Index all = pieces(queries, kBlock<T>);
-    blocks = int(std::clamp<std::size_t>(kCacheShare / (block * sizeof(T)), 1, kMostBlocks));
-    while (blocks > 4 && heads * pieces(all, blocks) < 16) blocks /= 2;  // enough tasks for a few threads
+    blocks = int(std::clamp<std::size_t>(kCacheShare / block, 1, kMostBlocks));
+    while (blocks > 2 && heads * pieces(all, blocks) < 8) blocks /= 2;  // enough tasks for a few threads
     chunks = pieces(all, blocks);
     tasks = heads * chunks;
-    scratch_bytes = (std::size_t(blocks) * block + shared) * sizeof(T);
+    scratch_bytes = std::size_t(blocks) * block + kTile * kBlock<T> * sizeof(T);
   }
 };
 
@@ -78,9 +71,9 @@ struct ForwardPlan {
 template <class T>
 struct Block {
   Index first = 0, rows = 0;
-  int vectors = 0;               // that hold a query
-  bool started = false;          // whether o holds anything
-  KeyRange some{}, all{};        // the keys that some of its queries see, and those that all see
+  int vectors = 0;                // that hold a query
+  bool started = false;           // whether o holds anything
+  KeyRange some{}, all{};         // the keys that some of its queries see, and those that all see
   Index lowest = 0, highest = 0;  // positions of its first and last query, clamped to the keys
   Positions<T> positions;
   SoftmaxState<T> state[kVectors];
@@ -117,11 +110,10 @@ class ForwardTask {
     Sweep sweep = tiles();
     for (Index number = sweep.next(), next; number >= 0; number = next) {
       next = sweep.next();
-      pack(number * kTile);
       ahead_ = prefetch_tile(next);
       for (Block<T>& block : blocks()) {
         const TileKeys keys = keys_of(block, number * kTile);
-        if (keys.begin < keys.end) with_vectors<kVectors>(block.vectors, [&](auto n) { visit<n>(block, keys); });
+        if (keys.begin < keys.end) visit(block, keys);
       }
     }
     for (Block<T>& block : blocks()) close(block);
@@ -136,11 +128,9 @@ class ForwardTask {
   TileKeys keys_of(const Block<T>& block, Index tile) const;
   LaneMask<T> mask_of(const Block<T>& block, Index tile) const;
 
-  void pack(Index tile);
   void open(Block<T>& block);
-  template <int N>
   void visit(Block<T>& block, const TileKeys& keys);
-  template <int N, class Bias, class Mask>
+  template <class Bias, class Mask>
   void attend(Block<T>& block, const TileKeys& keys, const Bias& bias, const Mask& mask);
   void close(Block<T>& block);
 
@@ -148,12 +138,11 @@ class ForwardTask {
   Index head_dim_, value_dim_;
   Rows<const T> q_, k_, v_;
   Rows<T> output_;
-  T* lse_;          // of the head, or null
-  double slope_;    // m, per position
-  T scale_;         // τ log2 e
+  T* lse_;        // of the head, or null
+  double slope_;  // m, per position
+  T scale_;       // τ log2 e
   LinearBias<T> bias_;
-  T *keys_, *values_;  // the tile at hand, packed
-  T* probabilities_;   // [kTile][kBlock]: scores first
+  T* probabilities_;  // [kTile][kBlock]: scores first
   Prefetch<T> ahead_{};
   int count_ = 0;
   Block<T> blocks_[kMostBlocks];
@@ -161,37 +150,38 @@ class ForwardTask {
 
 /// A tile against a block: the paper's three lines.
 template <class T>
-template <int N, class Bias, class Mask>
+template <class Bias, class Mask>
 void ForwardTask<T>::attend(Block<T>& block, const TileKeys& keys, const Bias& bias, const Mask& mask) {
   constexpr bool kMasked = !std::is_same_v<Mask, NoMask>;
   Pack<T> largest[kVectors], factor[kVectors];
   for (auto& x : largest) x = splat<T>(-std::numeric_limits<T>::infinity());
-  score<N>(keys_, head_dim_, block.q, keys, bias, mask, probabilities_, largest, ahead_);  // S = τ Q K' + bias
+  score(k_, head_dim_, block.q, keys, bias, mask, probabilities_, largest, ahead_);  // S = τ Q K' + bias
 
   bool outgrown = false;
-  for (int r = 0; r < N; r++) outgrown |= block.state[r].outgrown(largest[r] = add(largest[r], bias.offset[r]));
-  for (int r = 0; r < N; r++) {
-    if (outgrown) factor[r] = block.state[r].raise(largest[r]);
-    exponentiate<kMasked>(probabilities_ + r * W, keys.begin, keys.ends[r], bias.offset[r], block.state[r]);  // S -> P
-  }
-
+  for (int r = 0; r < keys.vectors; r++)
+    outgrown |= block.state[r].outgrown(largest[r] = add(largest[r], bias.offset[r]));
+  if (outgrown)
+    for (int r = 0; r < keys.vectors; r++) factor[r] = block.state[r].raise(largest[r]);
   const Before before = !block.started ? Before::none : outgrown ? Before::rescale : Before::keep;
-  accumulate<N>(values_, value_dim_, probabilities_, keys, before, factor, block.o);  // O = α O + P V
+
+  with_vectors(keys.vectors, [&](auto n) {
+    exponentiate<n, kMasked>(probabilities_, keys.begin, keys.ends, bias.offset, block.state);     // P = 2^(S - μ)
+    accumulate<n>(v_.from(keys.tile), value_dim_, probabilities_, keys, before, factor, block.o);  // O = α O + P V
+  });
   block.started = true;
 }
 
 /// Chooses how the sums of a tile start: to one side of all queries, or across a boundary.
 template <class T>
-template <int N>
 void ForwardTask<T>::visit(Block<T>& block, const TileKeys& keys) {
-  const Index first = keys.tile + keys.begin, last = keys.tile + pieces(keys.end, kRows) * kRows - 1;
+  const Index first = keys.tile + keys.begin, last = keys.tile + keys.end - 1;
   const bool all = block.all.begin <= first && last < block.all.end;
   if (all && last <= block.lowest)
-    attend<N>(block, keys, bias_.left(block.positions, keys.tile), NoMask());
+    attend(block, keys, bias_.left(block.positions, keys.tile), NoMask());
   else if (all && first >= block.highest)
-    attend<N>(block, keys, bias_.right(block.positions, keys.tile), NoMask());
+    attend(block, keys, bias_.right(block.positions, keys.tile), NoMask());
   else
-    attend<N>(block, keys, bias_.edge(block.positions, keys.tile), mask_of(block, keys.tile));
+    attend(block, keys, bias_.edge(block.positions, keys.tile), mask_of(block, keys.tile));
 }
 
 template <class T>
@@ -214,24 +204,15 @@ ForwardTask<T>::ForwardTask(const Forward<T>& call, const ForwardPlan<T>& plan, 
   constexpr double kLargest = std::numeric_limits<T>::max();
   bias_ = LinearBias<T>(T(std::clamp(slope_ * std::numbers::log2e, -kLargest, kLargest)));
 
-  const auto take = [&scratch](std::size_t size) { return std::exchange(scratch, scratch + size); };
-  keys_ = take(plan.keys_size);
-  values_ = take(plan.values_size);
-  probabilities_ = take(plan.probabilities_size);
+  const auto take = [&scratch](Index size) { return std::exchange(scratch, scratch + size); };
+  probabilities_ = take(kTile * kBlock<T>);
   for (Index i = chunk * plan.blocks * kBlock<T>; count_ < plan.blocks && i < call.q.tokens; i += kBlock<T>) {
     Block<T>& block = blocks_[count_++];
     block.first = i;
     block.rows = std::min<Index>(kBlock<T>, call.q.tokens - i);
-    block.q = take(plan.query_size);
-    block.o = take(plan.output_size);
+    block.q = take(head_dim_ * kBlock<T>);
+    block.o = take(value_dim_ * kBlock<T>);
   }
-}
-
-template <class T>
-void ForwardTask<T>::pack(Index tile) {
-  const Index begin = blocks_[0].some.begin, end = blocks_[count_ - 1].some.end;
-  pack_keys(k_, tile, begin, end, head_dim_, keys_);
-  pack_values(v_, tile, begin, end, value_dim_, values_);
 }
 
 template <class T>
@@ -251,7 +232,11 @@ Prefetch<T> ForwardTask<T>::prefetch_tile(Index number) const {
 
 template <class T>
 TileKeys ForwardTask<T>::keys_of(const Block<T>& block, Index tile) const {
-  TileKeys keys{tile, std::max<Index>(block.some.begin - tile, 0) / kRows * kRows, std::min<Index>(block.some.end - tile, kTile), {}};
+  TileKeys keys{tile,
+                block.vectors,
+                std::max<Index>(block.some.begin - tile, 0),
+                std::min<Index>(block.some.end - tile, kTile),
+                {}};
   for (int r = 0; r < kVectors; r++) {
     const Index last = block.first + std::min<Index>((r + 1) * W, block.rows) - 1;
     keys.ends[r] = std::clamp(mask_.visible(last).end - tile, keys.begin, std::max(keys.begin, keys.end));

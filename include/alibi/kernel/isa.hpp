@@ -8,7 +8,8 @@
 #include <Eigen/Core>
 
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
-#error "alibi: -ffast-math and -ffinite-math-only are refused: masks are infinities here, and reassociation folds the \
+#error \
+    "alibi: -ffast-math and -ffinite-math-only are refused: masks are infinities here, and reassociation folds the \
 range reduction of exp2 away (measured error 0.1, without a warning). Compile this file without them."
 #endif
 

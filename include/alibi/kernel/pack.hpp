@@ -20,13 +20,14 @@ struct Rows {
   T* data;
   Index stride;
   T* operator[](Index t) const { return data + t * stride; }
+  Rows from(Index t) const { return {(*this)[t], stride}; }
 };
 
 /// n / unit, rounded up.
 constexpr Index pieces(Index n, Index unit) { return (n + unit - 1) / unit; }
 
-/// Rows first, …, first + kLanes - 1, transposed: dim d of the i-th goes to to[d * width + i], times `scale`. Rows outside
-/// [begin, end) are not read.
+/// Rows first, …, first + kLanes - 1, transposed: dim d of the i-th goes to to[d * width + i], times `scale`. Rows
+/// outside [begin, end) are not read.
 template <class T>
 EIGEN_ALWAYS_INLINE void pack_transposed(Rows<const T> rows, Index first, Index begin, Index end, Index dims, T scale,
                                          T* to, Index width) {
@@ -36,40 +37,17 @@ EIGEN_ALWAYS_INLINE void pack_transposed(Rows<const T> rows, Index first, Index 
     Pack<T> square[W];
     for (int i = 0; i < W; i++) {
       const bool inside = begin <= first + i && first + i < end;
-      square[i] = !inside ? splat<T>(T(0)) : n == W ? load<T>(rows[first + i] + d) : load_first<T>(rows[first + i] + d, n);
+      square[i] = !inside  ? splat<T>(T(0))
+                  : n == W ? load<T>(rows[first + i] + d)
+                           : load_first<T>(rows[first + i] + d, n);
     }
     transpose<T>(square);
     for (int i = 0; i < W && i < n; i++) store<T>(to + (d + i) * width, mul(square[i], splat<T>(scale)));
   }
 }
 
-/// The keys of a tile that lie in [begin, end); zeros for what stands between multiples of kPack beside them.
-template <class T>
-void pack_keys(Rows<const T> k, Index tile, Index begin, Index end, Index head_dim, T* to) {
-  constexpr int W = kLanes<T>;
-  for (Index key = 0; key < kTile; key += kPack<T>) {
-    if (tile + key + kPack<T> <= begin || end <= tile + key) continue;
-    for (Index i = 0; i < kPack<T>; i += W)
-      pack_transposed(k, tile + key + i, begin, end, head_dim, T(1), to + key * head_dim + i, kPack<T>);
-  }
-}
-
-/// The values of the same keys.
-template <class T>
-void pack_values(Rows<const T> v, Index tile, Index begin, Index end, Index value_dim, T* to) {
-  constexpr int W = kLanes<T>;
-  for (Index j = 0; j < kTile; j++) {
-    const bool inside = begin <= tile + j && tile + j < end;
-    for (Index d = 0; d < value_dim; d += W) {
-      const Index n = std::min<Index>(W, value_dim - d);
-      store<T>(to + d / kPack<T> * kPack<T> * kTile + j * kPack<T> + d % kPack<T>,
-               !inside ? splat<T>(T(0)) : n == W ? load<T>(v[tile + j] + d) : load_first<T>(v[tile + j] + d, n));
-    }
-  }
-}
-
-/// Brings rows [next, end) of keys and values towards the cache, some at each call, so that a tile arrives while the one
-/// before it is used.
+/// Brings rows [next, end) of keys and values towards the cache, some at each call, so that a tile arrives while the
+/// one before it is used.
 template <class T>
 struct Prefetch {
   Rows<const T> k, v;

@@ -5,19 +5,22 @@
 // Q holds the block's queries as [head_dim][kBlock], scaled by τ log2 e.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 #include <type_traits>
 
 #include "alibi/kernel/bias.hpp"
+#include "alibi/kernel/pack.hpp"
 #include "alibi/kernel/product.hpp"
 #include "alibi/kernel/simd.hpp"
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// The keys of a tile that a block looks at, counted from the tile's first key, and which of them each vector of queries
-/// needs: vector r none from ends[r] on, the ends rising to `end`. `begin` is a multiple of kRows.
+/// The keys of a tile that a block looks at, counted from the tile's first key, and which of them each of the block's
+/// `vectors` of queries needs: vector r none from ends[r] on, the ends rising to `end`.
 struct TileKeys {
   Index tile;  // the tile's first key
+  int vectors;
   Index begin, end;
   Index ends[kVectors];
 };
@@ -29,17 +32,22 @@ struct LaneMask {
 };
 struct NoMask {};
 
-/// Keys [key, key + kRows) against N vectors of queries from vector `r0` on.
+/// Keys [key, key + kRows) against N vectors of queries from vector `r0` on. Behind the last key that one is repeated:
+/// its further rows are computed, change nothing in `largest`, and are never used.
 template <int N, class T, class Bias, class Mask>
-EIGEN_ALWAYS_INLINE void score_rows(const T* k, Index head_dim, const T* q, Index key, int r0, const Bias& bias,
-                                    const Mask& mask, T* s, Pack<T>* largest) {
+EIGEN_ALWAYS_INLINE void score_rows(Rows<const T> k, Index head_dim, const T* q, const TileKeys& keys, Index key,
+                                    int r0, const Bias& bias, const Mask& mask, T* s, Pack<T>* largest) {
   constexpr int W = kLanes<T>;
+  const T* row[kRows];
   Pack<T> acc[kRows][kVectors];
 #pragma GCC unroll 8
-  for (int a = 0; a < kRows; a++)
+  for (int a = 0; a < kRows; a++) {
+    const Index j = std::min(key + a, keys.end - 1);
+    row[a] = k[keys.tile + j];
 #pragma GCC unroll 4
-    for (int r = 0; r < N; r++) acc[a][r] = bias.start(key + a, r0 + r);
-  multiply_add<0, N>(k + key / kPack<T> * kPack<T> * head_dim + key % kPack<T>, q + r0 * W, head_dim, acc);
+    for (int r = 0; r < N; r++) acc[a][r] = bias.start(j, r0 + r);
+  }
+  multiply_add<0, N>(row, 1, q + r0 * W, head_dim, acc);
   if constexpr (!std::is_same_v<Mask, NoMask>) {
     const Pack<T> hidden = splat<T>(-std::numeric_limits<T>::infinity());
 #pragma GCC unroll 8
@@ -61,15 +69,16 @@ EIGEN_ALWAYS_INLINE void score_rows(const T* k, Index head_dim, const T* q, Inde
     }
 }
 
-/// Scores of the keys in use against N vectors of queries, into s [kTile][kBlock]; `largest`, by lane, takes their maximum.
-template <int N, class T, class Bias, class Mask, class Ahead>
-void score(const T* k, Index head_dim, const T* q, const TileKeys& keys, const Bias& bias, const Mask& mask, T* s,
+/// Scores of the keys in use, into s [kTile][kBlock]; `largest`, by lane, takes their maximum.
+template <class T, class Bias, class Mask, class Ahead>
+void score(Rows<const T> k, Index head_dim, const T* q, const TileKeys& keys, const Bias& bias, const Mask& mask, T* s,
            Pack<T>* largest, Ahead& ahead) {
-  int r0 = 0;  // the vectors before it need no more keys
+  int first = 0;  // the vectors before it need no more keys
   for (Index key = keys.begin; key < keys.end; key += kRows) {
-    while (key >= keys.ends[r0]) r0++;
+    while (key >= keys.ends[first]) first++;
     ahead();
-    with_vectors<N>(N - r0, [&](auto n) { score_rows<n>(k, head_dim, q, key, r0, bias, mask, s, largest); });
+    with_vectors(keys.vectors - first,
+                 [&](auto n) { score_rows<n>(k, head_dim, q, keys, key, first, bias, mask, s, largest); });
   }
 }
 

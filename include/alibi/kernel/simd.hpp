@@ -12,7 +12,8 @@
 
 #include "alibi/kernel/isa.hpp"
 
-// g++ 12 calls the undefined operand of its own AVX-512 intrinsics uninitialised, and Eigen's packets attributes ignored.
+// g++ 12 calls the undefined operand of its own AVX-512 intrinsics uninitialised, and Eigen's packets attributes
+// ignored.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -32,13 +33,11 @@ inline constexpr int kLanes = Eigen::internal::unpacket_traits<Pack<T>>::size;
 // beside the operands, and at least the eight that hide the latency of two multiply-adds a cycle.
 inline constexpr bool kManyRegisters = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS >= 32;
 inline constexpr int kRows = kManyRegisters ? 8 : 4;
-inline constexpr int kVectors = 2;
+inline constexpr int kVectors = 3;
 
 template <class T>
 inline constexpr int kBlock = kLanes<T> * kVectors;  // queries in a block, one a lane
-inline constexpr int kTile = 64;                       // keys in a tile
-template <class T>
-inline constexpr int kPack = std::max(kLanes<T>, kRows);  // scalars side by side in packed keys and values
+inline constexpr int kTile = 64;                     // keys in a tile
 
 template <class T>
 EIGEN_ALWAYS_INLINE Pack<T> splat(T x) {

@@ -1,7 +1,7 @@
 // The online softmax (Milakov & Gimelshein, arXiv 1805.02867), one row a lane, in base 2.
 //
-// A row's state after some of its keys is (reference, sum):  sum = Σ_j 2^(s_j - reference), and with it goes the output so
-// far, O = Σ_j 2^(s_j - reference) v_j. The reference need not be the maximum, only near it: it moves when a score
+// A row's state after some of its keys is (reference, sum):  sum = Σ_j 2^(s_j - reference), and with it goes the output
+// so far, O = Σ_j 2^(s_j - reference) v_j. The reference need not be the maximum, only near it: it moves when a score
 // outgrows it by 2^kSlack, so that most tiles rescale nothing. No digit is lost by that, sums being floating-point.
 //
 // States of disjoint sets of keys merge: associative and commutative up to rounding, with empty() as identity.
@@ -27,8 +27,8 @@ struct SoftmaxState {
   /// Whether a score up to `largest` calls for raise().
   bool outgrown(Pack<T> largest) const { return any_lt(add(reference, splat<T>(kSlack<T>)), largest); }
 
-  /// Moves the reference up to `largest`; returns the factor that sums and outputs so far are to be multiplied with, which
-  /// `sum` has been.
+  /// Moves the reference up to `largest`; returns the factor that sums and outputs so far are to be multiplied with,
+  /// which `sum` has been.
   Pack<T> raise(Pack<T> largest) {
     const Pack<T> before = reference;
     reference = max(reference, largest);
@@ -55,20 +55,36 @@ struct SoftmaxState {
   }
 };
 
-/// P = 2^(S - reference) in place, rows [begin, end) of one vector of queries at s, `offset` being added to every score;
-/// the state's sum grows by P. With Masked, what lies below the range of exp2, masked scores first of all, becomes 0.
-template <bool Masked, class T>
-EIGEN_ALWAYS_INLINE void exponentiate(T* s, Index begin, Index end, Pack<T> offset, SoftmaxState<T>& state) {
-  const Pack<T> shift = sub(state.reference, offset);
-  Pack<T> sum = splat<T>(T(0));
-  for (Index j = begin; j < end; j++) {
-    const Pack<T> x = sub(load<T>(s + j * kBlock<T>), shift);
-    Pack<T> p = exp2<T>(x);
-    if constexpr (Masked) p = select_lt(x, splat<T>(kSmallestExponent<T>), splat<T>(T(0)), p);
-    sum = add(sum, p);
-    store<T>(s + j * kBlock<T>, p);
+/// P = 2^(S - shift) in place over the keys [begin, ends[N - 1]) of vectors [R, N), the first of which drops out at
+/// ends[R]; `sum` grows by P. With Masked, what lies below the range of exp2, masked scores first of all, becomes 0.
+template <int R, int N, bool Masked, class T>
+EIGEN_ALWAYS_INLINE void exponentiate_keys(T* s, Index begin, const Index* ends, const Pack<T>* shift, Pack<T>* sum) {
+  for (Index j = begin; j < ends[R]; j++)
+#pragma GCC unroll 4
+    for (int r = R; r < N; r++) {
+      T* at = s + j * kBlock<T> + r * kLanes<T>;
+      const Pack<T> x = sub(load<T>(at), shift[r]);
+      Pack<T> p = exp2<T>(x);
+      if constexpr (Masked) p = select_lt(x, splat<T>(kSmallestExponent<T>), splat<T>(T(0)), p);
+      sum[r] = add(sum[r], p);
+      store<T>(at, p);
+    }
+  if constexpr (R + 1 < N) exponentiate_keys<R + 1, N, Masked>(s, ends[R], ends, shift, sum);
+}
+
+/// Scores become probabilities, `offset` being added to every score, and the states' sums grow by them.
+template <int N, bool Masked, class T>
+EIGEN_ALWAYS_INLINE void exponentiate(T* s, Index begin, const Index* ends, const Pack<T>* offset,
+                                      SoftmaxState<T>* state) {
+  Pack<T> shift[N], sum[N];
+#pragma GCC unroll 4
+  for (int r = 0; r < N; r++) {
+    shift[r] = sub(state[r].reference, offset[r]);
+    sum[r] = splat<T>(T(0));
   }
-  state.sum = add(state.sum, sum);
+  exponentiate_keys<0, N, Masked>(s, begin, ends, shift, sum);
+#pragma GCC unroll 4
+  for (int r = 0; r < N; r++) state[r].sum = add(state[r].sum, sum[r]);
 }
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

@@ -3,9 +3,6 @@
 //   O[d][query] = α[query] O[d][query] + Σ_key v[key][d] · P[key][query]
 #pragma once
 
-#include <type_traits>
-#include <utility>
-
 #include "alibi/kernel/product.hpp"
 #include "alibi/kernel/score.hpp"
 #include "alibi/kernel/simd.hpp"
@@ -15,29 +12,48 @@ namespace alibi::inline ALIBI_ISA::kernel {
 /// What becomes of the output that is there already.
 enum class Before { none, keep, rescale };
 
-/// N vectors of queries; v packed, p [kTile][kBlock], o [value_dim, rounded up to kRows][kBlock].
-template <int N, class T>
-void accumulate(const T* v, Index value_dim, const T* p, const TileKeys& keys, Before before, const Pack<T>* factor,
-                T* o) {
+/// acc += P V over the keys [begin, ends[N - 1]) of vectors [R, N), the first of which drops out at ends[R].
+template <int R, int N, int M, class T>
+EIGEN_ALWAYS_INLINE void add_keys(const T* v, Index stride, const T* p, Index begin, const Index* ends,
+                                  Pack<T> (&acc)[M][kVectors]) {
+  const T* dim[M];
+#pragma GCC unroll 8
+  for (int a = 0; a < M; a++) dim[a] = v + begin * stride + a;
+  multiply_add<R, N>(dim, stride, p + begin * kBlock<T>, ends[R] - begin, acc);
+  if constexpr (R + 1 < N) add_keys<R + 1, N>(v, stride, p, ends[R], ends, acc);
+}
+
+/// M value dims, the first of them at v and o, for N vectors of queries.
+template <int M, int N, class T>
+EIGEN_ALWAYS_INLINE void value_dims(const T* v, Index stride, const T* p, const TileKeys& keys, Before before,
+                                    const Pack<T>* factor, T* o) {
   constexpr int W = kLanes<T>;
-  for (Index d = 0; d < value_dim; d += kRows, o += kRows * kBlock<T>) {
-    Pack<T> acc[kRows][kVectors];
+  Pack<T> acc[M][kVectors];
 #pragma GCC unroll 8
-    for (int a = 0; a < kRows; a++)
+  for (int a = 0; a < M; a++)
 #pragma GCC unroll 4
-      for (int r = 0; r < N; r++) {
-        acc[a][r] = before == Before::none ? splat<T>(T(0)) : load<T>(o + a * kBlock<T> + r * W);
-        if (before == Before::rescale) acc[a][r] = mul(acc[a][r], factor[r]);
-      }
-    const T* x = v + d / kPack<T> * kPack<T> * kTile + d % kPack<T>;
-    Index key = keys.begin;
-    [&]<int... R>(std::integer_sequence<int, R...>) {  // the vectors before R need no more keys
-      ((multiply_add<R, N>(x + key * kPack<T>, p + key * kBlock<T>, keys.ends[R] - key, acc), key = keys.ends[R]), ...);
-    }(std::make_integer_sequence<int, N>());
+    for (int r = 0; r < N; r++) {
+      acc[a][r] = before == Before::none ? splat<T>(T(0)) : load<T>(o + a * kBlock<T> + r * W);
+      if (before == Before::rescale) acc[a][r] = mul(acc[a][r], factor[r]);
+    }
+  add_keys<0, N>(v, stride, p, keys.begin, keys.ends, acc);
 #pragma GCC unroll 8
-    for (int a = 0; a < kRows; a++)
+  for (int a = 0; a < M; a++)
 #pragma GCC unroll 4
-      for (int r = 0; r < N; r++) store<T>(o + a * kBlock<T> + r * W, acc[a][r]);
+    for (int r = 0; r < N; r++) store<T>(o + a * kBlock<T> + r * W, acc[a][r]);
+}
+
+/// Value rows v of the tile, p [kTile][kBlock], o [value_dim][kBlock]: M dims at a time, what is left with half as
+/// many.
+template <int N, int M = kRows, class T>
+void accumulate(Rows<const T> v, Index value_dim, const T* p, const TileKeys& keys, Before before,
+                const Pack<T>* factor, T* o) {
+  Index d = 0;
+  for (; d + M <= value_dim; d += M) value_dims<M, N>(v.data + d, v.stride, p, keys, before, factor, o + d * kBlock<T>);
+  if constexpr (M > 1) {
+    if (d < value_dim)
+      accumulate<N, M / 2>(Rows<const T>{v.data + d, v.stride}, value_dim - d, p, keys, before, factor,
+                           o + d * kBlock<T>);
   }
 }
 
