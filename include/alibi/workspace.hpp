@@ -9,9 +9,9 @@
 
 namespace alibi::inline ALIBI_ISA {
 
-/// Scratch memory of the calls it is passed to, one at a time; grows to what they need and keeps it, so that a call
-/// with the shapes of an earlier one allocates nothing. Independent of the number of tokens, at most 1 MiB per executor
-/// slot as long as a query and a value row together have at most 32,000 bytes.
+/// Scratch memory of the calls it is passed to, one at a time. It grows to what they need and keeps it, so that a call
+/// with the shapes of an earlier one allocates nothing. Its size does not depend on the number of tokens, and is at
+/// most 1 MiB per executor slot as long as head_dim + value_dim is at most 5,000 floats.
 class Workspace {
  public:
   /// Bytes held.

@@ -23,8 +23,9 @@
 #include <utility>
 
 #include "alibi/kernel/bias.hpp"
-#include "alibi/kernel/pack.hpp"
+#include "alibi/kernel/block.hpp"
 #include "alibi/kernel/product.hpp"
+#include "alibi/kernel/rows.hpp"
 #include "alibi/kernel/score.hpp"
 #include "alibi/kernel/simd.hpp"
 #include "alibi/kernel/softmax.hpp"
@@ -45,8 +46,8 @@ struct Forward {
   double scale;
 };
 
-inline constexpr int kMostBlocks = 10;                  // that share a pass over the keys
-inline constexpr std::size_t kCacheShare = 768 * 1024;  // bytes of packed queries and outputs that are to stay near
+inline constexpr int kMostBlocks = 16;                     // that share a pass over the keys
+inline constexpr std::size_t kScratchBytes = 1024 * 1024;  // of a task, at most, as long as one block fits
 
 /// How the queries of a head are cut into tasks; by the shapes alone.
 template <class T>
@@ -57,47 +58,24 @@ struct ForwardPlan {
   std::size_t scratch_bytes;  // of a task
 
   ForwardPlan(Index heads, Index queries, Index head_dim, Index value_dim) {
-    const std::size_t block = std::size_t(head_dim + value_dim) * kBlock<T> * sizeof(T);
+    const auto bytes = [](Index elements) { return std::size_t(elements) * sizeof(T); };
+    const std::size_t block = bytes((head_dim + value_dim) * kBlock<T>);
+    const std::size_t shared = bytes(kTile * kBlock<T>);
     const Index all = pieces(queries, kBlock<T>);
-    blocks = int(std::clamp<std::size_t>(kCacheShare / block, 1, kMostBlocks));
-    while (blocks > 2 && heads * pieces(all, blocks) < 8) blocks /= 2;  // enough tasks for a few threads
+    blocks = int(std::clamp<std::size_t>((kScratchBytes - shared) / block, 1, kMostBlocks));
+    while (blocks > 8 && heads * pieces(all, blocks) < 16) blocks /= 2;  // enough tasks for many threads
     chunks = pieces(all, blocks);
     tasks = heads * chunks;
-    scratch_bytes = std::size_t(blocks) * block + kTile * kBlock<T> * sizeof(T);
+    scratch_bytes = std::size_t(blocks) * block + shared;
   }
 };
 
-/// Some consecutive queries of a head, one a lane, and their state.
+/// A block and its state: what it has seen so far.
 template <class T>
-struct Block {
-  Index first = 0, rows = 0;
-  int vectors = 0;                // that hold a query
-  bool started = false;           // whether o holds anything
-  KeyRange some{}, all{};         // the keys that some of its queries see, and those that all see
-  Index lowest = 0, highest = 0;  // positions of its first and last query, clamped to the keys
-  Positions<T> positions;
+struct ForwardBlock : Block<T> {
+  bool started = false;  // whether o holds anything
   SoftmaxState<T> state[kVectors];
   T *q = nullptr, *o = nullptr;  // [head_dim][kBlock], [value_dim][kBlock]
-};
-
-/// The order of a task's tiles: from `center` outward, the two sides in turn.
-class Sweep {
- public:
-  Sweep(Index first, Index center, Index last) : first_(first), last_(last), left_(center), right_(center + 1) {}
-  /// The next tile's number, or -1 when all have been taken.
-  Index next() {
-    const bool left = left_ >= first_, right = right_ <= last_;
-    if (left && (!right || !turn_)) {
-      turn_ = true;
-      return left_--;
-    }
-    turn_ = false;
-    return right ? right_++ : -1;
-  }
-
- private:
-  Index first_, last_, left_, right_;
-  bool turn_ = false;
 };
 
 template <class T>
@@ -106,33 +84,29 @@ class ForwardTask {
   ForwardTask(const Forward<T>& call, const ForwardPlan<T>& plan, Index task, T* scratch);
 
   void run() {
-    for (Block<T>& block : blocks()) open(block);
+    for (auto& block : blocks()) open(block);
     Sweep sweep = tiles();
     for (Index number = sweep.next(), next; number >= 0; number = next) {
       next = sweep.next();
-      ahead_ = prefetch_tile(next);
-      for (Block<T>& block : blocks()) {
-        const TileKeys keys = keys_of(block, number * kTile);
+      ahead_ = after(next);
+      for (auto& block : blocks()) {
+        const TileKeys keys = block.keys_of(mask_, number * kTile);
         if (keys.begin < keys.end) visit(block, keys);
       }
     }
-    for (Block<T>& block : blocks()) close(block);
+    for (const auto& block : blocks()) close(block);
   }
 
  private:
-  static constexpr int W = kLanes<T>;
-
-  std::span<Block<T>> blocks() { return {blocks_, std::size_t(count_)}; }
+  std::span<ForwardBlock<T>> blocks() { return {blocks_, std::size_t(count_)}; }
+  void open(ForwardBlock<T>& block);
   Sweep tiles() const;
-  Prefetch<T> prefetch_tile(Index number) const;
-  TileKeys keys_of(const Block<T>& block, Index tile) const;
-  LaneMask<T> mask_of(const Block<T>& block, Index tile) const;
-
-  void open(Block<T>& block);
-  void visit(Block<T>& block, const TileKeys& keys);
+  Prefetch<T> after(Index next) const;
+  void visit(ForwardBlock<T>& block, const TileKeys& keys);
   template <class Bias, class Mask>
-  void attend(Block<T>& block, const TileKeys& keys, const Bias& bias, const Mask& mask);
-  void close(Block<T>& block);
+  void attend(ForwardBlock<T>& block, const TileKeys& keys, const Bias& bias, const Mask& mask);
+  void close(const ForwardBlock<T>& block) const;
+  T lse_of(const ForwardBlock<T>& block, Index row) const;
 
   const ResolvedMask mask_;
   Index head_dim_, value_dim_;
@@ -145,17 +119,18 @@ class ForwardTask {
   T* probabilities_;  // [kTile][kBlock]: scores first
   Prefetch<T> ahead_{};
   int count_ = 0;
-  Block<T> blocks_[kMostBlocks];
+  ForwardBlock<T> blocks_[kMostBlocks];
 };
 
 /// A tile against a block: the paper's three lines.
 template <class T>
 template <class Bias, class Mask>
-void ForwardTask<T>::attend(Block<T>& block, const TileKeys& keys, const Bias& bias, const Mask& mask) {
+void ForwardTask<T>::attend(ForwardBlock<T>& block, const TileKeys& keys, const Bias& bias, const Mask& mask) {
   constexpr bool kMasked = !std::is_same_v<Mask, NoMask>;
+  T* p = probabilities_;
   Pack<T> largest[kVectors], factor[kVectors];
   for (auto& x : largest) x = splat<T>(-std::numeric_limits<T>::infinity());
-  score(k_, head_dim_, block.q, keys, bias, mask, probabilities_, largest, ahead_);  // S = τ Q K' + bias
+  score(k_, head_dim_, block.q, keys, bias, mask, p, largest, ahead_);  // S = τ Q K' + bias
 
   bool outgrown = false;
   for (int r = 0; r < keys.vectors; r++)
@@ -165,23 +140,23 @@ void ForwardTask<T>::attend(Block<T>& block, const TileKeys& keys, const Bias& b
   const Before before = !block.started ? Before::none : outgrown ? Before::rescale : Before::keep;
 
   with_vectors(keys.vectors, [&](auto n) {
-    exponentiate<n, kMasked>(probabilities_, keys.begin, keys.ends, bias.offset, block.state);     // P = 2^(S - μ)
-    accumulate<n>(v_.from(keys.tile), value_dim_, probabilities_, keys, before, factor, block.o);  // O = α O + P V
+    exponentiate<n, kMasked>(p, keys.begin, keys.ends, bias.offset, block.state);  // P = 2^(S - μ)
+    accumulate<n>(v_, value_dim_, p, keys, before, factor, block.o);               // O = α O + P V
   });
   block.started = true;
 }
 
 /// Chooses how the sums of a tile start: to one side of all queries, or across a boundary.
 template <class T>
-void ForwardTask<T>::visit(Block<T>& block, const TileKeys& keys) {
-  const Index first = keys.tile + keys.begin, last = keys.tile + keys.end - 1;
-  const bool all = block.all.begin <= first && last < block.all.end;
-  if (all && last <= block.lowest)
-    attend(block, keys, bias_.left(block.positions, keys.tile), NoMask());
-  else if (all && first >= block.highest)
-    attend(block, keys, bias_.right(block.positions, keys.tile), NoMask());
-  else
-    attend(block, keys, bias_.edge(block.positions, keys.tile), mask_of(block, keys.tile));
+void ForwardTask<T>::visit(ForwardBlock<T>& block, const TileKeys& keys) {
+  switch (block.side_of(keys)) {
+    case Side::left:
+      return attend(block, keys, bias_.left(block.positions, keys.tile), NoMask());
+    case Side::right:
+      return attend(block, keys, bias_.right(block.positions, keys.tile), NoMask());
+    case Side::edge:
+      return attend(block, keys, bias_.edge(block.positions, keys.tile), block.mask_of(mask_, keys.tile));
+  }
 }
 
 template <class T>
@@ -207,9 +182,8 @@ ForwardTask<T>::ForwardTask(const Forward<T>& call, const ForwardPlan<T>& plan, 
   const auto take = [&scratch](Index size) { return std::exchange(scratch, scratch + size); };
   probabilities_ = take(kTile * kBlock<T>);
   for (Index i = chunk * plan.blocks * kBlock<T>; count_ < plan.blocks && i < call.q.tokens; i += kBlock<T>) {
-    Block<T>& block = blocks_[count_++];
-    block.first = i;
-    block.rows = std::min<Index>(kBlock<T>, call.q.tokens - i);
+    ForwardBlock<T>& block = blocks_[count_++];
+    static_cast<Block<T>&>(block) = Block<T>(mask_, i, std::min<Index>(kBlock<T>, call.q.tokens - i), slope_);
     block.q = take(head_dim_ * kBlock<T>);
     block.o = take(value_dim_ * kBlock<T>);
   }
@@ -224,89 +198,58 @@ Sweep ForwardTask<T>::tiles() const {
   return {begin / kTile, center / kTile, (end - 1) / kTile};
 }
 
+/// What is to be brought near while a tile is used: the next one, or behind the last tile the rows of the output.
 template <class T>
-Prefetch<T> ForwardTask<T>::prefetch_tile(Index number) const {
-  const Index tile = number * kTile, end = number < 0 ? tile : std::min(tile + kTile, mask_.keys);
-  return {k_, v_, head_dim_, value_dim_, tile, end, pieces(kRows, count_)};
+Prefetch<T> ForwardTask<T>::after(Index next) const {
+  const Index calls = count_ * kTile / kRows;
+  if (next >= 0) {
+    const Index start = next * kTile, stop = std::min(start + kTile, mask_.keys);
+    return {k_, v_, head_dim_, value_dim_, start, stop, pieces(kTile, calls)};
+  }
+  const Block<T>& last = blocks_[count_ - 1];
+  const Index start = blocks_[0].first, stop = last.first + last.rows;
+  return {output_, output_, value_dim_, 0, start, stop, pieces(stop - start, calls)};
 }
 
+/// Packs a block's queries.
 template <class T>
-TileKeys ForwardTask<T>::keys_of(const Block<T>& block, Index tile) const {
-  TileKeys keys{tile,
-                block.vectors,
-                std::max<Index>(block.some.begin - tile, 0),
-                std::min<Index>(block.some.end - tile, kTile),
-                {}};
+void ForwardTask<T>::open(ForwardBlock<T>& block) {
   for (int r = 0; r < kVectors; r++) {
-    const Index last = block.first + std::min<Index>((r + 1) * W, block.rows) - 1;
-    keys.ends[r] = std::clamp(mask_.visible(last).end - tile, keys.begin, std::max(keys.begin, keys.end));
+    block.state[r] = SoftmaxState<T>::empty();
+    const Index row = r * kLanes<T>;
+    pack_transposed(q_, block.first + row, block.rows - row, head_dim_, scale_, block.q + row);
   }
-  return keys;
 }
 
+/// Normalises and writes a block's output and lse.
 template <class T>
-LaneMask<T> ForwardTask<T>::mask_of(const Block<T>& block, Index tile) const {
-  LaneMask<T> mask;
-  for (int i = 0; i < kBlock<T>; i++) {
-    const KeyRange keys = mask_.visible(block.first + i);
-    mask.low[i] = T(std::clamp<Index>(keys.begin - tile, 0, kTile));
-    mask.high[i] = T(std::clamp<Index>(keys.end - 1 - tile, -1, kTile));
-  }
-  return mask;
-}
-
-/// Packs the block's queries and works out where they stand and what they see.
-template <class T>
-void ForwardTask<T>::open(Block<T>& block) {
-  const KeyRange first = mask_.visible(block.first), last = mask_.visible(block.first + block.rows - 1);
-  block.vectors = int((block.rows + W - 1) / W);
-  block.started = false;
-  block.some = {first.begin, last.end};
-  block.all = {last.begin, first.end};
-  block.lowest = block.positions.base = mask_.nearest_key(block.first);
-  block.highest = mask_.nearest_key(block.first + block.rows - 1);
-  for (Index i = 0; i < kBlock<T>; i++) {
-    const Index c = mask_.nearest_key(block.first + i);
-    const KeyRange keys = mask_.visible(block.first + i);
-    block.positions.from_base[i] = T(c - block.positions.base);
-    block.positions.nearest[i] = slope_ >= 0 ? T(0) : T(std::max<Index>({0, c - keys.begin, keys.end - 1 - c}));
-  }
-  for (auto& state : block.state) state = SoftmaxState<T>::empty();
-
-  for (int r = 0; r < kVectors; r++)
-    pack_transposed(q_, block.first + r * W, block.first, block.first + block.rows, head_dim_, scale_, block.q + r * W,
-                    kBlock<T>);
-}
-
-/// Normalises, transposes back and writes the block's output and lse.
-template <class T>
-void ForwardTask<T>::close(Block<T>& block) {
-  for (int r = 0; r < block.vectors; r++) {
-    const Pack<T> normalizer = block.state[r].normalizer();
-    for (Index d = 0; d < value_dim_; d += W) {
-      const Index dims = std::min<Index>(W, value_dim_ - d);
-      Pack<T> square[W];
-      for (int i = 0; i < W; i++)
-        square[i] = block.started && i < dims ? mul(load<T>(block.o + (d + i) * kBlock<T> + r * W), normalizer)
-                                              : splat<T>(T(0));
-      transpose<T>(square);
-      for (Index i = 0; i < W && r * W + i < block.rows; i++)
-        dims == W ? store<T>(output_[block.first + r * W + i] + d, square[i])
-                  : store_first<T>(output_[block.first + r * W + i] + d, square[i], dims);
-    }
-    if (!lse_) continue;
-    // In double, from the reference's frame back to full logits: the bias was measured from the nearest key.
-    T reference[W], sum[W];
-    store<T>(reference, block.state[r].reference);
-    store<T>(sum, block.state[r].sum);
-    for (Index i = 0; i < W && r * W + i < block.rows; i++) {
-      const Index query = block.first + r * W + i, p = mask_.position(query);
-      const Index beyond = std::abs(p - mask_.nearest_key(query));
-      const double shift = slope_ * (double(beyond) + double(block.positions.nearest[r * W + i]));
-      lse_[query] = sum[i] == 0 ? -std::numeric_limits<T>::infinity()
-                                : T(double(reference[i]) * std::numbers::ln2 + std::log(double(sum[i])) - shift);
+void ForwardTask<T>::close(const ForwardBlock<T>& block) const {
+  if (!block.started) {
+    for (Index i = 0; i < block.rows; i++) std::fill_n(output_[block.first + i], value_dim_, T(0));
+  } else {
+    for (int r = 0; r < block.vectors; r++) {
+      const Index row = r * kLanes<T>;
+      unpack_transposed(block.o + row, block.state[r].normalizer(), value_dim_, output_, block.first + row,
+                        block.rows - row);
     }
   }
+  if (lse_)
+    for (Index i = 0; i < block.rows; i++) lse_[block.first + i] = lse_of(block, i);
+}
+
+/// In double, and from the reference's frame back to full logits: the bias was measured from the key where it is
+/// largest.
+template <class T>
+T ForwardTask<T>::lse_of(const ForwardBlock<T>& block, Index row) const {
+  T reference[kLanes<T>], sum[kLanes<T>];
+  const SoftmaxState<T>& state = block.state[row / kLanes<T>];
+  store<T>(reference, state.reference);
+  store<T>(sum, state.sum);
+  const Index lane = row % kLanes<T>, query = block.first + row;
+  if (sum[lane] == 0) return -std::numeric_limits<T>::infinity();
+  const Index beyond = std::abs(mask_.position(query) - mask_.nearest_key(query));
+  const double shift = slope_ * (double(beyond) + double(block.positions.nearest[row]));
+  return T(double(reference[lane]) * std::numbers::ln2 + std::log(double(sum[lane])) - shift);
 }
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

@@ -9,28 +9,12 @@
 #include <limits>
 #include <type_traits>
 
-#include "alibi/kernel/bias.hpp"
-#include "alibi/kernel/pack.hpp"
+#include "alibi/kernel/block.hpp"
 #include "alibi/kernel/product.hpp"
+#include "alibi/kernel/rows.hpp"
 #include "alibi/kernel/simd.hpp"
 
 namespace alibi::inline ALIBI_ISA::kernel {
-
-/// The keys of a tile that a block looks at, counted from the tile's first key, and which of them each of the block's
-/// `vectors` of queries needs: vector r none from ends[r] on, the ends rising to `end`.
-struct TileKeys {
-  Index tile;  // the tile's first key
-  int vectors;
-  Index begin, end;
-  Index ends[kVectors];
-};
-
-/// Which keys the lanes of a block see in a tile where not all see all: key with low <= key <= high.
-template <class T>
-struct LaneMask {
-  T low[kBlock<T>], high[kBlock<T>];
-};
-struct NoMask {};
 
 /// Keys [key, key + kRows) against N vectors of queries from vector `r0` on. Behind the last key that one is repeated:
 /// its further rows are computed, change nothing in `largest`, and are never used.

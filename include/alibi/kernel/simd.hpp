@@ -106,15 +106,17 @@ EIGEN_ALWAYS_INLINE void transpose(Pack<T> (&square)[kLanes<T>]) {
   for (int i = 0; i < kLanes<T>; i++) square[i] = block.packet[i];
 }
 
-/// The first n < kLanes values at p, zeros in the other lanes; touches nothing behind them.
+/// The first n <= kLanes values at p, zeros in the other lanes; touches nothing behind them.
 template <class T>
 EIGEN_ALWAYS_INLINE Pack<T> load_first(const T* p, Index n) {
+  if (n == kLanes<T>) return load<T>(p);
   T all[kLanes<T>] = {};
   std::copy_n(p, n, all);
   return load<T>(all);
 }
 template <class T, class P>
 EIGEN_ALWAYS_INLINE void store_first(T* p, P x, Index n) {
+  if (n == kLanes<T>) return store<T>(p, x);
   T all[kLanes<T>];
   store<T>(all, x);
   std::copy_n(all, n, p);

@@ -3,8 +3,9 @@
 //   O[d][query] = α[query] O[d][query] + Σ_key v[key][d] · P[key][query]
 #pragma once
 
+#include "alibi/kernel/block.hpp"
 #include "alibi/kernel/product.hpp"
-#include "alibi/kernel/score.hpp"
+#include "alibi/kernel/rows.hpp"
 #include "alibi/kernel/simd.hpp"
 
 namespace alibi::inline ALIBI_ISA::kernel {
@@ -43,17 +44,16 @@ EIGEN_ALWAYS_INLINE void value_dims(const T* v, Index stride, const T* p, const 
     for (int r = 0; r < N; r++) store<T>(o + a * kBlock<T> + r * W, acc[a][r]);
 }
 
-/// Value rows v of the tile, p [kTile][kBlock], o [value_dim][kBlock]: M dims at a time, what is left with half as
-/// many.
+/// Keys of a tile, p [kTile][kBlock], o [value_dim][kBlock]: M dims at a time, what is left with half as many.
 template <int N, int M = kRows, class T>
 void accumulate(Rows<const T> v, Index value_dim, const T* p, const TileKeys& keys, Before before,
                 const Pack<T>* factor, T* o) {
   Index d = 0;
-  for (; d + M <= value_dim; d += M) value_dims<M, N>(v.data + d, v.stride, p, keys, before, factor, o + d * kBlock<T>);
+  for (; d + M <= value_dim; d += M)
+    value_dims<M, N>(v[keys.tile] + d, v.stride, p, keys, before, factor, o + d * kBlock<T>);
   if constexpr (M > 1) {
-    if (d < value_dim)
-      accumulate<N, M / 2>(Rows<const T>{v.data + d, v.stride}, value_dim - d, p, keys, before, factor,
-                           o + d * kBlock<T>);
+    const Rows<const T> rest{v.data + d, v.stride};
+    if (d < value_dim) accumulate<N, M / 2>(rest, value_dim - d, p, keys, before, factor, o + d * kBlock<T>);
   }
 }
 
