@@ -14,7 +14,6 @@ target_compile_options(
     -Wpedantic
     -Wshadow
     -Wconversion
-    -Wno-sign-conversion # part of -Wconversion in clang only; Eigen's Index is signed and std's sizes are not
     "$<$<BOOL:${ALIBI_ARCH}>:-march=${ALIBI_ARCH}>"
     "$<$<BOOL:${ALIBI_WERROR}>:-Werror>"
 )

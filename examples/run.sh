@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds and runs the examples. Argument: a text for the second to look at (default: the project's README).
+# Builds and runs the examples. Argument: a text for the second to look at (default: the LICENSE, plain English).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 
@@ -9,7 +9,7 @@ build_part EXAMPLES
 echo "==> quickstart"
 "$build/examples/quickstart"
 
-text=${1:-$root/README.md}
+text=${1:-$root/LICENSE}
 picture=$build/examples/heads.png
 echo "==> heads, over $text"
 "$build/examples/heads" "$text" "$picture"

@@ -1,10 +1,6 @@
 # The code of README.md. A ```cpp block with a `main` is a program, built and run; any other is the body of a function
 # after readme_prelude.hpp, and only compiled. Compiler messages give the line in README.md.
 set(readme "${PROJECT_SOURCE_DIR}/README.md")
-# Scaffolding: remove once README.md exists.
-if(NOT EXISTS "${readme}")
-  return()
-endif()
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${readme}")
 file(READ "${readme}" text)
 

@@ -13,3 +13,5 @@ extern const alibi::Index batch, heads, kv_heads, queries, keys, head_dim;
 extern Tensor4 q, k, v;
 extern Eigen::VectorXf m;
 extern Eigen::ThreadPool pool;
+extern const float *q_data, *k_data, *v_data;
+extern float* output_data;

@@ -51,12 +51,12 @@ struct ResolvedMask {
 
 /// Fills in the defaults. Throws std::invalid_argument for a window below 1 or an offset beyond ±2^61.
 inline ResolvedMask resolve(const Mask& mask, Index queries, Index keys) {
-  constexpr Index kFar = Index(1) << 61;  // beyond every sequence, and sums of two of them do not overflow
+  constexpr Index kFar = Index(1) << 61;  // beyond every sequence; sums of a few of them do not overflow
   detail::require(!mask.window || *mask.window >= 1, "mask.window is ", mask.window.value_or(0),
                   "; expected at least 1, the query's own position");
   const Index offset = mask.query_offset.value_or(keys - queries);
   detail::require(-kFar <= offset && offset <= kFar, "mask.query_offset is ", offset, "; expected within ±2^61");
-  const Index reach = std::min(mask.window.value_or(kFar), kFar) - 1;
+  const Index reach = std::min(mask.window.value_or(2 * kFar), 2 * kFar) - 1;
   return {keys, offset, reach, mask.causal ? 0 : reach};
 }
 

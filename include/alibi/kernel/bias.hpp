@@ -7,11 +7,11 @@
 //
 // In a tile that lies wholly to one side of a block's queries the bias splits into a part per lane and a part per key:
 //
-//   left:   -m (c_i - d_i - j_r)  +  m (j - j_r)        j_r: the tile's key with the largest bias
+//   left:   -m (c_i - d_i - j_r)  +  m (j - j_r)        j_r: of the keys in use the one with the largest bias
 //   right:  -m (j_r - c_i - d_i)  -  m (j - j_r)
 //
-// The second part, the ramp, is the same for every tile and at most 0: one broadcast starts a sum. The first, the
-// offset, joins once per tile, where the softmax subtracts its reference anyway.
+// The second part, the ramp, is at most 0, and the same for every tile but for where it starts: one broadcast starts a
+// sum. The first, the offset, joins once per tile, where the softmax subtracts its reference anyway.
 #pragma once
 
 #include <cmath>
@@ -31,10 +31,11 @@ struct Positions {
 /// Starts the sums of a tile wholly to one side of the queries.
 template <class T>
 struct SideBias {
-  const T* ramp;             // by key of the tile
+  const T* ramp;
+  Index shift;               // key j of the tile has ramp[j + shift]
   Pack<T> offset[kVectors];  // by lane; what is to be added to the sums of the whole tile
 
-  EIGEN_ALWAYS_INLINE Pack<T> start(Index key, int) const { return splat<T>(ramp[key]); }
+  EIGEN_ALWAYS_INLINE Pack<T> start(Index key, int) const { return splat<T>(ramp[key + shift]); }
 };
 
 /// Starts the sums of a tile that holds the position of one of its queries, or an end of what it sees.
@@ -62,43 +63,44 @@ class LinearBias {
     }
   }
 
-  SideBias<T> left(const Positions<T>& queries, Index tile) const {
-    const bool rising = slope_ >= 0;
-    const Index reference = rising ? tile + kTile - 1 : tile;
-    const Pack<T> distance = splat<T>(T(queries.base - reference));
-    SideBias<T> bias{rising ? rising_ : falling_, {}};
-    for (int r = 0; r < kVectors; r++) {
-      const Pack<T> nearest = load<T>(queries.nearest + r * kLanes<T>);
-      const Pack<T> position = load<T>(queries.from_base + r * kLanes<T>);
-      bias.offset[r] = mul(splat<T>(-slope_), add(distance, sub(position, nearest)));
-    }
+  /// Keys [begin, end) of the tile, all of them at or before every query.
+  SideBias<T> left(const Positions<T>& queries, Index tile, Index begin, Index end) const {
+    SideBias<T> bias = ramp(slope_ >= 0, begin, end);
+    const Pack<T> distance = splat<T>(T(queries.base - (tile + largest(slope_ >= 0, begin, end))));
+    for (int r = 0; r < kVectors; r++)
+      bias.offset[r] = mul(splat<T>(-slope_), add(distance, sub(position(queries, r), nearest(queries, r))));
     return bias;
   }
 
-  SideBias<T> right(const Positions<T>& queries, Index tile) const {
-    const bool falling = slope_ >= 0;
-    const Index reference = falling ? tile : tile + kTile - 1;
-    const Pack<T> distance = splat<T>(T(reference - queries.base));
-    SideBias<T> bias{falling ? falling_ : rising_, {}};
-    for (int r = 0; r < kVectors; r++) {
-      const Pack<T> nearest = load<T>(queries.nearest + r * kLanes<T>);
-      const Pack<T> position = load<T>(queries.from_base + r * kLanes<T>);
-      bias.offset[r] = mul(splat<T>(-slope_), sub(distance, add(position, nearest)));
-    }
+  /// Keys [begin, end) of the tile, all of them at or behind every query.
+  SideBias<T> right(const Positions<T>& queries, Index tile, Index begin, Index end) const {
+    SideBias<T> bias = ramp(slope_ < 0, begin, end);
+    const Pack<T> distance = splat<T>(T(tile + largest(slope_ < 0, begin, end) - queries.base));
+    for (int r = 0; r < kVectors; r++)
+      bias.offset[r] = mul(splat<T>(-slope_), sub(distance, add(position(queries, r), nearest(queries, r))));
     return bias;
   }
 
+  /// Any keys of the tile.
   EdgeBias<T> edge(const Positions<T>& queries, Index tile) const {
     EdgeBias<T> bias{slope_, {}, {}, {}};
     for (int r = 0; r < kVectors; r++) {
-      bias.position[r] = add(splat<T>(T(queries.base - tile)), load<T>(queries.from_base + r * kLanes<T>));
-      bias.nearest[r] = load<T>(queries.nearest + r * kLanes<T>);
+      bias.position[r] = add(splat<T>(T(queries.base - tile)), position(queries, r));
+      bias.nearest[r] = nearest(queries, r);
       bias.offset[r] = splat<T>(T(0));
     }
     return bias;
   }
 
  private:
+  // Of keys [begin, end), the one with the largest bias, and the ramp that is 0 there.
+  static Index largest(bool rising, Index begin, Index end) { return rising ? end - 1 : begin; }
+  SideBias<T> ramp(bool rising, Index begin, Index end) const {
+    return {rising ? rising_ : falling_, rising ? kTile - end : -begin, {}};
+  }
+  static Pack<T> position(const Positions<T>& queries, int r) { return load<T>(queries.from_base + r * kLanes<T>); }
+  static Pack<T> nearest(const Positions<T>& queries, int r) { return load<T>(queries.nearest + r * kLanes<T>); }
+
   T slope_;
   T falling_[kTile], rising_[kTile];  // -|m| j, and the same from the other end
 };

@@ -55,18 +55,18 @@ struct ForwardPlan {
   int blocks;                 // of kBlock queries, in a task
   Index chunks;               // tasks of a head
   Index tasks;                // of the call
-  std::size_t scratch_bytes;  // of a task
+  std::size_t scratch_bytes;  // of a task; by the head dims alone
 
   ForwardPlan(Index heads, Index queries, Index head_dim, Index value_dim) {
     const auto bytes = [](Index elements) { return std::size_t(elements) * sizeof(T); };
     const std::size_t block = bytes((head_dim + value_dim) * kBlock<T>);
-    const std::size_t shared = bytes(kTile * kBlock<T>);
+    const std::size_t shared = bytes(kScoreRows * kBlock<T>);
     const Index all = pieces(queries, kBlock<T>);
     blocks = int(std::clamp<std::size_t>((kScratchBytes - shared) / block, 1, kMostBlocks));
+    scratch_bytes = std::size_t(blocks) * block + shared;
     while (blocks > 8 && heads * pieces(all, blocks) < 16) blocks /= 2;  // enough tasks for many threads
     chunks = pieces(all, blocks);
     tasks = heads * chunks;
-    scratch_bytes = std::size_t(blocks) * block + shared;
   }
 };
 
@@ -116,7 +116,7 @@ class ForwardTask {
   double slope_;  // m, per position
   T scale_;       // τ log2 e
   LinearBias<T> bias_;
-  T* probabilities_;  // [kTile][kBlock]: scores first
+  T* probabilities_;  // [kScoreRows][kBlock]: scores first
   Prefetch<T> ahead_{};
   int count_ = 0;
   ForwardBlock<T> blocks_[kMostBlocks];
@@ -151,9 +151,9 @@ template <class T>
 void ForwardTask<T>::visit(ForwardBlock<T>& block, const TileKeys& keys) {
   switch (block.side_of(keys)) {
     case Side::left:
-      return attend(block, keys, bias_.left(block.positions, keys.tile), NoMask());
+      return attend(block, keys, bias_.left(block.positions, keys.tile, keys.begin, keys.end), NoMask());
     case Side::right:
-      return attend(block, keys, bias_.right(block.positions, keys.tile), NoMask());
+      return attend(block, keys, bias_.right(block.positions, keys.tile, keys.begin, keys.end), NoMask());
     case Side::edge:
       return attend(block, keys, bias_.edge(block.positions, keys.tile), block.mask_of(mask_, keys.tile));
   }
@@ -180,7 +180,7 @@ ForwardTask<T>::ForwardTask(const Forward<T>& call, const ForwardPlan<T>& plan, 
   bias_ = LinearBias<T>(T(std::clamp(slope_ * std::numbers::log2e, -kLargest, kLargest)));
 
   const auto take = [&scratch](Index size) { return std::exchange(scratch, scratch + size); };
-  probabilities_ = take(kTile * kBlock<T>);
+  probabilities_ = take(kScoreRows * kBlock<T>);
   for (Index i = chunk * plan.blocks * kBlock<T>; count_ < plan.blocks && i < call.q.tokens; i += kBlock<T>) {
     ForwardBlock<T>& block = blocks_[count_++];
     static_cast<Block<T>&>(block) = Block<T>(mask_, i, std::min<Index>(kBlock<T>, call.q.tokens - i), slope_);

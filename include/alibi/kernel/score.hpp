@@ -53,7 +53,10 @@ EIGEN_ALWAYS_INLINE void score_rows(Rows<const T> k, Index head_dim, const T* q,
     }
 }
 
-/// Scores of the keys in use, into s [kTile][kBlock]; `largest`, by lane, takes their maximum.
+/// Rows of a buffer of scores. Keys come kRows at a time from any first one on, so that the last rows may be in excess.
+inline constexpr Index kScoreRows = kTile + kRows;
+
+/// Scores of the keys in use, into s [kScoreRows][kBlock]; `largest`, by lane, takes their maximum.
 template <class T, class Bias, class Mask, class Ahead>
 void score(Rows<const T> k, Index head_dim, const T* q, const TileKeys& keys, const Bias& bias, const Mask& mask, T* s,
            Pack<T>* largest, Ahead& ahead) {

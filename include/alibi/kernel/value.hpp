@@ -44,7 +44,7 @@ EIGEN_ALWAYS_INLINE void value_dims(const T* v, Index stride, const T* p, const 
     for (int r = 0; r < N; r++) store<T>(o + a * kBlock<T> + r * W, acc[a][r]);
 }
 
-/// Keys of a tile, p [kTile][kBlock], o [value_dim][kBlock]: M dims at a time, what is left with half as many.
+/// Keys of a tile, p [kScoreRows][kBlock], o [value_dim][kBlock]: M dims at a time, what is left with half as many.
 template <int N, int M = kRows, class T>
 void accumulate(Rows<const T> v, Index value_dim, const T* p, const TileKeys& keys, Before before,
                 const Pack<T>* factor, T* o) {

@@ -1,0 +1,112 @@
+// What attention allocates: nothing once its workspace is warm, and a workspace that knows no number of tokens. Every
+// form of operator new is counted here; Eigen's own heap, which is not behind it, throws while it is forbidden.
+#include <stdexcept>
+
+#define eigen_assert(condition) \
+  if (!(condition)) throw std::logic_error(#condition)
+#define EIGEN_RUNTIME_NO_MALLOC
+
+#include <cstdlib>
+#include <new>
+
+#include "common.hpp"
+
+namespace {
+std::size_t allocations = 0;
+
+// Not inlined: g++ would take the pair of them for a mismatch.
+[[gnu::noinline]] void* allocate(std::size_t size, std::size_t alignment) {
+  allocations++;
+  void* p = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+  return p ? p : throw std::bad_alloc();
+}
+[[gnu::noinline]] void release(void* p) noexcept { std::free(p); }
+}  // namespace
+
+void* operator new(std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
+void* operator new[](std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
+void* operator new(std::size_t size, std::align_val_t alignment) { return allocate(size, std::size_t(alignment)); }
+void* operator new[](std::size_t size, std::align_val_t alignment) { return allocate(size, std::size_t(alignment)); }
+void operator delete(void* p) noexcept { release(p); }
+void operator delete[](void* p) noexcept { release(p); }
+void operator delete(void* p, std::size_t) noexcept { release(p); }
+void operator delete[](void* p, std::size_t) noexcept { release(p); }
+void operator delete(void* p, std::align_val_t) noexcept { release(p); }
+void operator delete[](void* p, std::align_val_t) noexcept { release(p); }
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept { release(p); }
+void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { release(p); }
+
+namespace {
+
+using test::Index;
+
+template <class Body>
+std::size_t allocations_of(Body body) {
+  const std::size_t before = allocations;
+  Eigen::internal::set_is_malloc_allowed(false);
+  body();
+  Eigen::internal::set_is_malloc_allowed(true);
+  return allocations - before;
+}
+
+TEST(Allocation, IsCounted) {
+  EXPECT_EQ(allocations_of([] { ::operator delete(::operator new(4)); }), 1u);
+  EXPECT_EQ(allocations_of([] { ::operator delete[](::operator new[](4)); }), 1u);
+  EXPECT_EQ(allocations_of([] { alibi::Workspace().reserve(100); }), 1u);
+  EXPECT_THROW(allocations_of([] { Eigen::VectorXf x(100); }), std::logic_error);
+  Eigen::internal::set_is_malloc_allowed(true);
+}
+
+// One head of `queries` and `keys` with queries, keys and values of `head_dim`, in memory of the test.
+template <class T>
+struct Call {
+  test::RowMatrix<T> q, k, v, output;
+  std::vector<T> lse;
+  T slope = T(0.5);
+
+  Call(Index queries, Index keys, Index head_dim)
+      : q(test::RowMatrix<T>::Ones(queries, head_dim)),
+        k(test::RowMatrix<T>::Ones(keys, head_dim)),
+        v(test::RowMatrix<T>::Ones(keys, head_dim)),
+        output(queries, head_dim),
+        lse(std::size_t(queries)) {}
+  void run(alibi::Workspace& workspace, const alibi::Mask& mask = {}) {
+    alibi::attention_forward_into(output, lse, q, k, v, slope, {.mask = mask}, workspace);
+    alibi::attention_into(output, q, k, v, slope, {.mask = mask}, workspace);
+  }
+};
+
+template <class T>
+class Allocation : public testing::Test {};
+using Scalars = testing::Types<float, double>;
+TYPED_TEST_SUITE(Allocation, Scalars);
+
+TYPED_TEST(Allocation, NoneOnceTheWorkspaceIsWarm) {
+  for (const alibi::Mask& mask : {alibi::Mask{}, {.causal = false}, {.window = 30}}) {
+    Call<TypeParam> call(200, 300, 40), smaller(3, 70, 40);
+    alibi::Workspace workspace;
+    EXPECT_GE(allocations_of([&] { call.run(workspace, mask); }), 1u) << "the first call warms it";
+    EXPECT_EQ(allocations_of([&] { call.run(workspace, mask); }), 0u);
+    EXPECT_EQ(allocations_of([&] { smaller.run(workspace, mask); }), 0u);
+  }
+}
+
+// The window keeps long calls cheap; what is reserved does not depend on the mask.
+TYPED_TEST(Allocation, TheWorkspaceDoesNotGrowWithTheTokens) {
+  const auto size = [](Index queries, Index keys, Index head_dim) {
+    alibi::Workspace workspace;
+    Call<TypeParam>(queries, keys, head_dim).run(workspace, {.window = 64});
+    return workspace.size();
+  };
+  for (const Index head_dim : {64, 128, 256}) {
+    const std::size_t largest = size(10'000, 10'000, head_dim);
+    EXPECT_EQ(size(20'000, 20'000, head_dim), largest) << "head_dim " << head_dim;
+    EXPECT_EQ(size(10'000, 20'000, head_dim), largest) << "head_dim " << head_dim;
+    EXPECT_LE(size(1, 20'000, head_dim), largest) << "head_dim " << head_dim;
+    EXPECT_LE(size(1'000, 1'000, head_dim), largest) << "head_dim " << head_dim;
+    EXPECT_LE(largest, std::size_t(1) << 20) << "head_dim " << head_dim;
+    std::cout << "head_dim " << head_dim << ": " << largest << " bytes\n";
+  }
+}
+
+}  // namespace

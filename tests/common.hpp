@@ -1,0 +1,94 @@
+// What several tests need: array types, random arrays, and comparisons.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <alibi/alibi.hpp>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace test {
+
+using alibi::Index;
+
+template <class T>
+using Tensor3 = Eigen::Tensor<T, 3, Eigen::RowMajor>;
+template <class T>
+using Tensor4 = Eigen::Tensor<T, 4, Eigen::RowMajor>;  // [batch, heads, tokens, head_dim]
+template <class T>
+using Vector = Eigen::Matrix<T, Eigen::Dynamic, 1>;
+template <class T>
+using RowMatrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+/// The bound on an output of order 1 and on an lse that every test holds the kernels to.
+template <class T>
+inline constexpr double kBound = sizeof(T) == 4 ? 4e-6 : 1e-13;
+
+/// Random numbers from a seed that is printed when the test fails.
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : trace_(__FILE__, __LINE__, "seed " + std::to_string(seed)), engine_(seed) {}
+
+  Index integer(Index low, Index high) { return std::uniform_int_distribution<Index>(low, high)(engine_); }
+  bool chance(double probability) { return uniform(0, 1) < probability; }
+  double uniform(double low, double high) { return std::uniform_real_distribution<double>(low, high)(engine_); }
+  double normal() { return normal_(engine_); }
+
+  /// Normal numbers into any contiguous array.
+  template <class Array>
+  Array& fill(Array& array, double factor = 1) {
+    using T = std::remove_reference_t<decltype(*array.data())>;
+    for (Index i = 0; i < Index(array.size()); i++) array.data()[i] = T(factor * normal());
+    return array;
+  }
+  template <class T>
+  Tensor4<T> tensor(Index batch, Index heads, Index tokens, Index head_dim, double factor = 1) {
+    Tensor4<T> x(batch, heads, tokens, head_dim);
+    return fill(x, factor);
+  }
+  template <class T>
+  RowMatrix<T> matrix(Index rows, Index cols, double factor = 1) {
+    RowMatrix<T> x(rows, cols);
+    return fill(x, factor);
+  }
+
+ private:
+  testing::ScopedTrace trace_;
+  std::mt19937_64 engine_;
+  std::normal_distribution<double> normal_;
+};
+
+/// [rows, cols], row by row.
+template <class T>
+RowMatrix<T> matrix_of(Index rows, Index cols, const std::vector<T>& values) {
+  return Eigen::Map<const RowMatrix<T>>(values.data(), rows, cols);
+}
+
+/// The largest |a - b| over two contiguous arrays of the same size; equal infinities differ by 0, and NaN is infinitely
+/// far.
+template <class A, class B>
+double distance(const A& a, const B& b) {
+  if (Index(a.size()) != Index(b.size())) return kInfinity;
+  double largest = 0;
+  for (Index i = 0; i < Index(a.size()); i++) {
+    const double x = double(a.data()[i]), y = double(b.data()[i]), d = x == y ? 0 : std::abs(x - y);
+    largest = std::isnan(d) ? kInfinity : std::max(largest, d);
+  }
+  return largest;
+}
+
+/// Whether two contiguous arrays hold the same bits (0 and -0 are told apart by nothing else).
+template <class A, class B>
+bool same(const A& a, const B& b) {
+  return distance(a, b) == 0;
+}
+
+}  // namespace test
