@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numbers>
 #include <random>
 #include <string>
 #include <type_traits>
@@ -37,10 +38,12 @@ class Random {
  public:
   explicit Random(std::uint64_t seed) : trace_(__FILE__, __LINE__, "seed " + std::to_string(seed)), engine_(seed) {}
 
-  Index integer(Index low, Index high) { return std::uniform_int_distribution<Index>(low, high)(engine_); }
+  /// In [low, high], both ends included.
+  Index integer(Index low, Index high) { return low + Index(engine_() % std::uint64_t(high - low + 1)); }
   bool chance(double probability) { return uniform(0, 1) < probability; }
-  double uniform(double low, double high) { return std::uniform_real_distribution<double>(low, high)(engine_); }
-  double normal() { return normal_(engine_); }
+  double uniform(double low, double high) { return low + (high - low) * double(engine_() >> 11) * 0x1p-53; }
+  /// Box and Muller: std's distributions differ from library to library, and the cases with them.
+  double normal() { return std::sqrt(-2 * std::log(uniform(1, 0))) * std::cos(2 * std::numbers::pi * uniform(0, 1)); }
 
   /// Normal numbers into any contiguous array.
   template <class Array>
@@ -63,7 +66,6 @@ class Random {
  private:
   testing::ScopedTrace trace_;
   std::mt19937_64 engine_;
-  std::normal_distribution<double> normal_;
 };
 
 /// [rows, cols], row by row.
@@ -79,7 +81,7 @@ double distance(const A& a, const B& b) {
   if (Index(a.size()) != Index(b.size())) return kInfinity;
   double largest = 0;
   for (Index i = 0; i < Index(a.size()); i++) {
-    const double x = double(a.data()[i]), y = double(b.data()[i]), d = x == y ? 0 : std::abs(x - y);
+    const double x = double(a.data()[i]), y = double(b.data()[i]), d = x == y ? 0. : std::abs(x - y);
     largest = std::isnan(d) ? kInfinity : std::max(largest, d);
   }
   return largest;

@@ -182,7 +182,7 @@ struct Call {
     worst.output = distance(output.take(), expected.output) / (kBound<T> * logit * value / order_one);
     for (std::size_t i = 0; i < lse.size(); i++) {
       const double is = double(lse[i]), should = expected.lse[Index(i)];
-      const double error = is == should ? 0 : std::abs(is - should) / (kBound<T> * std::max(logit, std::abs(should)));
+      const double error = is == should ? 0. : std::abs(is - should) / (kBound<T> * std::max(logit, std::abs(should)));
       worst.lse = std::max(worst.lse, std::isnan(error) ? kInfinity : error);
     }
     return worst;

@@ -68,9 +68,9 @@ TEST_F(Example, FarOffset) {
 
 // The default scale is 1 / sqrt(head_dim): four equal entries of 1 give a logit of 4 / 2.
 TEST(Reference, DefaultScale) {
-  const test::RowMatrix<double> q = test::RowMatrix<double>::Ones(1, 4), k = q, v = q;
-  EXPECT_EQ(alibi::reference::attention(q, k, v, 0.5).lse[0], 2);
-  EXPECT_EQ(alibi::reference::attention(q, k, v, 0.5, {}, 0.25).lse[0], 1);
+  const test::RowMatrix<double> ones = test::RowMatrix<double>::Ones(1, 4);
+  EXPECT_EQ(alibi::reference::attention(ones, ones, ones, 0.5).lse[0], 2);
+  EXPECT_EQ(alibi::reference::attention(ones, ones, ones, 0.5, {}, 0.25).lse[0], 1);
 }
 
 // [2, 4, 1, 1] queries on [2, 2, 1, 1] keys: rows are (b * heads + h) * queries + i, and query head h reads kv head h

@@ -36,7 +36,7 @@ EIGEN_ALWAYS_INLINE void score_rows(Rows<const T> k, Index head_dim, const T* q,
     const Pack<T> hidden = splat<T>(-std::numeric_limits<T>::infinity());
 #pragma GCC unroll 8
     for (int a = 0; a < kRows; a++) {
-      const Pack<T> j = splat<T>(T(key + a));
+      const Pack<T> j = splat<T>(T(std::min(key + a, keys.end - 1)));
 #pragma GCC unroll 4
       for (int r = 0; r < N; r++) {
         acc[a][r] = select_le(j, load<T>(mask.high + (r0 + r) * W), acc[a][r], hidden);

@@ -9,6 +9,7 @@
 #include <bit>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "alibi/kernel/isa.hpp"
 
@@ -34,6 +35,13 @@ inline constexpr int kLanes = Eigen::internal::unpacket_traits<Pack<T>>::size;
 inline constexpr bool kManyRegisters = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS >= 32;
 inline constexpr int kRows = kManyRegisters ? 8 : 4;
 inline constexpr int kVectors = 3;
+
+// Whether a b + c is one instruction. Where it is not, a product of its own may be subnormal, and those are slow.
+#if defined(EIGEN_HAS_SINGLE_INSTRUCTION_MADD) || defined(EIGEN_VECTORIZE_FMA)
+inline constexpr bool kFused = true;
+#else
+inline constexpr bool kFused = false;
+#endif
 
 template <class T>
 inline constexpr int kBlock = kLanes<T> * kVectors;  // queries in a block, one a lane
@@ -97,13 +105,33 @@ EIGEN_ALWAYS_INLINE bool any_lt(P a, P b) {
   return Eigen::internal::predux_any(Eigen::internal::pcmp_lt(a, b));
 }
 
+namespace detail {
+
+// Exchanges the off-diagonal squares of side `step` between two rows: (a b; c d) becomes (a c; b d).
+template <int step, class P, int... lane>
+EIGEN_ALWAYS_INLINE void exchange(P& x, P& y, std::integer_sequence<int, lane...>) {
+  constexpr int W = sizeof...(lane);
+  const P low = __builtin_shufflevector(x, y, (lane & step ? W + lane - step : lane)...);
+  y = __builtin_shufflevector(x, y, (lane & step ? W + lane : lane + step)...);
+  x = low;
+}
+
+template <int step, class T>
+EIGEN_ALWAYS_INLINE void transpose(Pack<T> (&square)[kLanes<T>]) {
+  if constexpr (step < kLanes<T>) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<T>; i++)
+      if (!(i & step)) exchange<step>(square[i], square[i + step], std::make_integer_sequence<int, kLanes<T>>());
+    transpose<2 * step, T>(square);
+  }
+}
+
+}  // namespace detail
+
 /// Transposes the square that kLanes<T> packs form.
 template <class T>
 EIGEN_ALWAYS_INLINE void transpose(Pack<T> (&square)[kLanes<T>]) {
-  Eigen::internal::PacketBlock<Pack<T>, kLanes<T>> block;
-  for (int i = 0; i < kLanes<T>; i++) block.packet[i] = square[i];
-  Eigen::internal::ptranspose(block);
-  for (int i = 0; i < kLanes<T>; i++) square[i] = block.packet[i];
+  detail::transpose<1, T>(square);
 }
 
 /// The first n <= kLanes values at p, zeros in the other lanes; touches nothing behind them.

@@ -56,7 +56,8 @@ struct SoftmaxState {
 };
 
 /// P = 2^(S - shift) in place over the keys [begin, ends[N - 1]) of vectors [R, N), the first of which drops out at
-/// ends[R]; `sum` grows by P. With Masked, what lies below the range of exp2, masked scores first of all, becomes 0.
+/// ends[R]; `sum` grows by P. With Masked, what lies below the range of exp2, masked scores first of
+/// all, becomes 0; so it does where tiny probabilities would make subnormal products.
 template <int R, int N, bool Masked, class T>
 EIGEN_ALWAYS_INLINE void exponentiate_keys(T* s, Index begin, const Index* ends, const Pack<T>* shift, Pack<T>* sum) {
   for (Index j = begin; j < ends[R]; j++)
@@ -65,7 +66,7 @@ EIGEN_ALWAYS_INLINE void exponentiate_keys(T* s, Index begin, const Index* ends,
       T* at = s + j * kBlock<T> + r * kLanes<T>;
       const Pack<T> x = sub(load<T>(at), shift[r]);
       Pack<T> p = exp2<T>(x);
-      if constexpr (Masked) p = select_lt(x, splat<T>(kSmallestExponent<T>), splat<T>(T(0)), p);
+      if constexpr (Masked || !kFused) p = select_lt(x, splat<T>(kSmallestExponent<T>), splat<T>(T(0)), p);
       sum[r] = add(sum[r], p);
       store<T>(at, p);
     }
