@@ -182,10 +182,10 @@ TEST(Bias, Errors) {
   EXPECT_EQ(message([&] { alibi::bias_expression(1.f, 3, -1); }), "alibi: keys is -1; expected 0 or more");
   EXPECT_EQ(message([&] { alibi::key_bias(m, -1); }), "alibi: keys is -1; expected 0 or more");
   EXPECT_EQ(message([&] { alibi::bias_expression(-infinite, 3, 3); }),
-            "alibi: slope is -inf; expected a finite number");
+            "alibi: the slope is -inf; expected a finite number");
   EXPECT_EQ(message([&] { alibi::bias_matrix(bad, 3, 3); }),
-            "alibi: slopes of head 1 is nan; expected a finite number");
-  EXPECT_EQ(message([&] { alibi::key_bias(bad, 3); }), "alibi: slopes of head 1 is nan; expected a finite number");
+            "alibi: the slope of head 1 is nan; expected a finite number");
+  EXPECT_EQ(message([&] { alibi::key_bias(bad, 3); }), "alibi: the slope of head 1 is nan; expected a finite number");
   EXPECT_EQ(message([&] { alibi::bias_matrix(m, 3, 3, {.window = 0}); }),
             "alibi: mask.window is 0; expected at least 1, the query's own position");
 }

@@ -81,8 +81,11 @@ double distance(const A& a, const B& b) {
   if (Index(a.size()) != Index(b.size())) return kInfinity;
   double largest = 0;
   for (Index i = 0; i < Index(a.size()); i++) {
-    const double x = double(a.data()[i]), y = double(b.data()[i]), d = x == y ? 0. : std::abs(x - y);
-    largest = std::isnan(d) ? kInfinity : std::max(largest, d);
+    const double x = double(a.data()[i]), y = double(b.data()[i]);
+    if (x == y) continue;
+    const double difference = std::abs(x - y);
+    if (std::isnan(difference)) return kInfinity;
+    largest = std::max(largest, difference);
   }
   return largest;
 }

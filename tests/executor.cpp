@@ -152,7 +152,7 @@ TEST(Executor, OneThatRunsASingleTaskDoesAllTheWork) {
 TEST(Executor, SlotsBelowOne) {
   for (const int slots : {0, -3})
     EXPECT_EQ(message<std::invalid_argument>([&] { Executor(slots, on_threads); }),
-              "alibi: executor: slots is " + std::to_string(slots) + "; expected at least 1");
+              "alibi: the executor's slots is " + std::to_string(slots) + "; expected at least 1");
 }
 
 }  // namespace

@@ -11,8 +11,8 @@ using Exponents = std::vector<double>;
 // github.com/ofirpress/attention_with_linear_biases, get_slopes(n), with 8 made a parameter as MPT does.
 std::vector<double> of_power_of_two(int n, double max_bias) {
   const double start = std::pow(2, -std::pow(2, -(std::log2(n) - std::log2(max_bias))));
-  std::vector<double> m;
-  for (int i = 0; i < n; i++) m.push_back(start * std::pow(start, i));
+  std::vector<double> m(static_cast<std::size_t>(n));
+  for (std::size_t i = 0; i < m.size(); i++) m[i] = start * std::pow(start, i);
   return m;
 }
 

@@ -88,8 +88,8 @@ TYPED_TEST(View, TokensBeforeHeads) {
              v = swap_heads_and_tokens(this->v_);
   Tensor4<T> output(kBatch, kTokens, kHeads, kValueDim);
   test::Tensor3<T> lse(kBatch, kHeads, kTokens);
-  auto into = alibi::view(output.data(), {kBatch, kHeads, kTokens, kValueDim},
-                          {kTokens * kHeads * kValueDim, kValueDim, kHeads * kValueDim, 1});
+  const auto into = alibi::view(output.data(), {kBatch, kHeads, kTokens, kValueDim},
+                                {kTokens * kHeads * kValueDim, kValueDim, kHeads * kValueDim, 1});
   alibi::attention_forward_into(into, lse, view_tokens_first(q), view_tokens_first(k), view_tokens_first(v), this->m_);
   EXPECT_TRUE(test::same(swap_heads_and_tokens(output), this->expected_.output));
   EXPECT_TRUE(test::same(lse, this->expected_.lse));
@@ -166,7 +166,7 @@ TYPED_TEST(View, SlopesOfEveryKind) {
   every_second = m;
   expect(every_second);
   all.segment(3, kHeads) = m;
-  expect(Eigen::Ref<const test::Vector<T>>(all.segment(3, kHeads)));
+  expect(all.segment(3, kHeads));
 
   RowMatrix<T> rows(kBatch, kHeads);  // [batch, heads]
   rows << m.transpose(), m.transpose();

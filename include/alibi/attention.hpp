@@ -75,20 +75,21 @@ kernel::Forward<T> checked(const View<const T>& q, const View<const T>& k, const
   equal(k.batch, q.batch, "k", "batch", "q");
   equal(v.batch, q.batch, "v", "batch", "q");
   equal(v.heads, k.heads, "v", "heads", "k");
-  require(k.heads > 0 ? q.heads % k.heads == 0 : q.heads == 0, "q has heads ", q.heads, "; expected a multiple of ",
-          k.heads, ", the heads of k and v");
+  require(k.heads > 0 || q.heads == 0, "k has heads 0; expected at least 1");
+  require(k.heads == 0 || q.heads % k.heads == 0, "q has heads ", q.heads, "; expected a multiple of ", k.heads,
+          ", the heads of k and v");
   equal(k.head_dim, q.head_dim, "k", "head_dim", "q");
   equal(v.tokens, k.tokens, "v", "tokens", "k");
   require(q.head_dim > 0, "q has head_dim 0; expected at least 1");
   require(v.head_dim > 0, "v has head_dim 0; expected at least 1");
 
-  require(slopes.heads == q.heads, "slopes has ", slopes.heads, " heads; expected ", q.heads, ", the heads of q");
+  equal(slopes.heads, q.heads, "slopes", "heads", "q");
   require(slopes.batch == q.batch || slopes.batch_stride == 0, "slopes has batch ", slopes.batch, "; expected ",
-          q.batch, ", the batch of q, or none");
+          q.batch, ", the batch of q, or a vector of heads");
   for (Index b = 0; b < slopes.batch; b++)
     for (Index h = 0; h < slopes.heads; h++) {
       const T m = slopes.data[b * slopes.batch_stride + h * slopes.head_stride];
-      require(std::isfinite(m), "slopes of head ", h, " is ", m, "; expected a finite number");
+      require(std::isfinite(m), "the slope of head ", h, " in batch ", b, " is ", m, "; expected a finite number");
     }
 
   require(
@@ -143,11 +144,11 @@ void forward_into(Output& output, std::optional<std::span<typename Adapter<Q>::S
   static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>, "alibi: q, k and v must hold float or double.");
   static_assert(std::is_same_v<T, typename Adapter<K>::Scalar> && std::is_same_v<T, typename Adapter<V>::Scalar>,
                 "alibi: q, k and v must hold the same scalar.");
-  const auto into = Adapter<Output>::of(output);
+  const auto into = Adapter<std::remove_const_t<Output>>::of(output, "output");
   static_assert(std::is_same_v<decltype(into), const View<T>>,
                 "alibi: output must hold the same scalar as q, k and v, and not be const.");
-  const auto call =
-      checked<T>(Adapter<Q>::of(q), Adapter<K>::of(k), Adapter<V>::of(v), into, lse, slope_view<T>(slopes), options);
+  const auto call = checked<T>(Adapter<Q>::of(q, "q"), Adapter<K>::of(k, "k"), Adapter<V>::of(v, "v"), into, lse,
+                               slope_view<T>(slopes), options);
   run(call, options.executor, workspace);
 }
 
@@ -157,8 +158,8 @@ auto new_output(const Q& q, const V& v) {
   static_assert(
       requires { typename Adapter<Q>::Output; },
       "alibi: for views there is no array type to return; use attention_into() with a view of your memory.");
-  const auto queries = Adapter<Q>::of(q);
-  return Adapter<Q>::output(queries.batch, queries.heads, queries.tokens, Adapter<V>::of(v).head_dim);
+  const auto queries = Adapter<Q>::of(q, "q");
+  return Adapter<Q>::output(queries.batch, queries.heads, queries.tokens, Adapter<V>::of(v, "v").head_dim);
 }
 
 }  // namespace detail
@@ -177,7 +178,7 @@ auto attention(const Q& q, const K& k, const V& v, const Slopes& slopes, const O
 template <class Q, class K, class V, class Slopes>
 auto attention_forward(const Q& q, const K& k, const V& v, const Slopes& slopes, const Options& options = {}) {
   auto output = detail::new_output(q, v);
-  const auto queries = Adapter<Q>::of(q);
+  const auto queries = Adapter<Q>::of(q, "q");
   auto lse = Adapter<Q>::lse(queries.batch, queries.heads, queries.tokens);
   Workspace workspace;
   detail::forward_into(output, std::span(lse.data(), std::size_t(lse.size())), q, k, v, slopes, options, workspace);

@@ -51,7 +51,7 @@ auto finite_slopes(const Eigen::DenseBase<Slopes>& slopes) {
   static_assert(bool(Slopes::IsVectorAtCompileTime), "alibi: slopes of a bias is a vector, [heads].");
   const auto m = slopes.eval();
   for (Index h = 0; h < m.size(); h++)
-    require(std::isfinite(double(m(h))), "slopes of head ", h, " is ", double(m(h)), "; expected a finite number");
+    require(std::isfinite(double(m(h))), "the slope of head ", h, " is ", double(m(h)), "; expected a finite number");
   return m;
 }
 
@@ -64,7 +64,7 @@ template <class T>
 auto bias_expression(T slope, Index queries, Index keys, const Mask& mask = {}) {
   detail::check_bias_size(queries, "queries");
   detail::check_bias_size(keys, "keys");
-  detail::require(std::isfinite(double(slope)), "slope is ", double(slope), "; expected a finite number");
+  detail::require(std::isfinite(double(slope)), "the slope is ", double(slope), "; expected a finite number");
   using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   return Matrix::NullaryExpr(queries, keys, detail::Bias<T>{double(slope), resolve(mask, queries, keys)});
 }

@@ -1,10 +1,11 @@
 // Who runs the tasks. Serial unless told otherwise: no thread is created and no global setting is touched.
 //
-//   alibi::Executor()                      the calling thread
-//   alibi::Executor(pool)                  an Eigen::ThreadPool, or anything with its three functions
-//   alibi::Executor(slots, run)            anything else; run(count, task) calls task(0) … task(count - 1), each once,
-//   on
-//                                          whatever threads it likes, and returns when all have returned. OpenMP:
+//   alibi::Executor()            the calling thread
+//   alibi::Executor(pool)        an Eigen::ThreadPool, or anything with its three functions; it has to outlive the
+//   executor alibi::Executor(slots, run)  anything else: run(count, task) calls task(0) … task(count - 1), each once,
+//   on whatever
+//                                threads it likes, and returns when all have returned. OpenMP:
+//
 //     alibi::Executor(omp_get_max_threads(), [](alibi::Index count, auto task) {
 //       #pragma omp parallel for
 //       for (alibi::Index i = 0; i < count; i++) task(i);
@@ -80,7 +81,7 @@ class Executor {
   /// Throws std::invalid_argument for slots < 1.
   template <std::invocable<Index, Task> Run>
   Executor(int slots, Run run) : slots_(slots), run_(std::move(run)) {
-    detail::require(slots >= 1, "executor: slots is ", slots, "; expected at least 1");
+    detail::require(slots >= 1, "the executor's slots is ", slots, "; expected at least 1");
   }
 
   /// How many tasks run at once, at most.

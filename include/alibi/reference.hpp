@@ -80,7 +80,8 @@ template <class Q, class K, class V, class Slopes>
 Result attention(const Q& q_array, const K& k_array, const V& v_array, const Slopes& slopes, const Mask& mask = {},
                  std::optional<double> scale = std::nullopt) {
   using T = typename Adapter<Q>::Scalar;
-  const View<const T> q = Adapter<Q>::of(q_array), k = Adapter<K>::of(k_array), v = Adapter<V>::of(v_array);
+  const View<const T> q = Adapter<Q>::of(q_array, "q"), k = Adapter<K>::of(k_array, "k"),
+                      v = Adapter<V>::of(v_array, "v");
   const SlopeView<T> m = slope_view<T>(slopes);
   detail::require(k.batch == q.batch && v.batch == q.batch && v.heads == k.heads && k.head_dim == q.head_dim &&
                       v.tokens == k.tokens && (k.heads > 0 ? q.heads % k.heads == 0 : q.heads == 0) &&

@@ -19,7 +19,7 @@ struct TensorAdapter {
                 "alibi: a tensor of attention has rank 4, [batch, heads, tokens, head_dim] in row-major order.");
 
   template <class X>
-  static auto of(X& x) {
+  static auto of(X& x, const char*) {
     const auto size = [&x](int i) { return Index(x.dimension(std::size_t(kRowMajor ? i : 3 - i))); };
     const Index heads = size(1), tokens = size(2), head_dim = size(3);
     using T = std::remove_pointer_t<decltype(x.data())>;

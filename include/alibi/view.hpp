@@ -47,8 +47,8 @@ inline namespace ALIBI_ISA {
 /// Throws std::invalid_argument for a negative size or a head_dim stride that is not 1.
 template <class T>
 View<T> view(T* data, const std::array<Index, 4>& sizes, const std::array<Index, 4>& strides) {
-  for (const Index size : sizes) detail::require(size >= 0, "view: a size is ", size, "; expected 0 or more");
-  detail::require(strides[3] == 1, "view: the stride of head_dim is ", strides[3],
+  for (const Index size : sizes) detail::require(size >= 0, "a size of the view is ", size, "; expected 0 or more");
+  detail::require(strides[3] == 1, "the view's stride of head_dim is ", strides[3],
                   "; expected 1, each token's head_dim contiguous");
   return {data, sizes[0], sizes[1], sizes[2], sizes[3], strides[0], strides[1], strides[2]};
 }
@@ -56,7 +56,8 @@ View<T> view(T* data, const std::array<Index, 4>& sizes, const std::array<Index,
 /// How a type of array is seen as a view, and what owns a result of its kind. Specialised below for View and for Eigen
 /// matrices, in tensor.hpp for Eigen tensors; a type of your own joins by a specialisation with the same members:
 ///   Scalar                                          what it holds
-///   static View<T> of(array)                        T is Scalar, or const Scalar for an array that is not to change
+///   static View<T> of(array, name)                  T is Scalar, or const Scalar for an array that is not to change;
+///                                                   `name` says which argument it is, for an error message
 ///   Output, static Output output(b, h, n, d)        what attention() returns; not needed for attention_into()
 ///   Lse,    static Lse lse(b, h, n)                 what attention_forward() returns beside it: data() and size()
 template <class Array>
@@ -70,13 +71,17 @@ struct Adapter {
 template <class T>
 struct Adapter<View<T>> {
   using Scalar = std::remove_const_t<T>;
-  static View<T> of(const View<T>& x) { return x; }
+  static View<T> of(const View<T>& x, const char*) { return x; }
 };
 
 namespace detail {
 
+// An Eigen type's DenseBase need not be of the type itself: a VectorBlock is a DenseBase<Block>.
+template <class Derived>
+std::true_type is_dense(const Eigen::DenseBase<Derived>*);
+std::false_type is_dense(const void*);
 template <class Array>
-inline constexpr bool is_matrix = std::is_base_of_v<Eigen::DenseBase<Array>, Array>;
+inline constexpr bool is_matrix = decltype(is_dense(static_cast<Array*>(nullptr)))::value;
 
 }  // namespace detail
 
@@ -94,8 +99,8 @@ struct Adapter<Array> {
       "Eigen::Dynamic, Eigen::RowMajor>, or keep [head_dim, tokens] and pass x.transpose().");
 
   template <class X>
-  static auto of(X& x) {
-    detail::require(x.innerStride() == 1, "a matrix has inner stride ", x.innerStride(),
+  static auto of(X& x, const char* name) {
+    detail::require(x.innerStride() == 1, name, " is a matrix of inner stride ", x.innerStride(),
                     "; expected 1, each token's head_dim contiguous");
     using T = std::remove_pointer_t<decltype(x.data())>;
     return View<T>{x.data(), 1, 1, x.rows(), x.cols(), 0, 0, x.outerStride()};
