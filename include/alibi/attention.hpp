@@ -15,10 +15,12 @@
 // gradients.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <numbers>
 #include <optional>
 #include <span>
 #include <type_traits>
@@ -47,6 +49,11 @@ struct ForwardResult {
 
 namespace detail {
 
+template <class T>
+bool is_empty(const View<T>& x) {
+  return x.batch * x.heads * x.tokens * x.head_dim == 0;
+}
+
 /// Whether two views share a byte of the range from their first to their last element.
 template <class T, class U>
 bool overlap(const View<T>& a, const View<U>& b) {
@@ -57,73 +64,111 @@ bool overlap(const View<T>& a, const View<U>& b) {
       (stride < 0 ? low : high) += (size - 1) * stride;
     return std::pair(reinterpret_cast<std::uintptr_t>(low), reinterpret_cast<std::uintptr_t>(high));
   };
-  const auto empty = [](const auto& x) { return x.batch * x.heads * x.tokens * x.head_dim == 0; };
-  if (empty(a) || empty(b)) return false;
+  if (is_empty(a) || is_empty(b)) return false;
   const auto [a_low, a_high] = range(a);
   const auto [b_low, b_high] = range(b);
   return a_low < b_high && b_low < a_high;
 }
 
-/// Checks a call of the forward and fills in its defaults; the errors are those that the comment above promises.
+/// Whether rows of a view may share memory with one another.
 template <class T>
-kernel::Forward<T> checked(const View<const T>& q, const View<const T>& k, const View<const T>& v,
-                           const View<T>& output, const std::optional<std::span<T>>& lse, const SlopeView<T>& slopes,
-                           const Options& options) {
-  const auto equal = [](Index is, Index expected, const char* name, const char* what, const char* of) {
-    require(is == expected, name, " has ", what, ' ', is, "; expected ", expected, ", the ", what, " of ", of);
-  };
-  equal(k.batch, q.batch, "k", "batch", "q");
-  equal(v.batch, q.batch, "v", "batch", "q");
-  equal(v.heads, k.heads, "v", "heads", "k");
+bool overlaps_itself(const View<T>& x) {
+  if (is_empty(x)) return false;
+  std::array axes{std::pair(std::abs(x.batch_stride), x.batch), std::pair(std::abs(x.head_stride), x.heads),
+                  std::pair(std::abs(x.token_stride), x.tokens)};
+  std::sort(axes.begin(), axes.end());
+  Index extent = x.head_dim;
+  for (const auto& [stride, size] : axes)
+    if (size > 1) {
+      if (stride < extent) return true;
+      extent += stride * (size - 1);
+    }
+  return false;
+}
+
+inline void require_equal(Index is, Index expected, const char* name, const char* what, const char* of) {
+  require(is == expected, name, " has ", what, ' ', is, "; expected ", expected, ", the ", what, " of ", of);
+}
+
+template <class T>
+void require_memory(const View<T>& x, const char* name) {
+  const Index tokens = x.batch * x.heads * x.tokens;
+  require(x.data || tokens == 0, name, " is null; expected ", tokens, " tokens of ", x.head_dim);
+}
+
+template <class T>
+void check_inputs(const View<const T>& q, const View<const T>& k, const View<const T>& v) {
+  require_equal(k.batch, q.batch, "k", "batch", "q");
+  require_equal(v.batch, q.batch, "v", "batch", "q");
+  require_equal(v.heads, k.heads, "v", "heads", "k");
   require(k.heads > 0 || q.heads == 0, "k has heads 0; expected at least 1");
   require(k.heads == 0 || q.heads % k.heads == 0, "q has heads ", q.heads, "; expected a multiple of ", k.heads,
           ", the heads of k and v");
-  equal(k.head_dim, q.head_dim, "k", "head_dim", "q");
-  equal(v.tokens, k.tokens, "v", "tokens", "k");
+  require_equal(k.head_dim, q.head_dim, "k", "head_dim", "q");
+  require_equal(v.tokens, k.tokens, "v", "tokens", "k");
   require(q.head_dim > 0, "q has head_dim 0; expected at least 1");
   require(v.head_dim > 0, "v has head_dim 0; expected at least 1");
+  require_memory(q, "q");
+  require_memory(k, "k");
+  require_memory(v, "v");
+}
 
-  equal(slopes.heads, q.heads, "slopes", "heads", "q");
+template <class T>
+void check_slopes(const SlopeView<T>& slopes, const View<const T>& q) {
+  require_equal(slopes.heads, q.heads, "slopes", "heads", "q");
   require(slopes.batch == q.batch || slopes.batch_stride == 0, "slopes has batch ", slopes.batch, "; expected ",
           q.batch, ", the batch of q, or a vector of heads");
+  require(slopes.data || slopes.batch * slopes.heads == 0, "slopes is null; expected ", slopes.heads, " slopes");
   for (Index b = 0; b < slopes.batch; b++)
     for (Index h = 0; h < slopes.heads; h++) {
       const T m = slopes.data[b * slopes.batch_stride + h * slopes.head_stride];
       require(std::isfinite(m), "the slope of head ", h, " in batch ", b, " is ", m, "; expected a finite number");
     }
+}
 
+/// That an array which is written, `x`, shares no memory with any that is read.
+template <class T>
+void require_apart(const View<T>& x, const char* name, const kernel::Forward<T>& call) {
+  const auto apart = [&](const auto& other, const char* other_name) {
+    require(!overlap(x, other), name, " overlaps ", other_name, "; expected memory of its own");
+  };
+  const SlopeView<T>& m = call.slopes;
+  apart(call.q, "q");
+  apart(call.k, "k");
+  apart(call.v, "v");
+  apart(View<const T>{m.data, m.batch, 1, m.heads, 1, m.batch_stride, 0, m.head_stride}, "slopes");
+}
+
+/// Checks a call of the forward and fills in its defaults; the errors are those that the comment above promises.
+template <class T>
+kernel::Forward<T> checked(const View<const T>& q, const View<const T>& k, const View<const T>& v,
+                           const View<T>& output, std::optional<std::span<T>> lse, const SlopeView<T>& slopes,
+                           const Options& options) {
+  check_inputs(q, k, v);
+  check_slopes(slopes, q);
   require(
       output.batch == q.batch && output.heads == q.heads && output.tokens == q.tokens && output.head_dim == v.head_dim,
       "output is [", output.batch, ", ", output.heads, ", ", output.tokens, ", ", output.head_dim, "]; expected [",
       q.batch, ", ", q.heads, ", ", q.tokens, ", ", v.head_dim, "], batch, heads and tokens of q, head_dim of v");
-  const auto present = [](const auto& x, const char* name) {
-    require(x.data || x.batch * x.heads * x.tokens == 0, name, " is null; expected ", x.batch * x.heads * x.tokens,
-            " tokens of ", x.head_dim);
-  };
-  present(q, "q");
-  present(k, "k");
-  present(v, "v");
-  present(output, "output");
-  const auto apart = [](const auto& a, const char* a_name, const auto& b, const char* b_name) {
-    require(!overlap(a, b), a_name, " overlaps ", b_name, "; expected memory of its own");
-  };
-  apart(output, "output", q, "q");
-  apart(output, "output", k, "k");
-  apart(output, "output", v, "v");
+  require_memory(output, "output");
+  require(!overlaps_itself(output), "output has strides ", output.batch_stride, ", ", output.head_stride, ", ",
+          output.token_stride, " of batch, heads and tokens; expected rows that do not overlap");
+
+  const double scale = options.scale.value_or(1 / std::sqrt(double(q.head_dim)));
+  require(std::isfinite(T(scale * std::numbers::log2e)), "scale is ", scale, "; expected a finite number");
+  const kernel::Forward<T> call{
+      q, k, v, output, lse ? lse->data() : nullptr, slopes, resolve(options.mask, q.tokens, k.tokens), scale};
+  require_apart(output, "output", call);
   if (lse) {
     const Index rows = q.batch * q.heads * q.tokens;
     require(Index(lse->size()) == rows, "lse has ", lse->size(), " entries; expected ", rows,
             ", batch x heads x tokens of q");
-    const View<T> lse_view{lse->data(), 1, 1, 1, rows, 0, 0, 0};
-    apart(lse_view, "lse", q, "q");
-    apart(lse_view, "lse", k, "k");
-    apart(lse_view, "lse", v, "v");
-    apart(lse_view, "lse", output, "output");
+    const View<T> row{lse->data(), 1, 1, 1, rows, 0, 0, 0};
+    require(row.data || rows == 0, "lse is null; expected ", rows, " entries");
+    require_apart(row, "lse", call);
+    require(!overlap(row, output), "lse overlaps output; expected memory of its own");
   }
-
-  const double scale = options.scale.value_or(1 / std::sqrt(double(q.head_dim)));
-  require(std::isfinite(scale), "scale is ", scale, "; expected a finite number");
-  return {q, k, v, output, lse ? lse->data() : nullptr, slopes, resolve(options.mask, q.tokens, k.tokens), scale};
+  return call;
 }
 
 template <class T>
@@ -181,7 +226,7 @@ auto attention_forward(const Q& q, const K& k, const V& v, const Slopes& slopes,
   const auto queries = Adapter<Q>::of(q, "q");
   auto lse = Adapter<Q>::lse(queries.batch, queries.heads, queries.tokens);
   Workspace workspace;
-  detail::forward_into(output, std::span(lse.data(), std::size_t(lse.size())), q, k, v, slopes, options, workspace);
+  detail::forward_into(output, lse_view<typename Adapter<Q>::Scalar>(lse), q, k, v, slopes, options, workspace);
   return ForwardResult<decltype(output), decltype(lse)>{std::move(output), std::move(lse)};
 }
 
@@ -199,11 +244,11 @@ void attention_into(Output&& output, const Q& q, const K& k, const V& v, const S
   attention_into(output, q, k, v, slopes, options, workspace);
 }
 
-/// The same with the log-sum-exp: `lse` is contiguous, [batch, heads, queries], anything with data() and size().
+/// The same with the log-sum-exp, [batch, heads, queries], what lse_view() takes.
 template <class Output, class Lse, class Q, class K, class V, class Slopes>
 void attention_forward_into(Output&& output, Lse&& lse, const Q& q, const K& k, const V& v, const Slopes& slopes,
                             const Options& options, Workspace& workspace) {
-  detail::forward_into(output, std::span(lse.data(), std::size_t(lse.size())), q, k, v, slopes, options, workspace);
+  detail::forward_into(output, lse_view<typename Adapter<Q>::Scalar>(lse), q, k, v, slopes, options, workspace);
 }
 template <class Output, class Lse, class Q, class K, class V, class Slopes>
 void attention_forward_into(Output&& output, Lse&& lse, const Q& q, const K& k, const V& v, const Slopes& slopes,

@@ -1,15 +1,16 @@
 // Who runs the tasks. Serial unless told otherwise: no thread is created and no global setting is touched.
 //
+// clang-format off
 //   alibi::Executor()            the calling thread
-//   alibi::Executor(pool)        an Eigen::ThreadPool, or anything with its three functions; it has to outlive the
-//   executor alibi::Executor(slots, run)  anything else: run(count, task) calls task(0) … task(count - 1), each once,
-//   on whatever
-//                                threads it likes, and returns when all have returned. OpenMP:
+//   alibi::Executor(pool)        an Eigen::ThreadPool, or anything with its three functions; it must outlive the executor
+//   alibi::Executor(slots, run)  anything else: run(count, task) calls task(0), …, task(count - 1) on whatever threads
+//                                it likes, and returns when all have returned. OpenMP:
 //
 //     alibi::Executor(omp_get_max_threads(), [](alibi::Index count, auto task) {
 //       #pragma omp parallel for
 //       for (alibi::Index i = 0; i < count; i++) task(i);
 //     });
+// clang-format on
 //
 // Results never depend on the executor: a task writes what no other task touches, and how work is cut into tasks
 // depends on the shapes alone.
@@ -63,18 +64,21 @@ class Executor {
   template <ThreadPool Pool>
   explicit Executor(Pool& pool)
       : slots_(std::max(1, int(pool.NumThreads()))), run_([&pool](Index count, Task task) {
-          if (count == 1 || pool.CurrentThreadId() != -1) {
-            for (Index i = 0; i < count; i++) task(i);
-            return;
+          // Every task draws on the same work, so that those which a full or stopped pool does not take are not missed.
+          const Index others = pool.CurrentThreadId() == -1 ? count - 1 : 0;
+          std::latch running(others);
+          for (Index i = 1; i <= others; i++) {
+            try {
+              pool.Schedule([&running, task, i] {
+                task(i);
+                running.count_down();
+              });
+            } catch (...) {
+              running.count_down();
+            }
           }
-          std::latch others(count - 1);
-          for (Index i = 1; i < count; i++)
-            pool.Schedule([&others, task, i] {
-              task(i);
-              others.count_down();
-            });
           task(0);
-          others.wait();
+          running.wait();
         }) {}
 
   /// `run(count, task)` as described above, never with a count above `slots`.
@@ -89,7 +93,8 @@ class Executor {
 
   /// Calls body(index, slot) for every index in [0, count), started in rising order; no two calls that run at once have
   /// the same slot in [0, slots()). The first exception of a body is thrown again here once all slots have stopped;
-  /// indices not yet started are then left out. Throws std::runtime_error if `run` returned before all work was done.
+  /// indices not yet started are then left out. Throws std::runtime_error if `run` returned without calling its tasks;
+  /// a `run` that returns while one of them still runs is undefined.
   template <class Body>
   void for_each(Index count, Body&& body) const;
 

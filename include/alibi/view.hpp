@@ -11,6 +11,7 @@
 
 #include <Eigen/Core>
 #include <array>
+#include <span>
 #include <type_traits>
 
 #include "alibi/error.hpp"
@@ -145,6 +146,25 @@ SlopeView<T> slope_view(const Slopes& slopes) {
                   "alibi: slopes must hold the scalar of q, k and v.");
     return {slopes.data(), 1, Index(slopes.size()), 0, 1};
   }
+}
+
+/// A log-sum-exp array as a span, [batch, heads, queries] side by side: an Eigen vector or row-major matrix, a tensor
+/// of rank 3 (column-major: mirrored), or a contiguous range.
+template <class T, class Lse>
+std::span<T> lse_view(Lse& lse) {
+  static_assert(std::is_same_v<std::remove_reference_t<decltype(*lse.data())>, T>,
+                "alibi: lse must hold the same scalar as q, k and v, and not be const.");
+  using Array = std::remove_const_t<Lse>;
+  if constexpr (detail::is_matrix<Array>) {
+    static_assert(bool(Array::IsVectorAtCompileTime) || bool(Array::IsRowMajor),
+                  "alibi: lse is a matrix [heads, queries] and must be row-major; Eigen's default is column-major.");
+    const bool dense =
+        lse.innerStride() == 1 && (lse.rows() <= 1 || lse.cols() <= 1 || lse.outerStride() == lse.cols());
+    detail::require(dense, "lse has gaps between its entries; expected them side by side");
+  } else if constexpr (requires { Array::NumDimensions; }) {
+    static_assert(Array::NumDimensions == 3, "alibi: lse is a tensor of rank 3, [batch, heads, queries].");
+  }
+  return {lse.data(), std::size_t(lse.size())};
 }
 
 }  // namespace ALIBI_ISA

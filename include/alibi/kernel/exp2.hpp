@@ -11,6 +11,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 
 #include "alibi/kernel/simd.hpp"
 
@@ -33,14 +34,14 @@ inline constexpr auto kExp2Polynomial = [] {
 
 template <class T, class P>
 EIGEN_ALWAYS_INLINE P exp2(P x) {
-  constexpr T kRound = sizeof(T) == 4 ? T(0x1.8p23) : T(0x1.8p52);  // the sum's low bits then hold round(x)
+  constexpr T kRound = sizeof(T) == 4 ? T(0x1.8p23 + 127) : T(0x1.8p52 + 1023);  // low bits of x + kRound: n + bias
   x = max(x, splat<T>(kSmallestExponent<T>));
   const P shifted = add(x, splat<T>(kRound));
   const P f = sub(x, sub(shifted, splat<T>(kRound)));
   P p = splat<T>(kExp2Polynomial<T>[0]);
 #pragma GCC unroll 16
   for (std::size_t i = 1; i < kExp2Polynomial<T>.size(); i++) p = fma(p, f, splat<T>(kExp2Polynomial<T>[i]));
-  return add_exponent<T>(p, shifted);
+  return mul(p, power_of_two<T>(shifted));  // a multiplication keeps every NaN a NaN; adding exponents would not
 }
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

@@ -20,6 +20,7 @@
 #include <limits>
 #include <numbers>
 #include <span>
+#include <type_traits>
 #include <utility>
 
 #include "alibi/kernel/bias.hpp"
@@ -63,8 +64,8 @@ struct ForwardPlan {
     const std::size_t shared = bytes(kScoreRows * kBlock<T>);
     const Index all = pieces(queries, kBlock<T>);
     blocks = int(std::clamp<std::size_t>((kScratchBytes - shared) / block, 1, kMostBlocks));
-    scratch_bytes = std::size_t(blocks) * block + shared;
-    while (blocks > 8 && heads * pieces(all, blocks) < 16) blocks /= 2;  // enough tasks for many threads
+    scratch_bytes = (std::size_t(blocks) * block + shared + 63) / 64 * 64;  // slots share no cache line
+    while (blocks > 8 && heads * pieces(all, blocks) < 16) blocks /= 2;     // enough tasks for many threads
     chunks = pieces(all, blocks);
     tasks = heads * chunks;
   }
@@ -103,8 +104,8 @@ class ForwardTask {
   Sweep tiles() const;
   Prefetch<T> after(Index next) const;
   void visit(ForwardBlock<T>& block, const TileKeys& keys);
-  template <class Bias, class Mask>
-  void attend(ForwardBlock<T>& block, const TileKeys& keys, const Bias& bias, const Mask& mask);
+  template <class Bias, class Visible>
+  void attend(ForwardBlock<T>& block, const TileKeys& keys, const Bias& bias, const Visible& visible);
   void close(const ForwardBlock<T>& block) const;
   T lse_of(const ForwardBlock<T>& block, Index row) const;
 
@@ -124,13 +125,13 @@ class ForwardTask {
 
 /// A tile against a block: the paper's three lines.
 template <class T>
-template <class Bias, class Mask>
-void ForwardTask<T>::attend(ForwardBlock<T>& block, const TileKeys& keys, const Bias& bias, const Mask& mask) {
-  constexpr bool kMasked = !std::is_same_v<Mask, NoMask>;
+template <class Bias, class Visible>
+void ForwardTask<T>::attend(ForwardBlock<T>& block, const TileKeys& keys, const Bias& bias, const Visible& visible) {
+  constexpr bool kMasked = !std::is_same_v<Visible, NoMask>;
   T* p = probabilities_;
   Pack<T> largest[kVectors], factor[kVectors];
   for (auto& x : largest) x = splat<T>(-std::numeric_limits<T>::infinity());
-  score(k_, head_dim_, block.q, keys, bias, mask, p, largest, ahead_);  // S = τ Q K' + bias
+  score(k_, head_dim_, block.q, keys, bias, visible, p, largest, ahead_);  // S = τ Q K' + bias
 
   bool outgrown = false;
   for (int r = 0; r < keys.vectors; r++)

@@ -1,8 +1,9 @@
 // The instruction set as a namespace, and the compiler flags that are refused.
 //
-// Every function of the library lives in an inline namespace named after the vector unit it was compiled for, so that
-// two translation units built with different -m flags never share a symbol. Plain data (Mask, Options, results) is
-// the same everywhere and stays in `alibi`.
+// Functions, and the classes that have any, live in an inline namespace named after the vector unit they were compiled
+// for, so that optimised translation units built with different -m flags can be linked together: each calls its own.
+// What is passed between them should be plain memory, not these classes or arrays that Eigen owns, whose alignment
+// differs.
 #pragma once
 
 #include <Eigen/Core>
@@ -31,5 +32,6 @@ range reduction of exp2 away (measured error 0.1, without a warning). Compile th
 namespace alibi {
 
 using Index = Eigen::Index;
+static_assert(sizeof(Index) == 8, "alibi: positions are 64-bit integers; define EIGEN_DEFAULT_DENSE_INDEX_TYPE so.");
 
 }  // namespace alibi

@@ -167,12 +167,12 @@ struct BitsPack<T, 1> {
 
 }  // namespace detail
 
-/// x 2^n, where n is the integer in the low bits of `shifted`: adds n to the exponent field, no rounding and no check.
+/// 2^(n - bias), where n >= 1 is the integer in the low bits of `shifted` and bias that of the exponent field.
 template <class T, class P>
-EIGEN_ALWAYS_INLINE P add_exponent(P x, P shifted) {
+EIGEN_ALWAYS_INLINE P power_of_two(P shifted) {
   using Integers = typename detail::BitsPack<T, kLanes<T>>::type;
   constexpr int kMantissa = sizeof(T) == 4 ? 23 : 52;
-  return std::bit_cast<P>(std::bit_cast<Integers>(x) + (std::bit_cast<Integers>(shifted) << kMantissa));
+  return std::bit_cast<P>(std::bit_cast<Integers>(shifted) << kMantissa);
 }
 
 /// Asks for the cache line of p, towards the second-level cache.

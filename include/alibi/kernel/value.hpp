@@ -24,24 +24,26 @@ EIGEN_ALWAYS_INLINE void add_keys(const T* v, Index stride, const T* p, Index be
   if constexpr (R + 1 < N) add_keys<R + 1, N>(v, stride, p, ends[R], ends, acc);
 }
 
-/// M value dims, the first of them at v and o, for N vectors of queries.
+/// M value dims, the first of them at v and o, for N vectors of queries. A tile is summed by itself before it joins o:
+/// one running sum over all keys would lose a digit or two of a float by 16,384 of them.
 template <int M, int N, class T>
 EIGEN_ALWAYS_INLINE void value_dims(const T* v, Index stride, const T* p, const TileKeys& keys, Before before,
                                     const Pack<T>* factor, T* o) {
-  constexpr int W = kLanes<T>;
   Pack<T> acc[M][kVectors];
 #pragma GCC unroll 8
   for (int a = 0; a < M; a++)
 #pragma GCC unroll 4
-    for (int r = 0; r < N; r++) {
-      acc[a][r] = before == Before::none ? splat<T>(T(0)) : load<T>(o + a * kBlock<T> + r * W);
-      if (before == Before::rescale) acc[a][r] = mul(acc[a][r], factor[r]);
-    }
+    for (int r = 0; r < N; r++) acc[a][r] = splat<T>(T(0));
   add_keys<0, N>(v, stride, p, keys.begin, keys.ends, acc);
 #pragma GCC unroll 8
   for (int a = 0; a < M; a++)
 #pragma GCC unroll 4
-    for (int r = 0; r < N; r++) store<T>(o + a * kBlock<T> + r * W, acc[a][r]);
+    for (int r = 0; r < N; r++) {
+      T* at = o + a * kBlock<T> + r * kLanes<T>;
+      if (before == Before::keep) acc[a][r] = add(load<T>(at), acc[a][r]);
+      if (before == Before::rescale) acc[a][r] = fma(load<T>(at), factor[r], acc[a][r]);
+      store<T>(at, acc[a][r]);
+    }
 }
 
 /// Keys of a tile, p [kScoreRows][kBlock], o [value_dim][kBlock]: M dims at a time, what is left with half as many.
