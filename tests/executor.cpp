@@ -34,7 +34,7 @@ void backwards(Index count, Task task) {
 
 // Checks that for_each calls every index once and never lets two calls that overlap share a slot.
 void expect_every_index_once(const Executor& executor) {
-  for (const std::size_t count : {0, 1, 2, 3, 7, 1000}) {
+  for (const std::size_t count : {0u, 1u, 2u, 3u, 7u, 1000u}) {
     std::vector<std::atomic<int>> calls(count), busy(std::size_t(executor.slots()));
     std::atomic<bool> alone = true;
     executor.for_each(Index(count), [&](Index i, int slot) {

@@ -20,7 +20,7 @@ struct TensorAdapter {
 
   template <class X>
   static auto of(X& x, const char*) {
-    const auto size = [&x](int i) { return Index(x.dimension(std::size_t(kRowMajor ? i : 3 - i))); };
+    const auto size = [&x](int i) { return Index(x.dimensions()[std::size_t(kRowMajor ? i : 3 - i)]); };
     const Index heads = size(1), tokens = size(2), head_dim = size(3);
     using T = std::remove_pointer_t<decltype(x.data())>;
     return View<T>{x.data(), size(0), heads, tokens, head_dim, heads * tokens * head_dim, tokens * head_dim, head_dim};

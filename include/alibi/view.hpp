@@ -134,11 +134,11 @@ SlopeView<T> slope_view(const Slopes& slopes) {
     static_assert(Slopes::NumDimensions == 1 || Slopes::NumDimensions == 2,
                   "alibi: slopes is a tensor of rank 1, [heads], or 2, [batch, heads].");
     if constexpr (Slopes::NumDimensions == 1) {
-      return {slopes.data(), 1, Index(slopes.dimension(0)), 0, 1};
+      return {slopes.data(), 1, Index(slopes.size()), 0, 1};
     } else {
       constexpr bool kRowMajor = int(Slopes::Layout) == int(Eigen::RowMajor);
-      const Index batch = Index(slopes.dimension(kRowMajor ? 0 : 1)),
-                  heads = Index(slopes.dimension(kRowMajor ? 1 : 0));
+      const Index batch = Index(slopes.dimensions()[kRowMajor ? 0 : 1]),
+                  heads = Index(slopes.dimensions()[kRowMajor ? 1 : 0]);
       return {slopes.data(), batch, heads, heads, 1};
     }
   } else {
