@@ -69,7 +69,7 @@ inline bool first_run(const std::string& name) {
   return seen.insert(name).second;
 }
 
-/// The rows [first, first + rows) of one head of x, which has the heads of k and v repeated where there are fewer.
+/// The rows [first, first + rows) of one head of x.
 template <class T>
 alibi::View<const T> part(alibi::View<const T> x, Index head, Index first, Index rows) {
   x.data += head * x.head_stride + first * x.token_stride;

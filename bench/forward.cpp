@@ -42,7 +42,8 @@ std::string name_of(const char* method, const Case& c) {
          (c.token_major ? "/bnhd" : "") + (c.threads == 1 ? "" : field("threads", c.threads));
 }
 
-/// Inputs and output of a case. One head has slope 1/256, the flattest of eight, so that every key counts.
+/// Inputs and output of a case. One head has slope 1/256, the flattest of eight, so that every key counts. The first
+/// column of values has mean 1, not 0: its sums do not cancel, so that the check sees them drift.
 template <class T>
 struct Arrays {
   const Case c;
@@ -55,6 +56,7 @@ struct Arrays {
     q = random.matrix<T>(c.heads * c.tokens, c.head_dim);
     k = random.matrix<T>(c.heads * c.tokens, c.head_dim);
     v = random.matrix<T>(c.heads * c.tokens, c.value_dim);
+    v.col(0).array() += T(1);
     if (!c.bias) slopes.setZero();
   }
 

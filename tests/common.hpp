@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <alibi/alibi.hpp>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -67,6 +68,20 @@ class Random {
   testing::ScopedTrace trace_;
   std::mt19937_64 engine_;
 };
+
+/// NaNs of either sign and several payloads: the processor's own, the smallest and the largest beside it, and what
+/// memset(0xff) leaves.
+template <class T>
+std::vector<T> nans() {
+  if constexpr (sizeof(T) == 4)
+    return {std::bit_cast<float>(0x7fc00000u), std::bit_cast<float>(0x7fc00001u), std::bit_cast<float>(0x7fffffffu),
+            std::bit_cast<float>(0xffffffffu)};
+  else
+    return {std::bit_cast<double>(std::uint64_t(0x7ff8000000000000)),
+            std::bit_cast<double>(std::uint64_t(0x7ff8000000000001)),
+            std::bit_cast<double>(std::uint64_t(0x7fffffffffffffff)),
+            std::bit_cast<double>(std::uint64_t(0xffffffffffffffff))};
+}
 
 /// [rows, cols], row by row.
 template <class T>

@@ -48,6 +48,10 @@ class Errors : public testing::Test {
   std::string with_output(Output&& output) {
     return into(output, q_, k_, v_, m_);
   }
+  template <class Lse>
+  std::string with_lse(Lse&& lse) {
+    return thrown([&] { alibi::attention_forward_into(output_, lse, q_, k_, v_, m_, options_); });
+  }
   std::string with_options(const alibi::Options& options) {
     options_ = options;
     return into(output_, q_, k_, v_, m_);
@@ -112,6 +116,7 @@ TEST_F(Errors, Options) {
             "alibi: mask.query_offset is 4611686018427387904; expected within ±2^61");
   EXPECT_EQ(with_options({.scale = std::nan("")}), "alibi: scale is nan; expected a finite number");
   EXPECT_EQ(with_options({.scale = -test::kInfinity}), "alibi: scale is -inf; expected a finite number");
+  EXPECT_EQ(with_options({.scale = 1e39}), "alibi: scale is 1e+39; expected a finite number");
 }
 
 TEST_F(Errors, NullData) {
@@ -119,6 +124,8 @@ TEST_F(Errors, NullData) {
   EXPECT_EQ(into(output_, q_, null(2, 2, 6, 8), v_, m_), "alibi: k is null; expected 24 tokens of 8");
   EXPECT_EQ(into(output_, q_, k_, null(2, 2, 6, 3), m_), "alibi: v is null; expected 24 tokens of 3");
   EXPECT_EQ(with_output(null(2, 4, 5, 3)), "alibi: output is null; expected 40 tokens of 3");
+  EXPECT_EQ(with_lse(Eigen::Map<Eigen::VectorXf>(nullptr, 40)), "alibi: lse is null; expected 40 entries");
+  EXPECT_EQ(with_slopes(Eigen::Map<const Eigen::VectorXf>(nullptr, 4)), "alibi: slopes is null; expected 4 slopes");
 }
 
 TEST_F(Errors, NullIsFineWhereThereIsNothing) {
@@ -140,10 +147,38 @@ TEST_F(Errors, OverlappingOutput) {
             "alibi: output overlaps k; expected memory of its own");
 }
 
-TEST_F(Errors, OverlappingLse) {
-  const auto message = [&](float* lse) {
-    return thrown([&] { alibi::attention_forward_into(output_, std::span(lse, 40), q_, k_, v_, m_); });
+TEST_F(Errors, OverlappingSlopes) {
+  EXPECT_EQ(with_slopes(Eigen::Map<const Eigen::VectorXf>(output_.data() + 7, 4)),
+            "alibi: output overlaps slopes; expected memory of its own");
+  EXPECT_EQ(with_slopes(Eigen::Map<const Eigen::VectorXf>(lse_.data() + 36, 4)),
+            "alibi: lse overlaps slopes; expected memory of its own");
+}
+
+TEST_F(Errors, OutputThatOverlapsItself) {
+  const auto message = [&](Index begin, const std::array<Index, 4>& strides) {
+    return with_output(alibi::view(output_.data() + begin, {2, 4, 5, 3}, strides));
   };
+  const std::string expected = " of batch, heads and tokens; expected rows that do not overlap";
+  EXPECT_EQ(message(0, {0, 0, 0, 1}), "alibi: output has strides 0, 0, 0" + expected);
+  EXPECT_EQ(message(0, {60, 15, 2, 1}), "alibi: output has strides 60, 15, 2" + expected);
+  EXPECT_EQ(message(0, {60, 15, -2, 1}), "alibi: output has strides 60, 15, -2" + expected);
+  EXPECT_EQ(message(0, {60, 14, 3, 1}), "alibi: output has strides 60, 14, 3" + expected);
+  EXPECT_EQ(message(0, {0, 15, 3, 1}), "alibi: output has strides 0, 15, 3" + expected);
+  EXPECT_EQ(message(0, {60, 3, 11, 1}), "alibi: output has strides 60, 3, 11" + expected);
+  EXPECT_EQ(message(0, {60, 3, 12, 1}), "no error") << "tokens before heads";
+  EXPECT_EQ(message(12, {60, 15, -3, 1}), "no error") << "tokens backwards";
+  const alibi::View<const float> q = alibi::view(q_.data(), {1, 1, 5, 8}, {0, 0, 8, 1});
+  EXPECT_EQ(thrown([&] {
+              alibi::attention_into(alibi::view(output_.data(), {1, 1, 5, 3}, {0, 0, 3, 1}), q,
+                                    alibi::view(k_.data(), {1, 1, 6, 8}, {0, 0, 8, 1}),
+                                    alibi::view(v_.data(), {1, 1, 6, 3}, {0, 0, 3, 1}), 0.5f);
+            }),
+            "no error")
+      << "a single batch and head";
+}
+
+TEST_F(Errors, OverlappingLse) {
+  const auto message = [&](float* lse) { return with_lse(std::span(lse, 40)); };
   EXPECT_EQ(message(q_.data()), "alibi: lse overlaps q; expected memory of its own");
   EXPECT_EQ(message(k_.data()), "alibi: lse overlaps k; expected memory of its own");
   EXPECT_EQ(message(v_.data()), "alibi: lse overlaps v; expected memory of its own");
@@ -158,6 +193,13 @@ TEST_F(Errors, OutputOfTheWrongShape) {
   EXPECT_EQ(with_output(Array(1, 4, 5, 3)), "alibi: output is [1, 4, 5, 3]" + expected);
   lse_.resize(39);
   EXPECT_EQ(with(q_, k_, v_), "alibi: lse has 39 entries; expected 40, batch x heads x tokens of q");
+}
+
+TEST_F(Errors, LseWithGaps) {
+  test::RowMatrix<float> wide(40, 2), table(8, 7);
+  const std::string expected = "alibi: lse has gaps between its entries; expected them side by side";
+  EXPECT_EQ(with_lse(wide.col(0)), expected);
+  EXPECT_EQ(with_lse(table.leftCols(5)), expected);
 }
 
 TEST_F(Errors, View) {
@@ -176,7 +218,7 @@ TEST_F(Errors, MatrixWithGapsInATokensHeadDim) {
             "alibi: q is a matrix of inner stride 2; expected 1, each token's head_dim contiguous");
 }
 
-// What the executor's own code throws, and what a task throws, come out of attention unchanged.
+// What the executor's own code throws comes out of attention unchanged. (Tasks of attention throw nothing.)
 TEST_F(Errors, ExceptionOnTheWay) {
   options_.executor =
       alibi::Executor(2, [](Index, const alibi::Task&) { throw std::invalid_argument("no thread left"); });

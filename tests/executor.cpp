@@ -1,6 +1,9 @@
 // Executors: every task once, each slot to itself, exceptions to the caller.
 #include <alibi/executor.hpp>
 #include <atomic>
+#include <chrono>
+#include <functional>
+#include <new>
 #include <set>
 #include <thread>
 #include <unsupported/Eigen/CXX11/ThreadPool>
@@ -147,6 +150,39 @@ TEST(Executor, OneThatReturnsEarlyIsFoundOut) {
 TEST(Executor, OneThatRunsASingleTaskDoesAllTheWork) {
   const Executor first_only(3, [](Index, Task task) { task(0); });
   expect_every_index_once(first_only);
+}
+
+// A pool that takes some jobs and refuses others, by throwing as one that is out of memory would. A job starts late: an
+// executor that did not wait for it would be gone by then.
+class Refusing {
+ public:
+  Refusing(int accepted_first, int refused) : accepted_first_(accepted_first), refused_(refused) {}
+  int NumThreads() const { return 4; }
+  int CurrentThreadId() const { return -1; }
+  void Schedule(std::function<void()> job) {
+    const int number = calls_++ % (NumThreads() - 1);
+    if (accepted_first_ <= number && number < accepted_first_ + refused_) throw std::bad_alloc();
+    threads_.emplace_back([job = std::move(job)] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      job();
+    });
+  }
+
+ private:
+  int accepted_first_, refused_, calls_ = 0;
+  std::vector<std::jthread> threads_;
+};
+
+TEST(Executor, APoolThatRefusesAJob) {
+  Refusing second(1, 1), first(0, 1), last_two(1, 2), all(0, 3);
+  for (Refusing* pool : {&second, &first, &last_two, &all}) {
+    const Executor executor(*pool);
+    for (int repetition = 0; repetition < 3; repetition++) {
+      std::vector<std::atomic<int>> calls(100);
+      executor.for_each(100, [&](Index i, int) { calls[std::size_t(i)]++; });
+      for (const auto& n : calls) EXPECT_EQ(n, 1);
+    }
+  }
 }
 
 TEST(Executor, SlotsBelowOne) {

@@ -1,7 +1,9 @@
 # The code of README.md. A ```cpp block with a `main` is a program, built and run; any other is the body of a function
-# after readme_prelude.hpp, and only compiled. Compiler messages give the line in README.md.
+# after readme_prelude.hpp, and only compiled. Compiler messages give the line in README.md. The first block is
+# examples/quickstart.cpp, but for the comment that heads the file.
 set(readme "${PROJECT_SOURCE_DIR}/README.md")
-set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${readme}")
+set(quickstart "${PROJECT_SOURCE_DIR}/examples/quickstart.cpp")
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${readme}" "${quickstart}")
 file(READ "${readme}" text)
 
 set(line 1)
@@ -21,6 +23,9 @@ while(TRUE)
   string(REGEX REPLACE "[^\n]" "" newlines "${skipped}")
   string(LENGTH "${newlines}" newlines)
   math(EXPR line "${line} + ${newlines}")
+  if(block EQUAL 0)
+    set(first_block "${code}")
+  endif()
   set(code "#line ${line} \"${readme}\"\n${code}")
 
   math(EXPR block "${block} + 1")
@@ -41,6 +46,17 @@ endwhile()
 if(block EQUAL 0)
   message(FATAL_ERROR "README.md has no \`\`\`cpp block")
 endif()
+
+file(READ "${quickstart}" program)
+string(REGEX REPLACE "^(//[^\n]*\n)+" "" program "${program}")
+set(folder "${CMAKE_CURRENT_BINARY_DIR}/readme")
+file(CONFIGURE OUTPUT "${folder}/first_block.txt" CONTENT "${first_block}" @ONLY)
+file(CONFIGURE OUTPUT "${folder}/quickstart.txt" CONTENT "${program}" @ONLY)
+add_test(
+  NAME readme_quickstart
+  COMMAND "${CMAKE_COMMAND}" -E compare_files "${folder}/first_block.txt" "${folder}/quickstart.txt"
+)
+set_tests_properties(readme_quickstart PROPERTIES LABELS static)
 
 if(fragments)
   add_library(test_readme OBJECT ${fragments})

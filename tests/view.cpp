@@ -1,4 +1,6 @@
 // Every kind of array that attention accepts holds the same numbers here, and gives the same bits.
+#include <span>
+
 #include "common.hpp"
 
 namespace {
@@ -180,6 +182,29 @@ TYPED_TEST(View, SlopesOfEveryKind) {
   expect(rank_2);
   expect(Eigen::Tensor<T, 2>(rank_2.swap_layout()));
   expect(Eigen::TensorMap<const Eigen::Tensor<T, 1>>(list.data(), kHeads));
+}
+
+TYPED_TEST(View, LseOfEveryKind) {
+  using T = TypeParam;
+  const auto expect = [&](auto&& lse) {
+    Tensor4<T> output(kBatch, kHeads, kTokens, kValueDim);
+    std::fill_n(lse.data(), lse.size(), T(7));
+    alibi::attention_forward_into(output, lse, this->q_, this->k_, this->v_, this->m_);
+    EXPECT_TRUE(test::same(output, this->expected_.output));
+    EXPECT_TRUE(test::same(lse, this->expected_.lse));
+  };
+  constexpr Index kRows = kBatch * kHeads;
+  std::vector<T> list(std::size_t(kRows * kTokens));
+  expect(list);
+  expect(std::span<T>(list));
+  expect(test::Vector<T>(kRows * kTokens));
+  expect(Eigen::Matrix<T, 1, Eigen::Dynamic>(kRows * kTokens));
+  expect(Eigen::Map<test::Vector<T>>(list.data(), kRows * kTokens));
+  expect(RowMatrix<T>(kRows, kTokens));
+  expect(RowMatrix<T>(kRows + 3, kTokens).middleRows(2, kRows));
+  expect(test::Tensor3<T>(kBatch, kHeads, kTokens));
+  expect(Eigen::Tensor<T, 3>(kTokens, kHeads, kBatch));
+  expect(Eigen::TensorMap<Eigen::Tensor<T, 3>>(list.data(), kTokens, kHeads, kBatch));
 }
 
 TYPED_TEST(View, SlopesPerBatch) {

@@ -47,9 +47,9 @@ inline void check_bias_size(Index size, const char* name) {
 
 /// `slopes` as a vector in memory, once each is known to be finite.
 template <class Slopes>
-auto finite_slopes(const Eigen::DenseBase<Slopes>& slopes) {
+typename Slopes::PlainObject finite_slopes(const Eigen::DenseBase<Slopes>& slopes) {
   static_assert(bool(Slopes::IsVectorAtCompileTime), "alibi: slopes of a bias is a vector, [heads].");
-  const auto m = slopes.eval();
+  typename Slopes::PlainObject m = slopes.derived();
   for (Index h = 0; h < m.size(); h++)
     require(std::isfinite(double(m(h))), "the slope of head ", h, " is ", double(m(h)), "; expected a finite number");
   return m;

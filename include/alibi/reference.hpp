@@ -62,6 +62,7 @@ double attend(const T* q, Index p, View<const T> k, View<const T> v, double slop
   const Index common = distance(p, slope >= 0 ? *nearest : *farthest);
 
   std::vector<double> s;
+  s.reserve(visible.size());
   for (const Index j : visible)
     s.push_back(scale * dot(q, k.data + j * k.token_stride, k.head_dim) - slope * double(distance(p, j) - common));
 

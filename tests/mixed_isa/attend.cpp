@@ -3,15 +3,21 @@
 #include "alibi/attention.hpp"
 #include "alibi/view.hpp"
 
+#define TEXT_OF(name) #name
+#define TEXT(macro) TEXT_OF(macro)
+
 // out, q, k, v: [heads, tokens, head_dim], contiguous.
-bool ATTEND(float* out, const float* q, const float* k, const float* v, const float* slopes, Shape shape) {
+Unit ATTEND(float* out, const float* q, const float* k, const float* v, const float* slopes, Shape shape) {
   const auto view = [n = shape.tokens, h = shape.heads, d = shape.head_dim](auto* data) {
     return alibi::view(data, {1, h, n, d}, {h * n * d, n * d, d, 1});
   };
-  alibi::attention_into(view(out), view(q), view(k), view(v), Eigen::Map<const Eigen::VectorXf>(slopes, shape.heads));
+  alibi::Workspace workspace;
+  alibi::attention_into(view(out), view(q), view(k), view(v), Eigen::Map<const Eigen::VectorXf>(slopes, shape.heads),
+                        {}, workspace);
 #ifdef __FMA__
-  return true;
+  constexpr bool kFma = true;
 #else
-  return false;
+  constexpr bool kFma = false;
 #endif
+  return {TEXT(ALIBI_ISA), alibi::kernel::kLanes<float>, kFma, workspace.size()};
 }

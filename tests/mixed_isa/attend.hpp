@@ -2,11 +2,20 @@
 // unit to another with different flags, since its alignment depends on them.
 #pragma once
 
+#include <cstddef>
+
 struct Shape {
   long heads, tokens, head_dim;
 };
 
-/// Returns whether it was built for fused multiply-adds, which round differently.
-using Attend = bool(float* out, const float* q, const float* k, const float* v, const float* slopes, Shape shape);
+/// What a translation unit was compiled for, and what the kernels that the linker gave it took.
+struct Unit {
+  const char* isa;      ///< the namespace of its kernels
+  int lanes;            ///< floats in a vector
+  bool fma;             ///< whether multiply-adds are fused, which rounds differently
+  std::size_t scratch;  ///< bytes the call asked for, which depends on the lanes of the kernels that ran
+};
 
-Attend attend_baseline, attend_avx2, attend_native;
+using Attend = Unit(float* out, const float* q, const float* k, const float* v, const float* slopes, Shape shape);
+
+Attend attend_scalar, attend_baseline, attend_avx2, attend_native;

@@ -1,4 +1,4 @@
-// expect: slopes
+// expect: slopes must hold the scalar
 #include "alibi/alibi.hpp"
 
 using Tensor = Eigen::Tensor<float, 4, Eigen::RowMajor>;

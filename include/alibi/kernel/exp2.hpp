@@ -7,7 +7,7 @@
 //
 // Range [-126, 127] (float), [-1022, 1023] (double): at most 2 ulp, with or without a fused multiply-add
 // (float: 1.97 found by a sweep in tests/exp2.cpp).
-// Below: the smallest normal number, never a denormal (those are slow). NaN gives NaN.
+// Below `smallest`: 2^smallest, by default the smallest normal number, never a subnormal one. NaN gives NaN.
 #pragma once
 
 #include <array>
@@ -33,9 +33,9 @@ inline constexpr auto kExp2Polynomial = [] {
 }();
 
 template <class T, class P>
-EIGEN_ALWAYS_INLINE P exp2(P x) {
+EIGEN_ALWAYS_INLINE P exp2(P x, T smallest = kSmallestExponent<T>) {
   constexpr T kRound = sizeof(T) == 4 ? T(0x1.8p23 + 127) : T(0x1.8p52 + 1023);  // low bits of x + kRound: n + bias
-  x = max(x, splat<T>(kSmallestExponent<T>));
+  x = max(x, splat<T>(smallest));
   const P shifted = add(x, splat<T>(kRound));
   const P f = sub(x, sub(shifted, splat<T>(kRound)));
   P p = splat<T>(kExp2Polynomial<T>[0]);

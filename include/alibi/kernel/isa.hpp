@@ -8,10 +8,10 @@
 
 #include <Eigen/Core>
 
-#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error \
-    "alibi: -ffast-math and -ffinite-math-only are refused: masks are infinities here, and reassociation folds the \
-range reduction of exp2 away (measured error 0.1, without a warning). Compile this file without them."
+    "alibi: -ffast-math, -ffinite-math-only and -fassociative-math are refused: masks are infinities here, and \
+reassociation folds the range reduction of exp2 away (measured error 0.1, without a warning). Compile without them."
 #endif
 
 // The library's only macro: an inline namespace cannot be named by a constant expression.

@@ -36,13 +36,6 @@ inline constexpr bool kManyRegisters = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS >=
 inline constexpr int kRows = kManyRegisters ? 8 : 4;
 inline constexpr int kVectors = 3;
 
-// Whether a b + c is one instruction. Where it is not, a product of its own may be subnormal, and those are slow.
-#if defined(EIGEN_HAS_SINGLE_INSTRUCTION_MADD) || defined(EIGEN_VECTORIZE_FMA)
-inline constexpr bool kFused = true;
-#else
-inline constexpr bool kFused = false;
-#endif
-
 template <class T>
 inline constexpr int kBlock = kLanes<T> * kVectors;  // queries in a block, one a lane
 inline constexpr int kTile = 64;                     // keys in a tile

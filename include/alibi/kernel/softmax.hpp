@@ -17,6 +17,11 @@ namespace alibi::inline ALIBI_ISA::kernel {
 template <class T>
 inline constexpr T kSlack = T(8);
 
+// The least probability and factor, 2^kNegligible of what counts. Lower ones would change no bit of a result either,
+// but their products with values would be subnormal, and those take a hundred times as long.
+template <class T>
+inline constexpr T kNegligible = sizeof(T) == 4 ? T(-100) : T(-960);
+
 template <class T>
 struct SoftmaxState {
   Pack<T> reference, sum;
@@ -32,7 +37,7 @@ struct SoftmaxState {
   Pack<T> raise(Pack<T> largest) {
     const Pack<T> before = reference;
     reference = max(reference, largest);
-    const Pack<T> factor = exp2<T>(sub(before, reference));
+    const Pack<T> factor = exp2<T>(sub(before, reference), kNegligible<T>);
     sum = mul(sum, factor);
     return factor;
   }
@@ -56,8 +61,7 @@ struct SoftmaxState {
 };
 
 /// P = 2^(S - shift) in place over the keys [begin, ends[N - 1]) of vectors [R, N), the first of which drops out at
-/// ends[R]; `sum` grows by P. With Masked, what lies below the range of exp2, masked scores first of
-/// all, becomes 0; so it does where tiny probabilities would make subnormal products.
+/// ends[R]; `sum` grows by P. With Masked, what is negligible, masked scores first of all, becomes 0.
 template <int R, int N, bool Masked, class T>
 EIGEN_ALWAYS_INLINE void exponentiate_keys(T* s, Index begin, const Index* ends, const Pack<T>* shift, Pack<T>* sum) {
   for (Index j = begin; j < ends[R]; j++)
@@ -65,8 +69,8 @@ EIGEN_ALWAYS_INLINE void exponentiate_keys(T* s, Index begin, const Index* ends,
     for (int r = R; r < N; r++) {
       T* at = s + j * kBlock<T> + r * kLanes<T>;
       const Pack<T> x = sub(load<T>(at), shift[r]);
-      Pack<T> p = exp2<T>(x);
-      if constexpr (Masked || !kFused) p = select_lt(x, splat<T>(kSmallestExponent<T>), splat<T>(T(0)), p);
+      Pack<T> p = exp2<T>(x, kNegligible<T>);
+      if constexpr (Masked) p = select_lt(x, splat<T>(kNegligible<T>), splat<T>(T(0)), p);
       sum[r] = add(sum[r], p);
       store<T>(at, p);
     }
