@@ -37,7 +37,7 @@ struct SoftmaxState {
   Pack<T> raise(Pack<T> largest) {
     const Pack<T> before = reference;
     reference = max(reference, largest);
-    const Pack<T> factor = exp2<T>(sub(before, reference), kNegligible<T>);
+    const Pack<T> factor = exp2<T>(sub(before, reference));
     sum = mul(sum, factor);
     return factor;
   }
