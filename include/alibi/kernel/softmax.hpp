@@ -17,8 +17,8 @@ namespace alibi::inline ALIBI_ISA::kernel {
 template <class T>
 inline constexpr T kSlack = T(8);
 
-// The least probability is 2^kNegligible: lower ones change no result, but their products with values would be subnormal
-// numbers, which take a hundred times as long.
+// The least probability is 2^kNegligible: lower ones change no result, but their products with values would be
+// subnormal numbers, which take a hundred times as long.
 template <class T>
 inline constexpr T kNegligible = sizeof(T) == 4 ? T(-100) : T(-960);
 
