@@ -157,9 +157,11 @@ TEST(Executor, OneThatRunsASingleTaskDoesAllTheWork) {
 class Refusing {
  public:
   Refusing(int accepted_first, int refused) : accepted_first_(accepted_first), refused_(refused) {}
+  // NOLINTBEGIN(readability-identifier-naming): Eigen's names
   int NumThreads() const { return 4; }
   int CurrentThreadId() const { return -1; }
   void Schedule(std::function<void()> job) {
+    // NOLINTEND(readability-identifier-naming)
     const int number = calls_++ % (NumThreads() - 1);
     if (accepted_first_ <= number && number < accepted_first_ + refused_) throw std::bad_alloc();
     threads_.emplace_back([job = std::move(job)] {
