@@ -1,0 +1,69 @@
+// How far the keys of a head are from a centre, tile by tile: all that pruning knows of keys it has not read.
+//
+// Softmax does not see a common shift of the keys, and real keys have a large mean: what counts is |k_j - c|, not |k_j|.
+// A few tiles hold keys far out, the first tokens of real models above all. Such tiles stand apart: each is judged by
+// itself, and they are left out of the prefix maxima, which judge all the other, ordinary ones at once. The first tile
+// always stands apart.
+//
+// Every number here is rounded up, and infinite where a key is not finite, so that no such key is ever pruned.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "alibi/kernel/simd.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+/// Tiles of kTile keys. Arrays begin at tile `first`: entry t - first is that of tile t.
+template <class T>
+struct Radii {
+  const T* center = nullptr;            // c [head_dim]
+  T center_norm = 0;                    // at least |c|
+  T largest = 0;                        // the largest of all radii
+  Index first = 0, tiles = 0;           // the tiles known are first, …, first + tiles - 1
+  const T* radius = nullptr;            // at least |k_j - c| for every key j of the tile
+  const T* before = nullptr;            // the largest radius of the ordinary tiles up to this one
+  const T* behind = nullptr;            // … from this one on; null where no query looks ahead
+  const std::int32_t* apart = nullptr;  // numbers of the tiles that stand apart, rising
+  Index apart_count = 0;
+};
+
+/// Tells ordinary tiles from those that stand apart; tiles come in rising order.
+template <class T>
+class Ordinary {
+ public:
+  /// Whether the next tile stands apart: it is the first, or reaches half as far again as ordinary ones on average.
+  bool apart(Index tile, T radius) const {
+    return tile == 0 || !(radius <= std::numeric_limits<T>::max()) ||
+           (count_ > 0 && double(radius) * double(count_) > 1.5 * sum_);
+  }
+  /// The largest ordinary radius with the next tile.
+  T largest(Index tile, T radius) const { return apart(tile, radius) ? largest_ : std::max(largest_, radius); }
+
+  void add(Index tile, T radius) {
+    if (apart(tile, radius)) return;
+    largest_ = std::max(largest_, radius);
+    sum_ += double(radius);
+    count_++;
+  }
+
+ private:
+  T largest_ = 0;
+  double sum_ = 0;
+  Index count_ = 0;
+};
+
+/// At least √square, where `square` is a sum of `terms` squares in T: the sum is off by its rounding errors at most
+/// (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1), and infinite for NaN.
+template <class T>
+T norm_above(T square, Index terms) {
+  constexpr T kUnit = std::numeric_limits<T>::epsilon();
+  // Squares below the smallest normal number may have been lost.
+  const T norm = std::sqrt(square + T(terms) * std::numeric_limits<T>::min()) * (T(1) + T(terms + 4) * kUnit);
+  return norm <= std::numeric_limits<T>::max() ? norm : std::numeric_limits<T>::infinity();
+}
+
+}  // namespace alibi::inline ALIBI_ISA::kernel
