@@ -32,10 +32,11 @@ struct KeyRange {
 
 /// A Mask with its defaults filled in for a number of queries and keys.
 struct ResolvedMask {
-  Index keys;    ///< number of keys
-  Index offset;  ///< position of query 0
-  Index left;    ///< how far back a query sees
-  Index right;   ///< how far ahead a query sees; 0 if causal
+  Index keys;       ///< number of keys
+  Index offset;     ///< position of query 0
+  Index left;       ///< how far back a query sees
+  Index right;      ///< how far ahead a query sees; 0 if causal
+  Index first = 0;  ///< keys before this one are not there
 
   Index position(Index query) const { return query + offset; }
 
@@ -45,7 +46,7 @@ struct ResolvedMask {
   /// The keys that a query sees; empty where begin >= end. Both ends grow with the query.
   KeyRange visible(Index query) const {
     const Index p = position(query);
-    return {std::max<Index>(p - left, 0), std::min(p + right, keys - 1) + 1};
+    return {std::max(p - left, first), std::min(p + right, keys - 1) + 1};
   }
 };
 

@@ -27,7 +27,7 @@ struct TensorAdapter {
   }
 
   using Output = Eigen::Tensor<Scalar, 4, Plain::Layout>;
-  using Lse = Eigen::Tensor<Scalar, 3, Plain::Layout>;
+  using Lse = Eigen::Tensor<LseScalar<Scalar>, 3, Plain::Layout>;
   static Output output(Index batch, Index heads, Index tokens, Index head_dim) {
     return kRowMajor ? Output(batch, heads, tokens, head_dim) : Output(head_dim, tokens, heads, batch);
   }

@@ -81,6 +81,9 @@ namespace detail {
 template <class Derived>
 std::true_type is_dense(const Eigen::DenseBase<Derived>*);
 std::false_type is_dense(const void*);
+// bfloat16 and half are summed up in float.
+template <class E>
+using LseScalar = std::conditional_t<sizeof(E) == 2, float, E>;
 template <class Array>
 inline constexpr bool is_matrix = decltype(is_dense(static_cast<Array*>(nullptr)))::value;
 
@@ -108,7 +111,7 @@ struct Adapter<Array> {
   }
 
   using Output = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  using Lse = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
+  using Lse = Eigen::Matrix<detail::LseScalar<Scalar>, Eigen::Dynamic, 1>;
   static Output output(Index, Index, Index tokens, Index head_dim) { return Output(tokens, head_dim); }
   static Lse lse(Index, Index, Index tokens) { return Lse(tokens); }
 };
@@ -118,10 +121,12 @@ struct Adapter<Array> {
 template <class T, class Slopes>
 SlopeView<T> slope_view(const Slopes& slopes) {
   if constexpr (std::is_arithmetic_v<Slopes>) {
-    static_assert(std::is_same_v<Slopes, T>, "alibi: slopes must hold the scalar of q, k and v.");
+    static_assert(std::is_same_v<Slopes, T>,
+                  "alibi: slopes must hold the scalar of q, k and v, or float where that is bfloat16 or half.");
     return {&slopes, 1, 1, 0, 0};
   } else if constexpr (detail::is_matrix<Slopes>) {
-    static_assert(std::is_same_v<typename Slopes::Scalar, T>, "alibi: slopes must hold the scalar of q, k and v.");
+    static_assert(std::is_same_v<typename Slopes::Scalar, T>,
+                  "alibi: slopes must hold the scalar of q, k and v, or float where that is bfloat16 or half.");
     static_assert(bool(Slopes::Flags & Eigen::DirectAccessBit),
                   "alibi: slopes is an Eigen expression; evaluate it into a vector first.");
     if constexpr (bool(Slopes::IsVectorAtCompileTime))
@@ -130,7 +135,7 @@ SlopeView<T> slope_view(const Slopes& slopes) {
       return {slopes.data(), slopes.rows(), slopes.cols(), slopes.rowStride(), slopes.colStride()};
   } else if constexpr (requires { Slopes::NumDimensions; }) {
     static_assert(std::is_same_v<std::remove_const_t<typename Slopes::Scalar>, T>,
-                  "alibi: slopes must hold the scalar of q, k and v.");
+                  "alibi: slopes must hold the scalar of q, k and v, or float where that is bfloat16 or half.");
     static_assert(Slopes::NumDimensions == 1 || Slopes::NumDimensions == 2,
                   "alibi: slopes is a tensor of rank 1, [heads], or 2, [batch, heads].");
     if constexpr (Slopes::NumDimensions == 1) {
@@ -143,7 +148,7 @@ SlopeView<T> slope_view(const Slopes& slopes) {
     }
   } else {
     static_assert(std::is_same_v<std::remove_cvref_t<decltype(*slopes.data())>, T>,
-                  "alibi: slopes must hold the scalar of q, k and v.");
+                  "alibi: slopes must hold the scalar of q, k and v, or float where that is bfloat16 or half.");
     return {slopes.data(), 1, Index(slopes.size()), 0, 1};
   }
 }
@@ -152,8 +157,9 @@ SlopeView<T> slope_view(const Slopes& slopes) {
 /// of rank 3 (column-major: mirrored), or a contiguous range.
 template <class T, class Lse>
 std::span<T> lse_view(Lse& lse) {
-  static_assert(std::is_same_v<std::remove_reference_t<decltype(*lse.data())>, T>,
-                "alibi: lse must hold the same scalar as q, k and v, and not be const.");
+  static_assert(
+      std::is_same_v<std::remove_reference_t<decltype(*lse.data())>, T>,
+      "alibi: lse must hold the scalar of q, k and v, or float where that is bfloat16 or half, and not be const.");
   using Array = std::remove_const_t<Lse>;
   if constexpr (detail::is_matrix<Array>) {
     static_assert(bool(Array::IsVectorAtCompileTime) || bool(Array::IsRowMajor),

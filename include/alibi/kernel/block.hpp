@@ -19,6 +19,14 @@ struct TileKeys {
   Index ends[kVectors];
 };
 
+/// The same in whole units of `depth` keys, with such keys before and behind as are needed for that.
+constexpr TileKeys whole(TileKeys keys, Index depth) {
+  keys.begin = keys.begin / depth * depth;
+  keys.end = (keys.end + depth - 1) / depth * depth;
+  for (Index& end : keys.ends) end = (end + depth - 1) / depth * depth;
+  return keys;
+}
+
 /// Which keys the lanes of a block see in a tile where not all see all: key with low <= key <= high.
 template <class T>
 struct LaneMask {
@@ -62,10 +70,16 @@ class Block {
     return keys;
   }
 
+  /// Where the keys lie, some of them perhaps hidden from some queries.
+  Side place_of(const TileKeys& keys) const {
+    if (keys.tile + keys.end - 1 <= lowest) return Side::left;
+    return keys.tile + keys.begin >= highest ? Side::right : Side::edge;
+  }
+
+  /// The same, or an edge where a query does not see all of them.
   Side side_of(const TileKeys& keys) const {
-    const Index first_key = keys.tile + keys.begin, last_key = keys.tile + keys.end - 1;
-    if (first_key < all.begin || all.end <= last_key) return Side::edge;
-    return last_key <= lowest ? Side::left : first_key >= highest ? Side::right : Side::edge;
+    const bool seen = all.begin <= keys.tile + keys.begin && keys.tile + keys.end <= all.end;
+    return seen ? place_of(keys) : Side::edge;
   }
 
   LaneMask<T> mask_of(const ResolvedMask& mask, Index tile) const {
@@ -100,6 +114,9 @@ class Sweep {
     turn_ = false;
     return right ? right_++ : -1;
   }
+
+  /// Takes no more tiles of one side.
+  void stop(Side side) { side == Side::left ? first_ = left_ + 1 : last_ = right_ - 1; }
 
  private:
   Index first_, last_, left_, right_;

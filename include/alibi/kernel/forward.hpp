@@ -8,6 +8,9 @@
 //   P = 2^(S - reference)      softmax.hpp
 //   O = α O + P V              value.hpp
 //
+// until what is left cannot matter (horizon.hpp): a block drops the rest of a side at once, and then judges the tiles
+// that stand apart one by one.
+//
 // Scratch depends on the head dims alone, never on the number of tokens. Nothing is allocated and nothing checked here.
 //
 // A tile holds keys that only some queries of a block see. Hidden ones have weight 0, exactly; but 0 times a value that
@@ -15,6 +18,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -23,175 +27,278 @@
 #include <type_traits>
 #include <utility>
 
+#include "alibi/horizon.hpp"
 #include "alibi/kernel/bias.hpp"
 #include "alibi/kernel/block.hpp"
+#include "alibi/kernel/horizon.hpp"
+#include "alibi/kernel/plan.hpp"
 #include "alibi/kernel/product.hpp"
 #include "alibi/kernel/rows.hpp"
 #include "alibi/kernel/score.hpp"
 #include "alibi/kernel/simd.hpp"
 #include "alibi/kernel/softmax.hpp"
+#include "alibi/kernel/tile.hpp"
 #include "alibi/kernel/value.hpp"
 #include "alibi/mask.hpp"
-#include "alibi/view.hpp"
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// A checked call of the forward. lse is contiguous [batch, heads, queries], or null where it is not wanted.
-template <class T>
-struct Forward {
-  View<const T> q, k, v;
-  View<T> output;
-  T* lse;
-  SlopeView<T> slopes;
-  ResolvedMask mask;
-  double scale;
-};
-
-inline constexpr int kMostBlocks = 16;                     // that share a pass over the keys
-inline constexpr std::size_t kScratchBytes = 1024 * 1024;  // of a task, at most, as long as one block fits
-
-/// How the queries of a head are cut into tasks; by the shapes alone.
-template <class T>
-struct ForwardPlan {
-  int blocks;                 // of kBlock queries, in a task
-  Index chunks;               // tasks of a head
-  Index tasks;                // of the call
-  std::size_t scratch_bytes;  // of a task; by the head dims alone
-
-  ForwardPlan(Index heads, Index queries, Index head_dim, Index value_dim) {
-    const auto bytes = [](Index elements) { return std::size_t(elements) * sizeof(T); };
-    const std::size_t block = bytes((head_dim + value_dim) * kBlock<T>);
-    const std::size_t shared = bytes(kScoreRows * kBlock<T>);
-    const Index all = pieces(queries, kBlock<T>);
-    blocks = int(std::clamp<std::size_t>((kScratchBytes - shared) / block, 1, kMostBlocks));
-    scratch_bytes = (std::size_t(blocks) * block + shared + 63) / 64 * 64;  // slots share no cache line
-    while (blocks > 8 && heads * pieces(all, blocks) < 16) blocks /= 2;     // enough tasks for many threads
-    chunks = pieces(all, blocks);
-    tasks = heads * chunks;
-  }
-};
+inline constexpr Index kNone = std::numeric_limits<Index>::max();
 
 /// A block and its state: what it has seen so far.
-template <class T>
-struct ForwardBlock : Block<T> {
+template <class F>
+struct ForwardBlock : Block<typename F::T> {
+  using T = typename F::T;
   bool started = false;  // whether o holds anything
   SoftmaxState<T> state[kVectors];
-  T *q = nullptr, *o = nullptr;  // [head_dim][kBlock], [value_dim][kBlock]
+  typename F::Unit* q = nullptr;  // [units of head_dim][kBlock]
+  T* o = nullptr;                 // [value_dim][kBlock]
+
+  // What pruning left out: the tiles up to `left` and from `right` on, and the mass that they have at most.
+  Index left = -1, right = kNone;
+  Pack<T> lost[kVectors];
+  Content<T> content;
+
+  bool dropped(Index number) const { return number <= left || number >= right; }
 };
 
-template <class T>
+template <class F>
 class ForwardTask {
  public:
-  ForwardTask(const Forward<T>& call, const ForwardPlan<T>& plan, Index task, T* scratch);
+  using T = typename F::T;
+  using U = typename F::Unit;
+
+  ForwardTask(const Forward<F>& call, const ForwardItem& item, std::byte* scratch);
 
   void run() {
     for (auto& block : blocks()) open(block);
     Sweep sweep = tiles();
     for (Index number = sweep.next(), next; number >= 0; number = next) {
       next = sweep.next();
-      ahead_ = after(next);
+      arrive(number, next);
       for (auto& block : blocks()) {
         const TileKeys keys = block.keys_of(mask_, number * kTile);
-        if (keys.begin < keys.end) visit(block, keys);
+        if (keys.begin < keys.end && !passed(block, keys, number)) visit(block, keys);
       }
+      if (fresh_drop_) stop(sweep);
     }
+    if (dropped_) visit_apart();
     for (const auto& block : blocks()) close(block);
+    if (report_) report();
   }
 
  private:
-  std::span<ForwardBlock<T>> blocks() { return {blocks_, std::size_t(count_)}; }
-  void open(ForwardBlock<T>& block);
+  std::span<ForwardBlock<F>> blocks() { return {blocks_, std::size_t(count_)}; }
+  void open(ForwardBlock<F>& block);
   Sweep tiles() const;
-  Prefetch<T> after(Index next) const;
-  void visit(ForwardBlock<T>& block, const TileKeys& keys);
+  void arrive(Index number, Index next);
+  bool passed(ForwardBlock<F>& block, const TileKeys& keys, Index number);
+  void stop(Sweep& sweep);
+  void visit_apart();
+  void visit(ForwardBlock<F>& block, const TileKeys& keys);
   template <class Bias, class Visible>
-  void attend(ForwardBlock<T>& block, const TileKeys& keys, const Bias& bias, const Visible& visible);
-  void close(const ForwardBlock<T>& block) const;
-  T lse_of(const ForwardBlock<T>& block, Index row) const;
+  void attend(ForwardBlock<F>& block, const TileKeys& keys, const Bias& bias, const Visible& visible);
+  void close(const ForwardBlock<F>& block) const;
+  T lse_of(const ForwardBlock<F>& block, Index row) const;
+  void report();
 
   const ResolvedMask mask_;
   Index head_dim_, value_dim_;
-  Rows<const T> q_, k_, v_;
-  Rows<T> output_;
-  T* lse_;        // of the head, or null
-  double slope_;  // m, per position
-  T scale_;       // τ log2 e
+  Rows<const typename F::Query> q_;
+  Source<F> source_;
+  Rows<typename F::Query> output_;
+  T* lse_;            // of the head, or null
+  double slope_;      // m, per position
+  double log_slope_;  // m log2 e
+  T scale_;           // τ log2 e
   LinearBias<T> bias_;
   T* probabilities_;  // [kScoreRows][kBlock]: scores first
-  Prefetch<T> ahead_{};
   int count_ = 0;
-  ForwardBlock<T> blocks_[kMostBlocks];
+
+  // The tile in use, and what is asked for meanwhile.
+  Index number_ = -1;
+  bool near_ = false;
+  U* buffer_;  // of bring()
+  Tile<U> tile_{};
+  Prefetch ahead_{};
+
+  // Pruning; radii_ is null where there is none.
+  const Radii<T>* radii_;
+  T tolerance_;
+  U* center_;   // [units of head_dim]
+  T tail_ = 0;  // of the keys from tile `tail_of_` outward
+  Index tail_of_ = -1;
+  bool dropped_ = false, fresh_drop_ = false;  // at all; since stop() looked
+
+  Pruning* report_;  // of the head, or null
+  Index visited_ = 0;
+  ForwardBlock<F> blocks_[kMostBlocks];
 };
 
 /// A tile against a block: the paper's three lines.
-template <class T>
+template <class F>
 template <class Bias, class Visible>
-void ForwardTask<T>::attend(ForwardBlock<T>& block, const TileKeys& keys, const Bias& bias, const Visible& visible) {
+void ForwardTask<F>::attend(ForwardBlock<F>& block, const TileKeys& keys, const Bias& bias, const Visible& visible) {
   constexpr bool kMasked = !std::is_same_v<Visible, NoMask>;
-  T* p = probabilities_;
+  T* s = probabilities_;
+  const U* p = reinterpret_cast<const U*>(s);
   Pack<T> largest[kVectors], factor[kVectors];
   for (auto& x : largest) x = splat<T>(-std::numeric_limits<T>::infinity());
-  score(k_, head_dim_, block.q, keys, bias, visible, p, largest, ahead_);  // S = τ Q K' + bias
+  score<F>(tile_, units<U>(head_dim_), block.q, scale_, keys, bias, visible, s, largest, ahead_);  // S = τ Q K' + bias
 
   bool outgrown = false;
   for (int r = 0; r < keys.vectors; r++)
     outgrown |= block.state[r].outgrown(largest[r] = add(largest[r], bias.offset[r]));
   if (outgrown)
-    for (int r = 0; r < keys.vectors; r++) factor[r] = block.state[r].raise(largest[r]);
+    for (int r = 0; r < keys.vectors; r++) {
+      factor[r] = block.state[r].raise(largest[r]);
+      block.lost[r] = mul(block.lost[r], factor[r]);
+    }
   const Before before = !block.started ? Before::none : outgrown ? Before::rescale : Before::keep;
 
   with_vectors(keys.vectors, [&](auto n) {
-    exponentiate<n, kMasked>(p, keys.begin, keys.ends, bias.offset, block.state);  // P = 2^(S - μ)
-    accumulate<n>(v_, value_dim_, p, keys, before, factor, block.o);               // O = α O + P V
+    exponentiate<U, n, kMasked>(s, keys.begin, keys.ends, bias.offset, block.state);           // P = 2^(S - μ)
+    accumulate<n>(tile_.v, tile_.value_stride, value_dim_, p, keys, before, factor, block.o);  // O = α O + P V
   });
   block.started = true;
 }
 
 /// Chooses how the sums of a tile start: to one side of all queries, or across a boundary.
-template <class T>
-void ForwardTask<T>::visit(ForwardBlock<T>& block, const TileKeys& keys) {
-  switch (block.side_of(keys)) {
+template <class F>
+void ForwardTask<F>::visit(ForwardBlock<F>& block, const TileKeys& keys) {
+  if (!near_) {
+    const Index first = number_ * kTile;
+    tile_ = bring<F>(source_, number_, std::min<Index>(kTile, mask_.keys - first), head_dim_, value_dim_, buffer_);
+    near_ = true;
+  }
+  visited_++;
+  const TileKeys all = whole(keys, kDepth<U>);
+  Side side = block.side_of(keys);
+  if (all.begin != keys.begin || !std::equal(keys.ends, keys.ends + keys.vectors, all.ends)) side = Side::edge;
+  switch (side) {
     case Side::left:
-      return attend(block, keys, bias_.left(block.positions, keys.tile, keys.begin, keys.end), NoMask());
+      return attend(block, all, bias_.left(block.positions, keys.tile, keys.begin, keys.end), NoMask());
     case Side::right:
-      return attend(block, keys, bias_.right(block.positions, keys.tile, keys.begin, keys.end), NoMask());
+      return attend(block, all, bias_.right(block.positions, keys.tile, keys.begin, keys.end), NoMask());
     case Side::edge:
-      return attend(block, keys, bias_.edge(block.positions, keys.tile), block.mask_of(mask_, keys.tile));
+      return attend(block, all, bias_.edge(block.positions, keys.tile), block.mask_of(mask_, keys.tile));
   }
 }
 
-template <class T>
-ForwardTask<T>::ForwardTask(const Forward<T>& call, const ForwardPlan<T>& plan, Index task, T* scratch)
-    : mask_(call.mask), head_dim_(call.q.head_dim), value_dim_(call.v.head_dim), bias_(T(0)) {
-  // The last queries of a causal head see the most keys: largest tasks first.
-  const Index heads = call.q.heads, head_of_all = task % (call.q.batch * heads);
-  const Index chunk = plan.chunks - 1 - task / (call.q.batch * heads);
-  const Index b = head_of_all / heads, h = head_of_all % heads, kv = h / (heads / call.k.heads);
-  const auto rows = [b]<class X>(const View<X>& x, Index head) {
-    return Rows<X>{x.data + b * x.batch_stride + head * x.head_stride, x.token_stride};
+/// Whether a block has dropped the tile, or drops it now and with it all that lies farther out on its side.
+template <class F>
+bool ForwardTask<F>::passed(ForwardBlock<F>& block, const TileKeys& keys, Index number) {
+  if (!radii_) return false;
+  if (block.dropped(number)) return true;
+  const Side side = block.place_of(keys);
+  if (side == Side::edge) return false;
+
+  const bool left = side == Side::left;
+  const Index first = number * kTile, begin = blocks_[0].some.begin, end = blocks_[count_ - 1].some.end;
+  Unread<T> unread;
+  if (left) {
+    const Index last = std::min(first + kTile, mask_.keys) - 1;
+    unread = {last, last + 1 - begin, radii_->before[number - radii_->first]};
+  } else {
+    if (!radii_->behind) return false;
+    unread = {first, end - first, radii_->behind[number - radii_->first]};
+  }
+  if (tail_of_ != number) {
+    tail_of_ = number;
+    tail_ = tail<T>(log_slope_, unread.count);
+  }
+  // A sixteenth is kept for the tiles that stand apart, and half of the rest for the other side while it is open.
+  const bool both = mask_.right > 0 && !(left ? block.right < kNone : block.left >= 0);
+  const T share = tolerance_ * T(both ? 0x1.ep-2 : 0x1.ep-1);
+  if (!affordable(block.positions, block.content, block.state, T(log_slope_), unread, tail_, left, share, block.lost))
+    return false;
+  (left ? block.left : block.right) = number;
+  dropped_ = fresh_drop_ = true;
+  return true;
+}
+
+/// Ends a side of the sweep that every block has dropped.
+template <class F>
+void ForwardTask<F>::stop(Sweep& sweep) {
+  fresh_drop_ = false;
+  const auto all = [this](auto has_dropped) { return std::all_of(blocks_, blocks_ + count_, has_dropped); };
+  if (all([](const auto& block) { return block.left >= 0; })) sweep.stop(Side::left);
+  if (all([](const auto& block) { return block.right < kNone; })) sweep.stop(Side::right);
+}
+
+/// The tiles that stand apart, of those that were dropped: each may matter by itself.
+template <class F>
+void ForwardTask<F>::visit_apart() {
+  for (Index i = radii_->apart_count; i-- > 0;) {
+    const Index number = radii_->apart[i], first = number * kTile;
+    arrive(number, -1);
+    for (auto& block : blocks()) {
+      const TileKeys keys = block.keys_of(mask_, first);
+      if (keys.begin >= keys.end || !block.dropped(number)) continue;
+      const bool left = block.place_of(keys) == Side::left;
+      const Index nearest = left ? std::min(first + kTile, mask_.keys) - 1 : first;
+      const Unread<T> unread{nearest, kTile, radii_->radius[number - radii_->first]};
+      const T all = tail<T>(log_slope_, kTile);
+      if (!affordable(block.positions, block.content, block.state, T(log_slope_), unread, all, left, tolerance_,
+                      block.lost))
+        visit(block, keys);
+    }
+  }
+}
+
+template <class F>
+ForwardTask<F>::ForwardTask(const Forward<F>& call, const ForwardItem& item, std::byte* scratch)
+    : mask_(call.sequences[std::size_t(item.sequence)].mask),
+      head_dim_(call.head_dim),
+      value_dim_(call.value_dim),
+      bias_(T(0)) {
+  const Sequence<F>& sequence = call.sequences[std::size_t(item.sequence)];
+  const Index h = item.head, kv = h / call.group();
+  const auto rows = []<class X>(const View<X>& x, Index head) {
+    return Rows<X>{x.data + head * x.head_stride, x.token_stride};
   };
-  q_ = rows(call.q, h);
-  k_ = rows(call.k, kv);
-  v_ = rows(call.v, kv);
-  output_ = rows(call.output, h);
-  lse_ = call.lse ? call.lse + head_of_all * call.q.tokens : nullptr;
-  slope_ = double(call.slopes.data[b * call.slopes.batch_stride + h * call.slopes.head_stride]);
+  q_ = rows(sequence.q, h);
+  output_ = rows(sequence.output, h);
+  if constexpr (F::kCached)
+    source_ = sequence.cached[kv];
+  else
+    source_ = {rows(sequence.k, kv), rows(sequence.v, kv)};
+  lse_ = sequence.lse ? sequence.lse + h * sequence.lse_stride : nullptr;
+  slope_ = sequence.slope(h);
+  log_slope_ = slope_ * std::numbers::log2e;
   scale_ = T(call.scale * std::numbers::log2e);
   constexpr double kLargest = std::numeric_limits<T>::max();
-  bias_ = LinearBias<T>(T(std::clamp(slope_ * std::numbers::log2e, -kLargest, kLargest)));
+  bias_ = LinearBias<T>(T(std::clamp(log_slope_, -kLargest, kLargest)));
+  report_ = call.report ? call.report + item.sequence * call.heads + h : nullptr;
+  tolerance_ = T(sequence.tolerance);
+  const bool prunes = worth_pruning(slope_, sequence.tolerance, mask_, sequence.q.tokens);
+  radii_ = prunes ? sequence.radii_of(kv) : nullptr;
 
-  const auto take = [&scratch](Index size) { return std::exchange(scratch, scratch + size); };
-  probabilities_ = take(kScoreRows * kBlock<T>);
-  for (Index i = chunk * plan.blocks * kBlock<T>; count_ < plan.blocks && i < call.q.tokens; i += kBlock<T>) {
-    ForwardBlock<T>& block = blocks_[count_++];
-    static_cast<Block<T>&>(block) = Block<T>(mask_, i, std::min<Index>(kBlock<T>, call.q.tokens - i), slope_);
-    block.q = take(head_dim_ * kBlock<T>);
-    block.o = take(value_dim_ * kBlock<T>);
+  const auto take = [&scratch]<class X>(X*& to, Index size) {
+    to = reinterpret_cast<X*>(std::exchange(scratch, scratch + std::size_t(size) * sizeof(X)));
+  };
+  take(probabilities_, kScoreRows * kBlock<T>);
+  take(buffer_, tile_units<F>(head_dim_, value_dim_));
+  for (Index i = item.chunk * item.blocks * kBlock<T>; count_ < item.blocks && i < sequence.q.tokens; i += kBlock<T>) {
+    ForwardBlock<F>& block = blocks_[count_++];
+    static_cast<Block<T>&>(block) = Block<T>(mask_, i, std::min<Index>(kBlock<T>, sequence.q.tokens - i), slope_);
+    take(block.q, units<U>(head_dim_) * kBlock<T>);
+    take(block.o, value_dim_ * kBlock<T>);
+  }
+  take(center_, units<U>(head_dim_));
+  if (radii_) {
+    if constexpr (F::kPairs) {
+      std::fill_n(center_, units<U>(head_dim_), U{});
+      for (Index d = 0; d < head_dim_; d++)
+        (d % 2 ? center_[d / 2].high : center_[d / 2].low) = Bfloat16(radii_->center[d]);
+    } else {
+      std::copy_n(radii_->center, head_dim_, center_);
+    }
   }
 }
 
-template <class T>
-Sweep ForwardTask<T>::tiles() const {
+template <class F>
+Sweep ForwardTask<F>::tiles() const {
   const Block<T>&first = blocks_[0], &last = blocks_[count_ - 1];
   const Index begin = first.some.begin, end = last.some.end;
   if (begin >= end) return {0, -1, -1};
@@ -199,34 +306,38 @@ Sweep ForwardTask<T>::tiles() const {
   return {begin / kTile, center / kTile, (end - 1) / kTile};
 }
 
-/// What is to be brought near while a tile is used: the next one, or behind the last tile the rows of the output.
-template <class T>
-Prefetch<T> ForwardTask<T>::after(Index next) const {
+/// A tile's turn. While it is used, the next one is brought near, or behind the last tile the rows of the output.
+template <class F>
+void ForwardTask<F>::arrive(Index number, Index next) {
+  number_ = number;
+  near_ = false;
   const Index calls = count_ * kTile / kRows;
   if (next >= 0) {
-    const Index start = next * kTile, stop = std::min(start + kTile, mask_.keys);
-    return {k_, v_, head_dim_, value_dim_, start, stop, pieces(kTile, calls)};
+    ahead_ = prefetch_tile<F>(source_, next, mask_.keys, head_dim_, value_dim_, calls);
+  } else {
+    const Block<T>& last = blocks_[count_ - 1];
+    const Index start = blocks_[0].first, count = last.first + last.rows - start;
+    ahead_ = Prefetch(output_[start], output_.stride, value_dim_, output_[start], 0, 0, count, calls);
   }
-  const Block<T>& last = blocks_[count_ - 1];
-  const Index start = blocks_[0].first, stop = last.first + last.rows;
-  return {output_, output_, value_dim_, 0, start, stop, pieces(stop - start, calls)};
 }
 
 /// Packs a block's queries.
-template <class T>
-void ForwardTask<T>::open(ForwardBlock<T>& block) {
+template <class F>
+void ForwardTask<F>::open(ForwardBlock<F>& block) {
   for (int r = 0; r < kVectors; r++) {
     block.state[r] = SoftmaxState<T>::empty();
+    block.lost[r] = splat<T>(T(0));
     const Index row = r * kLanes<T>;
     pack_transposed(q_, block.first + row, block.rows - row, head_dim_, scale_, block.q + row);
   }
+  if (radii_) measure_queries(block.q, head_dim_, scale_, block.rows, center_, *radii_, mask_.keys, block.content);
 }
 
 /// Normalises and writes a block's output and lse.
-template <class T>
-void ForwardTask<T>::close(const ForwardBlock<T>& block) const {
+template <class F>
+void ForwardTask<F>::close(const ForwardBlock<F>& block) const {
   if (!block.started) {
-    for (Index i = 0; i < block.rows; i++) std::fill_n(output_[block.first + i], value_dim_, T(0));
+    for (Index i = 0; i < block.rows; i++) std::fill_n(output_[block.first + i], value_dim_, typename F::Query(0));
   } else {
     for (int r = 0; r < block.vectors; r++) {
       const Index row = r * kLanes<T>;
@@ -240,8 +351,8 @@ void ForwardTask<T>::close(const ForwardBlock<T>& block) const {
 
 /// In double, and from the reference's frame back to full logits: the bias was measured from the key where it is
 /// largest.
-template <class T>
-T ForwardTask<T>::lse_of(const ForwardBlock<T>& block, Index row) const {
+template <class F>
+typename F::T ForwardTask<F>::lse_of(const ForwardBlock<F>& block, Index row) const {
   T reference[kLanes<T>], sum[kLanes<T>];
   const SoftmaxState<T>& state = block.state[row / kLanes<T>];
   store<T>(reference, state.reference);
@@ -251,6 +362,29 @@ T ForwardTask<T>::lse_of(const ForwardBlock<T>& block, Index row) const {
   const Index beyond = std::abs(mask_.position(query) - mask_.nearest_key(query));
   const double shift = slope_ * (double(beyond) + double(block.positions.nearest[row]));
   return T(double(reference[lane]) * std::numbers::ln2 + std::log(double(sum[lane])) - shift);
+}
+
+/// Adds what this task did to the head's account, which other tasks may be writing too.
+template <class F>
+void ForwardTask<F>::report() {
+  Index visible = 0;
+  double bound = 0;
+  for (const auto& block : blocks()) {
+    if (block.some.begin < block.some.end) visible += (block.some.end - 1) / kTile - block.some.begin / kTile + 1;
+    if (!dropped_) continue;
+    for (int r = 0; r < block.vectors; r++) {
+      T lost[kLanes<T>], sum[kLanes<T>];
+      store<T>(lost, block.lost[r]);
+      store<T>(sum, block.state[r].sum);
+      for (Index i = 0; i < std::min<Index>(kLanes<T>, block.rows - r * kLanes<T>); i++)
+        if (lost[i] > 0) bound = std::max(bound, double(lost[i]) / double(sum[i]));
+    }
+  }
+  std::atomic_ref(report_->tiles_visited).fetch_add(visited_, std::memory_order_relaxed);
+  std::atomic_ref(report_->tiles_visible).fetch_add(visible, std::memory_order_relaxed);
+  std::atomic_ref most(report_->bound);
+  for (double before = most.load(); before < bound && !most.compare_exchange_weak(before, bound);) {
+  }
 }
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

@@ -2,9 +2,11 @@
 //
 //   acc[a][lane] += Σ_i x[a][i] · y[i][lane]        a < M, lanes of N vectors
 //
-// For scores x is M keys and y the packed queries, i runs over head_dim; for values x is M dims of the value rows and y
-// the probabilities, i runs over the keys. x is read where it lies, one scalar broadcast against N vectors: nothing is
-// packed or transposed per tile. Counted per i: M · N multiply-adds against M broadcasts and N loads.
+// In the forward, for scores x is M keys and y the packed queries, i runs over head_dim; for values x is M dims of the
+// value rows and y the probabilities, i runs over the keys. x is read where it lies, one scalar broadcast against N
+// vectors: nothing is packed or transposed per tile. In decode it is the other way round: x is M queries, or their
+// probabilities, and y the keys of a cache, or the value rows. Counted per i: M · N multiply-adds against M broadcasts
+// and N loads.
 #pragma once
 
 #include <type_traits>
@@ -13,19 +15,20 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// x[a] points at the first scalar of its row, the next is `step` further; y has rows of kBlock, of which vectors [R,
-/// N) count.
-template <int R, int N, int M, class T>
-EIGEN_ALWAYS_INLINE void multiply_add(const T* const (&x)[M], Index step, const T* y, Index length,
-                                      Pack<T> (&acc)[M][kVectors]) {
+/// x[a] points at the first scalar of its row, the next is `step` further; rows of y are `stride` apart, of which
+/// vectors [R, N) count. X is the type of the sums, or BfloatPair on both sides, which is two products an entry; y is
+/// widened as it is read.
+template <int R, int N, int M, int V, class X, class Y, class P>
+EIGEN_ALWAYS_INLINE void multiply_add(const X* const (&x)[M], Index step, const Y* y, Index stride, Index length,
+                                      P (&acc)[M][V]) {
 #pragma GCC unroll 4
   for (Index i = 0; i < length; i++) {
-    Pack<T> vector[N];
+    Pack<X> vector[N];
 #pragma GCC unroll 4
-    for (int r = R; r < N; r++) vector[r] = load<T>(y + i * kBlock<T> + r * kLanes<T>);
+    for (int r = R; r < N; r++) vector[r] = widen<X>(y + i * stride + r * kLanes<X>);
 #pragma GCC unroll 8
     for (int a = 0; a < M; a++) {
-      const Pack<T> scalar = splat<T>(x[a][i * step]);
+      const Pack<X> scalar = splat<X>(x[a][i * step]);
 #pragma GCC unroll 4
       for (int r = R; r < N; r++) acc[a][r] = fma(scalar, vector[r], acc[a][r]);
     }

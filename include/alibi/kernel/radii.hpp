@@ -1,9 +1,9 @@
 // How far the keys of a head are from a centre, tile by tile: all that pruning knows of keys it has not read.
 //
-// Softmax does not see a common shift of the keys, and real keys have a large mean: what counts is |k_j - c|, not |k_j|.
-// A few tiles hold keys far out, the first tokens of real models above all. Such tiles stand apart: each is judged by
-// itself, and they are left out of the prefix maxima, which judge all the other, ordinary ones at once. The first tile
-// always stands apart.
+// Softmax does not see a common shift of the keys, and real keys have a large mean: what counts is |k_j - c|, not
+// |k_j|. A few tiles hold keys far out, the first tokens of real models above all. Such tiles stand apart: each is
+// judged by itself, and they are left out of the prefix maxima, which judge all the other, ordinary ones at once. The
+// first tile always stands apart.
 //
 // Every number here is rounded up, and infinite where a key is not finite, so that no such key is ever pruned.
 #pragma once

@@ -1,10 +1,12 @@
 // Rows: the tokens of one head, and how they come near.
 //
-//   queries           packed once per block as [head_dim][kBlock]: transposed, scaled, one lane a query
-//   keys and values   read where they lie, and asked for ahead of time
+//   queries           packed once per block as [units of head_dim][kBlock]: transposed, scaled, one lane a query
+//   keys and values   read where they lie, or widened or paired once per tile (tile.hpp); asked for ahead of time
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
+#include <cstring>
 #include <type_traits>
 
 #include "alibi/kernel/simd.hpp"
@@ -28,23 +30,58 @@ struct Rows {
 /// n / unit, rounded up.
 constexpr Index pieces(Index n, Index unit) { return (n + unit - 1) / unit; }
 
-/// Rows [first, first + count), count <= kLanes, transposed: dim d of the i-th goes to to[d * kBlock + i], times
-/// `scale`; lanes behind the last hold zeros.
-template <class T>
-EIGEN_ALWAYS_INLINE void pack_transposed(Rows<const T> rows, Index first, Index count, Index dims, T scale, T* to) {
-  constexpr int W = kLanes<T>;
-  for (Index d = 0; d < dims; d += W) {
-    const Index n = std::min<Index>(W, dims - d);
-    Pack<T> square[W];
-    for (int i = 0; i < W; i++) square[i] = i >= count ? splat<T>(T(0)) : load_first<T>(rows[first + i] + d, n);
-    transpose<T>(square);
-    for (int i = 0; i < W && i < n; i++) store<T>(to + (d + i) * kBlock<T>, mul(square[i], splat<T>(scale)));
+/// Units in `dims` dims: a unit is a dim, or a pair of them.
+template <class U>
+inline constexpr Index kDepth = std::is_same_v<U, BfloatPair> ? 2 : 1;
+template <class U>
+constexpr Index units(Index dims) {
+  return pieces(dims, kDepth<U>);
+}
+
+/// The bits of one unit as a float or double: what a transposition moves is no number.
+template <class U>
+using Carrier = std::conditional_t<std::is_same_v<U, BfloatPair>, float, U>;
+
+/// n <= kLanes units of a row of `left` dims, zeros behind the last; touches nothing behind them.
+template <class U, class E>
+EIGEN_ALWAYS_INLINE Pack<Carrier<U>> load_units(const E* p, Index left) {
+  using C = Carrier<U>;
+  if constexpr (std::is_same_v<U, BfloatPair>) {
+    if (left >= 2 * kLanes<C>) return load<C>(reinterpret_cast<const C*>(p));
+    BfloatPair all[kLanes<C>] = {};
+    std::memcpy(static_cast<void*>(all), p, std::size_t(left) * sizeof(E));
+    return load<C>(reinterpret_cast<const C*>(all));
+  } else {
+    if (left >= kLanes<C>) return widen<C>(p);
+    C all[kLanes<C>] = {};
+    for (Index i = 0; i < left; i++) all[i] = C(p[i]);
+    return load<C>(all);
+  }
+}
+
+/// Rows [first, first + count), transposed: unit d of the i-th of them goes to to[d * kBlock + i], i < kLanes, numbers
+/// (not pairs) times `scale`; lanes behind the last row hold zeros.
+template <class U, class E, class T>
+EIGEN_ALWAYS_INLINE void pack_transposed(Rows<const E> rows, Index first, Index count, Index dims, T scale, U* to) {
+  using C = Carrier<U>;
+  constexpr int W = kLanes<C>;
+  C* into = reinterpret_cast<C*>(to);
+  for (Index d = 0, left = dims; left > 0; d += W, left -= W * kDepth<U>) {
+    const Index n = std::min<Index>(W, units<U>(left));
+    Pack<C> square[W];
+    for (int i = 0; i < W; i++)
+      square[i] = i >= count ? splat<C>(C(0)) : load_units<U>(rows[first + i] + d * kDepth<U>, left);
+    transpose<C>(square);
+    for (int i = 0; i < W && i < n; i++) {
+      if constexpr (std::is_same_v<U, T>) square[i] = mul(square[i], splat<T>(scale));
+      store<C>(into + (d + i) * kBlock<T>, square[i]);
+    }
   }
 }
 
 /// The other way round: lane i of dim d at from[d * kBlock + i], times the lane's `scale`, to rows[first + i].
-template <class T>
-EIGEN_ALWAYS_INLINE void unpack_transposed(const T* from, Pack<T> scale, Index dims, Rows<T> rows, Index first,
+template <class T, class E>
+EIGEN_ALWAYS_INLINE void unpack_transposed(const T* from, Pack<T> scale, Index dims, Rows<E> rows, Index first,
                                            Index count) {
   constexpr int W = kLanes<T>;
   for (Index d = 0; d < dims; d += W) {
@@ -52,25 +89,41 @@ EIGEN_ALWAYS_INLINE void unpack_transposed(const T* from, Pack<T> scale, Index d
     Pack<T> square[W];
     for (int i = 0; i < W; i++) square[i] = i < n ? mul(load<T>(from + (d + i) * kBlock<T>), scale) : splat<T>(T(0));
     transpose<T>(square);
-    for (int i = 0; i < W && i < count; i++) store_first<T>(rows[first + i] + d, square[i], n);
+    for (int i = 0; i < W && i < count; i++) narrow_first(rows[first + i] + d, square[i], n);
   }
 }
 
-/// Brings rows [next, end) of two arrays towards the cache, some at each call, so that they arrive while others are
-/// used.
-template <class T>
-struct Prefetch {
-  Rows<const T> a, b;
-  Index a_dims, b_dims;
-  Index next, end, step;
+/// Brings rows of up to two arrays towards the cache, some at each call, so that they arrive while others are used.
+class Prefetch {
+ public:
+  Prefetch() = default;
+  /// `count` rows of each, at so many calls.
+  template <class A, class B>
+  Prefetch(const A* a, Index a_stride, Index a_size, const B* b, Index b_stride, Index b_size, Index count, Index calls)
+      : a_{bytes(a), a_stride * Index(sizeof(A)), a_size * Index(sizeof(A))},
+        b_{bytes(b), b_stride * Index(sizeof(B)), b_size * Index(sizeof(B))},
+        left_(count),
+        step_(pieces(count, calls)) {}
 
-  void operator()() {
-    constexpr Index kLine = Index(64 / sizeof(T));
-    for (const Index stop = std::min(next + step, end); next < stop; next++) {
-      for (Index d = 0; d < a_dims; d += kLine) prefetch(a[next] + d);
-      for (Index d = 0; d < b_dims; d += kLine) prefetch(b[next] + d);
+  EIGEN_ALWAYS_INLINE void operator()() {
+    for (Index stop = std::max<Index>(left_ - step_, 0); left_ > stop; left_--) {
+      a_.take();
+      b_.take();
     }
   }
+
+ private:
+  static const char* bytes(const void* p) { return static_cast<const char*>(p); }
+  struct Array {
+    const char* at;
+    Index stride, size;
+    void take() {
+      for (Index i = 0; i < size; i += 64) prefetch(at + i);
+      at += stride;
+    }
+  };
+  Array a_{}, b_{};
+  Index left_ = 0, step_ = 0;
 };
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

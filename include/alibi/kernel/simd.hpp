@@ -1,20 +1,23 @@
 // The vector unit: the few operations the kernels need, over Eigen's packets.
 //
-// This is the only file that names Eigen::internal. An Eigen release that moves something is mended here.
+// This is the only file that names Eigen::internal. An Eigen release that moves something is mended here. So are the
+// few instructions that Eigen has no name for: the dot product of bfloat16 pairs (AVX-512 BF16).
 // Notation: a Pack<T> holds kLanes<T> values of T; every operation is lane by lane.
 #pragma once
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
 #include "alibi/kernel/isa.hpp"
 
-// g++ 12 calls the undefined operand of its own AVX-512 intrinsics uninitialised, and Eigen's packets attributes
-// ignored.
+// g++ 12 warns of its own AVX-512 intrinsics, whose undefined operand it calls uninitialised, and of Eigen's packets,
+// whose attributes it drops as template arguments.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -24,11 +27,42 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-template <class T>
-using Pack = typename Eigen::internal::packet_traits<T>::type;
+using Bfloat16 = Eigen::bfloat16;
+using Half = Eigen::half;
+
+/// Two neighbours in one lane: what the dot product instruction multiplies, two products a lane and step.
+struct BfloatPair {
+  Bfloat16 low, high;
+};
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(EIGEN_VECTORIZE_AVX512)
+inline constexpr bool kDotsPairs = true;
+#else
+inline constexpr bool kDotsPairs = false;
+#endif
+
+namespace detail {
 
 template <class T>
-inline constexpr int kLanes = Eigen::internal::unpacket_traits<Pack<T>>::size;
+struct PackOf {
+  using type = typename Eigen::internal::packet_traits<T>::type;
+  static constexpr int kSize = Eigen::internal::unpacket_traits<type>::size;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct PackOf<BfloatPair> {
+  using type = __m512bh;
+  static constexpr int kSize = 16;
+};
+#endif
+
+}  // namespace detail
+
+template <class T>
+using Pack = typename detail::PackOf<T>::type;
+
+template <class T>
+inline constexpr int kLanes = detail::PackOf<T>::kSize;
 
 // The register tile acc[kRows][kVectors] of both matrix products: as many independent sums as the register file holds
 // beside the operands, and at least the eight that hide the latency of two multiply-adds a cycle.
@@ -92,10 +126,31 @@ template <class P>
 EIGEN_ALWAYS_INLINE P select_lt(P a, P b, P x, P y) {
   return Eigen::internal::pselect(Eigen::internal::pcmp_lt(a, b), x, y);
 }
+template <class P>
+EIGEN_ALWAYS_INLINE P min(P a, P b) {
+  return Eigen::internal::pmin(a, b);
+}
 /// Whether a < b in any lane.
 template <class P>
 EIGEN_ALWAYS_INLINE bool any_lt(P a, P b) {
   return Eigen::internal::predux_any(Eigen::internal::pcmp_lt(a, b));
+}
+
+/// Whether a <= b in every lane; false where either is NaN.
+template <class P>
+EIGEN_ALWAYS_INLINE bool all_le(P a, P b) {
+  using T = typename Eigen::internal::unpacket_traits<P>::type;
+  const P zero = splat<T>(T(0));
+  return !any_lt(zero, select_le(a, b, zero, splat<T>(T(1))));
+}
+/// The largest and the sum of all lanes.
+template <class P>
+EIGEN_ALWAYS_INLINE auto reduce_max(P a) {
+  return Eigen::internal::predux_max(a);
+}
+template <class P>
+EIGEN_ALWAYS_INLINE auto reduce_add(P a) {
+  return Eigen::internal::predux(a);
 }
 
 namespace detail {
@@ -127,22 +182,6 @@ EIGEN_ALWAYS_INLINE void transpose(Pack<T> (&square)[kLanes<T>]) {
   detail::transpose<1, T>(square);
 }
 
-/// The first n <= kLanes values at p, zeros in the other lanes; touches nothing behind them.
-template <class T>
-EIGEN_ALWAYS_INLINE Pack<T> load_first(const T* p, Index n) {
-  if (n == kLanes<T>) return load<T>(p);
-  T all[kLanes<T>] = {};
-  std::copy_n(p, n, all);
-  return load<T>(all);
-}
-template <class T, class P>
-EIGEN_ALWAYS_INLINE void store_first(T* p, P x, Index n) {
-  if (n == kLanes<T>) return store<T>(p, x);
-  T all[kLanes<T>];
-  store<T>(all, x);
-  std::copy_n(all, n, p);
-}
-
 namespace detail {
 
 template <class T>
@@ -167,6 +206,126 @@ EIGEN_ALWAYS_INLINE P power_of_two(P shifted) {
   constexpr int kMantissa = sizeof(T) == 4 ? 23 : 52;
   return std::bit_cast<P>(std::bit_cast<Integers>(shifted) << kMantissa);
 }
+
+namespace detail {
+
+// Compiler vectors of integers, as wide in lanes as a pack of floats.
+typedef std::uint16_t Words __attribute__((vector_size(2 * kLanes<float>)));
+typedef std::uint32_t Doublewords __attribute__((vector_size(4 * kLanes<float>)));
+
+template <class S>
+Doublewords load_words(const S* p) {
+  Words words;
+  std::memcpy(&words, p, sizeof words);
+  return __builtin_convertvector(words, Doublewords);
+}
+
+// Whether Eigen converts a pack of S into one of as many floats.
+template <class S>
+inline constexpr bool kConverts = [] {
+  if constexpr (Eigen::internal::packet_traits<S>::Vectorizable)
+    return int(Eigen::internal::packet_traits<S>::size) == kLanes<float>;
+  else
+    return false;
+}();
+
+}  // namespace detail
+
+/// kLanes<T> values at p, as T: exact. S is T, or bfloat16 or half for a T of float.
+template <class T, class S>
+EIGEN_ALWAYS_INLINE Pack<T> widen(const S* p) {
+  if constexpr (std::is_same_v<S, T>) {
+    return load<T>(p);
+  } else if constexpr (std::is_same_v<S, Bfloat16>) {
+    if constexpr (kLanes<float> == 1)
+      return Pack<T>(float(*p));
+    else
+      return std::bit_cast<Pack<float>>(detail::load_words(p) << 16);
+  } else {
+    static_assert(std::is_same_v<S, Half>);
+    if constexpr (detail::kConverts<Half>) {
+      return Eigen::internal::pcast<Pack<Half>, Pack<float>>(Eigen::internal::ploadu<Pack<Half>>(p));
+    } else {
+      // Exponents are 112 apart; infinities and NaN get the largest one back.
+      float all[kLanes<float>];
+      for (int i = 0; i < kLanes<float>; i++) {
+        const std::uint32_t bits = std::bit_cast<std::uint16_t>(p[i]), body = (bits & 0x7fff) << 13;
+        const std::uint32_t top = body >= 0x0f800000 ? 0x7f800000 : 0;
+        all[i] = std::bit_cast<float>(std::bit_cast<std::uint32_t>(std::bit_cast<float>(body) * 0x1p112f) | top |
+                                      (bits & 0x8000) << 16);
+      }
+      return load<float>(all);
+    }
+  }
+}
+
+/// Rounds to S, to nearest.
+template <class S, class P>
+EIGEN_ALWAYS_INLINE void narrow(S* p, P x) {
+  using T = typename Eigen::internal::unpacket_traits<P>::type;
+  if constexpr (std::is_same_v<S, T>) {
+    store<T>(p, x);
+  } else if constexpr (detail::kConverts<S>) {
+    Eigen::internal::pstoreu(p, Eigen::internal::pcast<P, Pack<S>>(x));
+  } else {
+    T all[kLanes<T>];
+    store<T>(all, x);
+    for (int i = 0; i < kLanes<T>; i++) p[i] = S(all[i]);
+  }
+}
+
+/// Rounds the first n <= kLanes values to S; touches nothing behind them.
+template <class S, class P>
+EIGEN_ALWAYS_INLINE void narrow_first(S* p, P x, Index n) {
+  constexpr int W = Eigen::internal::unpacket_traits<P>::size;
+  if (n == W) return narrow(p, x);
+  S all[W];
+  narrow(all, x);
+  std::copy_n(all, n, p);
+}
+
+/// n values at `from`, as T, into `to`.
+template <class T, class S>
+void widen_row(const S* from, Index n, T* to) {
+  Index i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store<T>(to + i, widen<T>(from + i));
+  for (; i < n; i++) to[i] = T(from[i]);
+}
+
+/// Two rows of n values, entry by entry beside one another.
+inline void interleave(const Bfloat16* low, const Bfloat16* high, Index n, BfloatPair* to) {
+  Index i = 0;
+  for (; i + kLanes<float> <= n && kLanes<float> > 1; i += kLanes<float>) {
+    const detail::Doublewords pairs = detail::load_words(low + i) | detail::load_words(high + i) << 16;
+    std::memcpy(static_cast<void*>(to + i), &pairs, sizeof pairs);
+  }
+  for (; i < n; i++) to[i] = {low[i], high[i]};
+}
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(EIGEN_VECTORIZE_AVX512)
+template <>
+EIGEN_ALWAYS_INLINE Pack<BfloatPair> load<BfloatPair>(const BfloatPair* p) {
+  return std::bit_cast<Pack<BfloatPair>>(_mm512_loadu_si512(p));
+}
+template <>
+EIGEN_ALWAYS_INLINE Pack<BfloatPair> splat<BfloatPair>(BfloatPair x) {
+  return std::bit_cast<Pack<BfloatPair>>(_mm512_set1_epi32(std::bit_cast<int>(x)));
+}
+/// a.low b.low + a.high b.high + c
+EIGEN_ALWAYS_INLINE Pack<float> fma(Pack<BfloatPair> a, Pack<BfloatPair> b, Pack<float> c) {
+  return _mm512_dpbf16_ps(c, a, b);
+}
+/// Lane by lane a pair, rounded to nearest.
+EIGEN_ALWAYS_INLINE void store_pair(BfloatPair* p, Pack<float> low, Pack<float> high) {
+  constexpr auto order = [] {
+    std::array<std::uint16_t, 32> at{};
+    for (std::size_t i = 0; i < 32; i++) at[i] = std::uint16_t(i / 2 + i % 2 * 16);
+    return at;
+  }();
+  const __m512i side_by_side = std::bit_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi16(std::bit_cast<__m512i>(order), side_by_side));
+}
+#endif
 
 /// Asks for the cache line of p, towards the second-level cache.
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }

@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "alibi/kernel/exp2.hpp"
+#include "alibi/kernel/rows.hpp"
 #include "alibi/kernel/simd.hpp"
 
 namespace alibi::inline ALIBI_ISA::kernel {
@@ -60,25 +61,38 @@ struct SoftmaxState {
   }
 };
 
+/// 2^x, at least 2^kNegligible; with Masked, what is negligible, masked scores first of all, becomes 0.
+template <bool Masked, class T>
+EIGEN_ALWAYS_INLINE Pack<T> probability(Pack<T> x) {
+  const Pack<T> p = exp2<T>(x, kNegligible<T>);
+  if constexpr (Masked) return select_lt(x, splat<T>(kNegligible<T>), splat<T>(T(0)), p);
+  return p;
+}
+
 /// P = 2^(S - shift) in place over the keys [begin, ends[N - 1]) of vectors [R, N), the first of which drops out at
-/// ends[R]; `sum` grows by P. With Masked, what is negligible, masked scores first of all, becomes 0.
-template <int R, int N, bool Masked, class T>
+/// ends[R]; `sum` grows by P. Rows of pairs, U, hold two keys: they begin where their two rows of scores were, the
+/// first of which has been read by then.
+template <class U, int R, int N, bool Masked, class T>
 EIGEN_ALWAYS_INLINE void exponentiate_keys(T* s, Index begin, const Index* ends, const Pack<T>* shift, Pack<T>* sum) {
-  for (Index j = begin; j < ends[R]; j++)
+  for (Index j = begin; j < ends[R]; j += kDepth<U>)
 #pragma GCC unroll 4
     for (int r = R; r < N; r++) {
       T* at = s + j * kBlock<T> + r * kLanes<T>;
-      const Pack<T> x = sub(load<T>(at), shift[r]);
-      Pack<T> p = exp2<T>(x, kNegligible<T>);
-      if constexpr (Masked) p = select_lt(x, splat<T>(kNegligible<T>), splat<T>(T(0)), p);
+      const Pack<T> p = probability<Masked, T>(sub(load<T>(at), shift[r]));
       sum[r] = add(sum[r], p);
-      store<T>(at, p);
+      if constexpr (kDepth<U> == 1) {
+        store<T>(at, p);
+      } else {
+        const Pack<T> next = probability<Masked, T>(sub(load<T>(at + kBlock<T>), shift[r]));
+        sum[r] = add(sum[r], next);
+        store_pair(reinterpret_cast<U*>(s) + j / 2 * kBlock<T> + r * kLanes<T>, p, next);
+      }
     }
-  if constexpr (R + 1 < N) exponentiate_keys<R + 1, N, Masked>(s, ends[R], ends, shift, sum);
+  if constexpr (R + 1 < N) exponentiate_keys<U, R + 1, N, Masked>(s, ends[R], ends, shift, sum);
 }
 
-/// Scores become probabilities, `offset` being added to every score, and the states' sums grow by them.
-template <int N, bool Masked, class T>
+/// Scores become probabilities, of type U, `offset` being added to every score, and the states' sums grow by them.
+template <class U, int N, bool Masked, class T>
 EIGEN_ALWAYS_INLINE void exponentiate(T* s, Index begin, const Index* ends, const Pack<T>* offset,
                                       SoftmaxState<T>* state) {
   Pack<T> shift[N], sum[N];
@@ -87,7 +101,7 @@ EIGEN_ALWAYS_INLINE void exponentiate(T* s, Index begin, const Index* ends, cons
     shift[r] = sub(state[r].reference, offset[r]);
     sum[r] = splat<T>(T(0));
   }
-  exponentiate_keys<0, N, Masked>(s, begin, ends, shift, sum);
+  exponentiate_keys<U, 0, N, Masked>(s, begin, ends, shift, sum);
 #pragma GCC unroll 4
   for (int r = 0; r < N; r++) state[r].sum = add(state[r].sum, sum[r]);
 }

@@ -13,28 +13,30 @@ namespace alibi::inline ALIBI_ISA::kernel {
 /// What becomes of the output that is there already.
 enum class Before { none, keep, rescale };
 
-/// acc += P V over the keys [begin, ends[N - 1]) of vectors [R, N), the first of which drops out at ends[R].
-template <int R, int N, int M, class T>
-EIGEN_ALWAYS_INLINE void add_keys(const T* v, Index stride, const T* p, Index begin, const Index* ends,
+/// acc += P V over the keys [begin, ends[N - 1]) of vectors [R, N), the first of which drops out at ends[R]. Rows of
+/// values and probabilities hold a key each, or a pair of them.
+template <int R, int N, int M, class U, class T>
+EIGEN_ALWAYS_INLINE void add_keys(const U* v, Index stride, const U* p, Index begin, const Index* ends,
                                   Pack<T> (&acc)[M][kVectors]) {
-  const T* dim[M];
+  constexpr Index kKeys = kDepth<U>;
+  const U* dim[M];
 #pragma GCC unroll 8
-  for (int a = 0; a < M; a++) dim[a] = v + begin * stride + a;
-  multiply_add<R, N>(dim, stride, p + begin * kBlock<T>, ends[R] - begin, acc);
-  if constexpr (R + 1 < N) add_keys<R + 1, N>(v, stride, p, ends[R], ends, acc);
+  for (int a = 0; a < M; a++) dim[a] = v + begin / kKeys * stride + a;
+  multiply_add<R, N>(dim, stride, p + begin / kKeys * kBlock<T>, kBlock<T>, (ends[R] - begin) / kKeys, acc);
+  if constexpr (R + 1 < N) add_keys<R + 1, N, M, U, T>(v, stride, p, ends[R], ends, acc);
 }
 
 /// M value dims, the first of them at v and o, for N vectors of queries. A tile is summed by itself before it joins o:
 /// one running sum over all keys would lose a digit or two of a float by 16,384 of them.
-template <int M, int N, class T>
-EIGEN_ALWAYS_INLINE void value_dims(const T* v, Index stride, const T* p, const TileKeys& keys, Before before,
+template <int M, int N, class U, class T>
+EIGEN_ALWAYS_INLINE void value_dims(const U* v, Index stride, const U* p, const TileKeys& keys, Before before,
                                     const Pack<T>* factor, T* o) {
   Pack<T> acc[M][kVectors];
 #pragma GCC unroll 8
   for (int a = 0; a < M; a++)
 #pragma GCC unroll 4
     for (int r = 0; r < N; r++) acc[a][r] = splat<T>(T(0));
-  add_keys<0, N>(v, stride, p, keys.begin, keys.ends, acc);
+  add_keys<0, N, M, U, T>(v, stride, p, keys.begin, keys.ends, acc);
 #pragma GCC unroll 8
   for (int a = 0; a < M; a++)
 #pragma GCC unroll 4
@@ -46,16 +48,15 @@ EIGEN_ALWAYS_INLINE void value_dims(const T* v, Index stride, const T* p, const 
     }
 }
 
-/// Keys of a tile, p [kScoreRows][kBlock], o [value_dim][kBlock]: M dims at a time, what is left with half as many.
-template <int N, int M = kRows, class T>
-void accumulate(Rows<const T> v, Index value_dim, const T* p, const TileKeys& keys, Before before,
+/// Keys of a tile, p [units of kScoreRows][kBlock], o [value_dim][kBlock]: M dims at a time, what is left with half as
+/// many.
+template <int N, int M = kRows, class U, class T>
+void accumulate(const U* v, Index stride, Index value_dim, const U* p, const TileKeys& keys, Before before,
                 const Pack<T>* factor, T* o) {
   Index d = 0;
-  for (; d + M <= value_dim; d += M)
-    value_dims<M, N>(v[keys.tile] + d, v.stride, p, keys, before, factor, o + d * kBlock<T>);
+  for (; d + M <= value_dim; d += M) value_dims<M, N>(v + d, stride, p, keys, before, factor, o + d * kBlock<T>);
   if constexpr (M > 1) {
-    const Rows<const T> rest{v.data + d, v.stride};
-    if (d < value_dim) accumulate<N, M / 2>(rest, value_dim - d, p, keys, before, factor, o + d * kBlock<T>);
+    if (d < value_dim) accumulate<N, M / 2>(v + d, stride, value_dim - d, p, keys, before, factor, o + d * kBlock<T>);
   }
 }
 

@@ -1,0 +1,23 @@
+// The keys and values of one head of a cache (kv_cache.hpp), as kernels see them.
+//
+// A tile of kTile keys is one piece of memory, aligned to a cache line: the keys transposed, [head_dim][kTile], so that
+// a query meets as many keys at once as a vector has lanes, and from `value_offset` on the values [kTile][value_dim].
+// What lies behind the last key is 0.
+#pragma once
+
+#include "alibi/kernel/radii.hpp"
+#include "alibi/kernel/simd.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+template <class S, class T>
+struct Cached {
+  const S* const* tiles;  // tile t is tiles[t - first_tile]
+  Index first_tile;
+  Index begin;         // the first key that is held
+  Index length;        // one behind the last
+  Index value_offset;  // elements from the start of a tile to its values
+  Radii<T> radii;
+};
+
+}  // namespace alibi::inline ALIBI_ISA::kernel

@@ -1,0 +1,109 @@
+// The bound of horizon.hpp, as the forward asks for it: may a block of queries drop the keys that lie farther out?
+//
+// In base 2 and in the frame of the kernels' scores, for a query of unit q' = τ log2(e) q at position c_i, keys at
+// distances d, d + 1, …, d + n - 1 whose distance from the centre is at most R have together at most
+//
+//   2^{ q'·c + |q'| R - m' d + tail(n) + margin },      tail(n) = log2((1 - 2^{-m' n}) / (1 - 2^{-m'}))
+//
+// The margin pays for all rounding, u being half of epsilon:
+//   scores     a dot product of h dims in any order, with or without fused multiply-adds, is off by at most
+//              (h + 2) u |q'| |k| (Higham 2002, section 3.1), and |k| <= |c| + R_max =: K. That moves what has been
+//              summed, what is bounded here, and q'·c: 3 (h + 2) u |q'| K. The norms themselves are rounded up.
+//   bias       three roundings of the distance's term, of which only as much counts as a score can outweigh, 2 |q'| K
+//              and the 100 below which every probability is raised anyway: 3 u (2 |q'| K + 100).
+//   sums       of positive numbers: at most 64 + keys / 64 roundings each, relative; 2^x is good to 2 ulp.
+//   the test   a dozen roundings of numbers that are at most 2^11 where it is close.
+// Together less than  u (4 (h + 4) |q'| K + keys / 32 + 2^15),  which is what is added.
+//
+// NaN fails every comparison below, and an infinite radius every test: such keys are read.
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <numbers>
+
+#include "alibi/kernel/bias.hpp"
+#include "alibi/kernel/radii.hpp"
+#include "alibi/kernel/rows.hpp"
+#include "alibi/kernel/simd.hpp"
+#include "alibi/kernel/softmax.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+/// Keys that a block may drop: of `count` keys, the nearest is `key`, and none is farther than `radius` from the
+/// centre.
+template <class T>
+struct Unread {
+  Index key, count;
+  T radius;
+};
+
+/// Base-2 units that are added to every bound, of an exponent relative to queries of norm `norm`.
+template <class T>
+T margin(T norm, Index head_dim, T key_norm, Index keys) {
+  constexpr T kUnit = std::numeric_limits<T>::epsilon() / 2;
+  return kUnit * (T(4 * (head_dim + 4)) * norm * key_norm + T(keys) / T(32) + T(1 << 15));
+}
+
+/// log2 Σ_{i < count} 2^{-m' i}, rounded up; m' > 0.
+template <class T>
+T tail(double slope, Index count) {
+  const double nats = slope * std::numbers::ln2;
+  const double sum = std::expm1(-nats * double(count)) / std::expm1(-nats);
+  return T(std::log2(sum) + 1e-6);
+}
+
+/// Content of a block's queries, one a lane: what (1) of horizon.hpp needs. Lanes without a query never object.
+template <class T>
+struct Content {
+  T center[kBlock<T>];  // q'·c and the margin
+  T norm[kBlock<T>];    // at least |q'|
+};
+
+/// Fills in the content of `rows` queries, packed as [units][kBlock], pairs still to be multiplied with `scale`.
+template <class U, class T>
+void measure_queries(const U* q, Index head_dim, T scale, Index rows, const U* center, const Radii<T>& radii,
+                     Index keys, Content<T>& content) {
+  for (int r = 0; r < kVectors; r++) {
+    Pack<T> dot = splat<T>(T(0)), square = splat<T>(T(0));
+    for (Index d = 0; d < units<U>(head_dim); d++) {
+      const Pack<U> query = load<U>(q + d * kBlock<T> + r * kLanes<T>);
+      dot = fma(splat<U>(center[d]), query, dot);
+      square = fma(query, query, square);
+    }
+    store<T>(content.center + r * kLanes<T>, dot);
+    store<T>(content.norm + r * kLanes<T>, square);
+  }
+  const T factor = kDepth<U> == 1 ? T(1) : scale, key_norm = radii.center_norm + radii.largest;
+  for (Index i = 0; i < kBlock<T>; i++) {
+    const T norm = norm_above(content.norm[i], head_dim) * std::abs(factor) * (1 + std::numeric_limits<T>::epsilon());
+    content.norm[i] = i < rows ? norm : T(0);
+    content.center[i] = i < rows ? content.center[i] * factor + margin(norm, head_dim, key_norm, keys)
+                                 : std::numeric_limits<T>::lowest();
+  }
+}
+
+/// Whether every row of a block can afford to lose the keys: what it has lost so far and may lose now is at most
+/// `share` of its sum. If so, it is counted in `lost`, in the frame of the states.
+template <class T>
+bool affordable(const Positions<T>& queries, const Content<T>& content, const SoftmaxState<T>* state, T slope,
+                const Unread<T>& keys, T tail, bool left, T share, Pack<T>* lost) {
+  Pack<T> sum[kVectors];
+  const T side = left ? T(1) : T(-1);
+  const T from_key = T(left ? queries.base - keys.key : keys.key - queries.base);
+  for (int r = 0; r < kVectors; r++) {
+    const Index at = r * kLanes<T>;
+    const Pack<T> distance = fma(splat<T>(side), load<T>(queries.from_base + at), splat<T>(from_key));
+    const Pack<T> score = fma(load<T>(content.norm + at), splat<T>(keys.radius), load<T>(content.center + at));
+    const Pack<T> bound = add(fma(splat<T>(-slope), distance, score), splat<T>(tail));
+    // What is below 2^-126 of the frame is far below any tolerance there is; more than 2^100 is too much.
+    const Pack<T> x = sub(bound, state[r].reference), most = splat<T>(T(100)), least = splat<T>(kSmallestExponent<T>);
+    const Pack<T> mass = select_lt(x, least, splat<T>(T(0)), exp2<T>(select_le(x, most, x, most)));
+    sum[r] = add(lost[r], mass);
+    if (!all_le(sum[r], mul(splat<T>(share), state[r].sum))) return false;
+  }
+  for (int r = 0; r < kVectors; r++) lost[r] = sum[r];
+  return true;
+}
+
+}  // namespace alibi::inline ALIBI_ISA::kernel

@@ -1,0 +1,148 @@
+// What a call of the forward is made of, and how it is cut into tasks: by the shapes of each sequence alone, so that no
+// sequence's result depends on what else is in the call. The order of tasks, by estimated cost, changes no bit.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <numbers>
+#include <span>
+#include <tuple>
+
+#include "alibi/horizon.hpp"
+#include "alibi/kernel/radii.hpp"
+#include "alibi/kernel/rows.hpp"
+#include "alibi/kernel/score.hpp"
+#include "alibi/kernel/simd.hpp"
+#include "alibi/kernel/tile.hpp"
+#include "alibi/mask.hpp"
+#include "alibi/view.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+/// One sequence with all its heads; the views have a batch of 1.
+template <class F>
+struct Sequence {
+  using T = typename F::T;
+  View<const typename F::Query> q;
+  View<typename F::Query> output;
+  View<const typename F::Stored> k, v;                    // rows; not in use for a cache
+  const Cached<typename F::Stored, T>* cached = nullptr;  // [kv_heads]
+  T* lse = nullptr;                                       // row i of head h at lse[h lse_stride + i]; null: not wanted
+  Index lse_stride = 0;
+  const T* slopes = nullptr;  // of head h at slopes[h slope_stride]
+  Index slope_stride = 0;
+  ResolvedMask mask{};
+  double tolerance = 0;
+  const Radii<T>* radii = nullptr;  // [kv_heads], or null where nothing is pruned
+
+  double slope(Index head) const { return double(slopes[head * slope_stride]); }
+
+  /// What is known of a kv head's keys, or null.
+  const Radii<T>* radii_of(Index kv_head) const {
+    if (cached) return &cached[kv_head].radii;
+    return radii ? radii + kv_head : nullptr;
+  }
+};
+
+/// A checked call of the forward.
+template <class F>
+struct Forward {
+  std::span<const Sequence<F>> sequences;
+  Index heads, kv_heads, head_dim, value_dim;
+  double scale;
+  Pruning* report;  // [sequences][heads], or null
+
+  Index group() const { return heads / kv_heads; }
+};
+
+/// Whether a head may find keys to leave out: the farthest key must lose 4 bits more to its distance than the tolerance
+/// asks for, or the search is not worth its cost.
+inline bool worth_pruning(double slope, double tolerance, const ResolvedMask& mask, Index queries) {
+  if (!(slope > 0 && tolerance > 0) || queries == 0) return false;
+  const Index back = std::min(mask.left, mask.nearest_key(queries - 1) - mask.first);
+  const Index ahead = std::min(mask.right, mask.keys - 1 - mask.nearest_key(0));
+  return slope * std::numbers::log2e * double(std::max(back, ahead)) > 4 - std::log2(tolerance);
+}
+
+inline constexpr int kMostBlocks = 16;                     // that share a pass over the keys
+inline constexpr std::size_t kScratchBytes = 1024 * 1024;  // of a task, at most, as long as one block fits
+
+/// Bytes of a task of the forward, by the head dims alone.
+template <class F>
+struct ForwardScratch {
+  using T = typename F::T;
+  using U = typename F::Unit;
+  int blocks;  // that fit, at most kMostBlocks
+  std::size_t bytes;
+
+  ForwardScratch(Index head_dim, Index value_dim) {
+    const std::size_t block =
+        (std::size_t(units<U>(head_dim)) * sizeof(U) + std::size_t(value_dim) * sizeof(T)) * kBlock<T>;
+    const std::size_t shared = std::size_t(kScoreRows * kBlock<T>) * sizeof(T) +
+                               std::size_t(tile_units<F>(head_dim, value_dim) + units<U>(head_dim)) * sizeof(U);
+    const std::size_t left = std::max(kScratchBytes, shared) - shared;
+    blocks = int(std::clamp<std::size_t>(left / block, 1, kMostBlocks));
+    bytes = (std::size_t(blocks) * block + shared + 63) / 64 * 64;  // slots share no cache line
+  }
+};
+
+/// How the queries of each head of a sequence are cut into tasks.
+struct ForwardPlan {
+  int blocks;    // of kBlock queries, in a task
+  Index chunks;  // tasks of a head
+
+  template <class F>
+  static ForwardPlan of(const Sequence<F>& sequence, const ForwardScratch<F>& scratch) {
+    const Index all = pieces(sequence.q.tokens, kBlock<typename F::T>);
+    int blocks = scratch.blocks;
+    while (blocks > 8 && sequence.q.heads * pieces(all, blocks) < 16) blocks /= 2;  // enough tasks for many threads
+    return {blocks, pieces(all, blocks)};
+  }
+};
+
+/// One task: a run of blocks of one head.
+struct ForwardItem {
+  float cost;  // keys that its queries see, by estimate
+  std::int32_t sequence, head, blocks;
+  Index chunk;
+};
+
+/// Estimated pairs of query and key for rows [begin, end) of a head. Half of a bound of two times 10 bits for the
+/// content is what normal queries and keys come to.
+template <class F>
+float estimated_cost(const Sequence<F>& sequence, Index head, Index begin, Index end) {
+  const ResolvedMask& mask = sequence.mask;
+  const Index middle = (begin + end) / 2, at = mask.nearest_key(middle);
+  const KeyRange seen = mask.visible(middle);
+  double reach = double(mask.keys);
+  const double log_slope = sequence.slope(head) * std::numbers::log2e;
+  if (worth_pruning(sequence.slope(head), sequence.tolerance, mask, sequence.q.tokens))
+    reach = std::min(reach, (10 - std::log2(sequence.tolerance)) / log_slope);
+  const double keys = std::clamp(double(at - seen.begin), 0., reach) + std::clamp(double(seen.end - at), 0., reach);
+  return float(double(end - begin) * (keys + double(end - begin)));
+}
+
+/// The tasks of a call, the most expensive first.
+template <class F>
+void list_items(const Forward<F>& call, const ForwardScratch<F>& scratch, std::span<ForwardItem> items) {
+  auto item = items.begin();
+  for (std::size_t s = 0; s < call.sequences.size(); s++) {
+    const Sequence<F>& sequence = call.sequences[s];
+    const ForwardPlan plan = ForwardPlan::of(sequence, scratch);
+    const Index rows = plan.blocks * kBlock<typename F::T>;
+    for (Index head = 0; head < call.heads; head++)
+      for (Index chunk = 0; chunk < plan.chunks; chunk++) {
+        const Index end = std::min((chunk + 1) * rows, sequence.q.tokens);
+        const float cost = estimated_cost(sequence, head, chunk * rows, end);
+        *item++ = {cost, std::int32_t(s), std::int32_t(head), plan.blocks, chunk};
+      }
+  }
+  // Of equal tasks the later one first, for no reason but that the order be one.
+  std::sort(items.begin(), items.end(), [](const ForwardItem& a, const ForwardItem& b) {
+    return std::tuple(a.cost, a.sequence, a.head, a.chunk) > std::tuple(b.cost, b.sequence, b.head, b.chunk);
+  });
+}
+
+}  // namespace alibi::inline ALIBI_ISA::kernel
