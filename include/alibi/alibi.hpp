@@ -3,6 +3,8 @@
 
 #include "alibi/attention.hpp"
 #include "alibi/bias.hpp"
+#include "alibi/horizon.hpp"
 #include "alibi/mask.hpp"
+#include "alibi/packed.hpp"
 #include "alibi/slopes.hpp"
 #include "alibi/tensor.hpp"

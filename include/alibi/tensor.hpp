@@ -36,6 +36,30 @@ struct TensorAdapter {
   }
 };
 
+/// Rank 3: [tokens, heads, head_dim] of a packed batch; column-major mirrored.
+template <class Plain>
+struct PackedTensorAdapter {
+  using Scalar = std::remove_const_t<typename Plain::Scalar>;
+  static constexpr bool kRowMajor = int(Plain::Layout) == int(Eigen::RowMajor);
+  static_assert(Plain::NumDimensions == 3,
+                "alibi: a packed tensor has rank 3, [tokens, heads, head_dim] in row-major order.");
+
+  template <class X>
+  static auto of(X& x, const char*) {
+    const auto size = [&x](int i) { return Index(x.dimensions()[std::size_t(kRowMajor ? i : 2 - i)]); };
+    const Index tokens = size(0), heads = size(1), head_dim = size(2);
+    using T = std::remove_pointer_t<decltype(x.data())>;
+    return View<T>{x.data(), 1, heads, tokens, head_dim, tokens * heads * head_dim, head_dim, heads * head_dim};
+  }
+
+  using Output = Eigen::Tensor<Scalar, 3, Plain::Layout>;
+  using Lse = Eigen::Tensor<LseScalar<Scalar>, 2, Plain::Layout>;
+  static Output output(Index tokens, Index heads, Index head_dim) {
+    return kRowMajor ? Output(tokens, heads, head_dim) : Output(head_dim, heads, tokens);
+  }
+  static Lse lse(Index heads, Index tokens) { return kRowMajor ? Lse(heads, tokens) : Lse(tokens, heads); }
+};
+
 }  // namespace detail
 
 template <class T, int rank, int options, class I>
@@ -43,5 +67,13 @@ struct Adapter<Eigen::Tensor<T, rank, options, I>> : detail::TensorAdapter<Eigen
 
 template <class Plain, int options, template <class> class MakePointer>
 struct Adapter<Eigen::TensorMap<Plain, options, MakePointer>> : detail::TensorAdapter<std::remove_const_t<Plain>> {};
+
+template <class T, int rank, int options, class I>
+struct PackedAdapter<Eigen::Tensor<T, rank, options, I>>
+    : detail::PackedTensorAdapter<Eigen::Tensor<T, rank, options, I>> {};
+
+template <class Plain, int options, template <class> class MakePointer>
+struct PackedAdapter<Eigen::TensorMap<Plain, options, MakePointer>>
+    : detail::PackedTensorAdapter<std::remove_const_t<Plain>> {};
 
 }  // namespace alibi::inline ALIBI_ISA

@@ -75,6 +75,24 @@ struct Adapter<View<T>> {
   static View<T> of(const View<T>& x, const char*) { return x; }
 };
 
+/// The same for packed arrays, [tokens, heads, head_dim] (packed.hpp): views of a batch of 1, and tensors of rank 3.
+template <class Array>
+struct PackedAdapter {
+  static_assert(!sizeof(Array),
+                "alibi: this type is not a packed array. Pass an Eigen::Tensor or TensorMap of rank 3, [tokens, heads, "
+                "head_dim] (include <alibi/tensor.hpp> or <alibi/alibi.hpp>), or alibi::view(pointer, {1, heads, "
+                "tokens, head_dim}, strides).");
+};
+
+template <class T>
+struct PackedAdapter<View<T>> {
+  using Scalar = std::remove_const_t<T>;
+  static View<T> of(const View<T>& x, const char* name) {
+    detail::require(x.batch == 1, name, " has batch ", x.batch, "; expected 1, all sequences side by side");
+    return x;
+  }
+};
+
 namespace detail {
 
 // An Eigen type's DenseBase need not be of the type itself: a VectorBlock is a DenseBase<Block>.

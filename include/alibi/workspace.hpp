@@ -10,8 +10,9 @@
 namespace alibi::inline ALIBI_ISA {
 
 /// Scratch memory of the calls it is passed to, one at a time. It grows to what they need and keeps it, so that a call
-/// with the shapes of an earlier one allocates nothing. Its size does not depend on the number of tokens, and is at
-/// most 1 MiB per executor slot as long as head_dim + value_dim is at most 5,000 floats.
+/// with the shapes of an earlier one allocates nothing. Scratch is at most 1 MiB per executor slot, however many tokens
+/// there are, as long as head_dim + value_dim is at most 5,000 floats. Beside it: at most 4 numbers per tile of 64 keys
+/// and kv head where keys may be left out, and 32 bytes per task, which is at most 768 queries of a head.
 class Workspace {
  public:
   /// Bytes held.

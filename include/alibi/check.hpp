@@ -1,0 +1,164 @@
+// The checks at the door of every form of attention. Each throws std::invalid_argument that names the argument, what it
+// was and what was expected; nothing has been written by then. Not a header for users.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <numbers>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+#include "alibi/error.hpp"
+#include "alibi/options.hpp"
+#include "alibi/view.hpp"
+
+namespace alibi::inline ALIBI_ISA::detail {
+
+template <class E>
+inline constexpr bool kIsScalar = std::is_same_v<E, float> || std::is_same_v<E, double> ||
+                                  std::is_same_v<E, Eigen::bfloat16> || std::is_same_v<E, Eigen::half>;
+
+template <class T>
+bool is_empty(const View<T>& x) {
+  return x.batch * x.heads * x.tokens * x.head_dim == 0;
+}
+
+/// Whether two views share a byte of the range from their first to their last element.
+template <class T, class U>
+bool overlap(const View<T>& a, const View<U>& b) {
+  const auto range = []<class X>(const View<X>& x) {
+    const X *low = x.data, *high = x.data + x.head_dim;
+    for (const auto& [size, stride] :
+         {std::pair(x.batch, x.batch_stride), std::pair(x.heads, x.head_stride), std::pair(x.tokens, x.token_stride)})
+      (stride < 0 ? low : high) += (size - 1) * stride;
+    return std::pair(reinterpret_cast<std::uintptr_t>(low), reinterpret_cast<std::uintptr_t>(high));
+  };
+  if (is_empty(a) || is_empty(b)) return false;
+  const auto [a_low, a_high] = range(a);
+  const auto [b_low, b_high] = range(b);
+  return a_low < b_high && b_low < a_high;
+}
+
+/// Whether rows of a view may share memory with one another.
+template <class T>
+bool overlaps_itself(const View<T>& x) {
+  if (is_empty(x)) return false;
+  std::array axes{std::pair(std::abs(x.batch_stride), x.batch), std::pair(std::abs(x.head_stride), x.heads),
+                  std::pair(std::abs(x.token_stride), x.tokens)};
+  std::sort(axes.begin(), axes.end());
+  Index extent = x.head_dim;
+  for (const auto& [stride, size] : axes)
+    if (size > 1) {
+      if (stride < extent) return true;
+      extent += stride * (size - 1);
+    }
+  return false;
+}
+
+inline void require_equal(Index is, Index expected, const char* name, const char* what, const char* of) {
+  require(is == expected, name, " has ", what, ' ', is, "; expected ", expected, ", the ", what, " of ", of);
+}
+
+template <class T>
+void require_memory(const View<T>& x, const char* name) {
+  const Index tokens = x.batch * x.heads * x.tokens;
+  require(x.data || tokens == 0, name, " is null; expected ", tokens, " tokens of ", x.head_dim);
+}
+
+template <class T>
+void check_inputs(const View<const T>& q, const View<const T>& k, const View<const T>& v) {
+  require_equal(k.batch, q.batch, "k", "batch", "q");
+  require_equal(v.batch, q.batch, "v", "batch", "q");
+  require_equal(v.heads, k.heads, "v", "heads", "k");
+  require(k.heads > 0 || q.heads == 0, "k has heads 0; expected at least 1");
+  require(k.heads == 0 || q.heads % k.heads == 0, "q has heads ", q.heads, "; expected a multiple of ", k.heads,
+          ", the heads of k and v");
+  require_equal(k.head_dim, q.head_dim, "k", "head_dim", "q");
+  require_equal(v.tokens, k.tokens, "v", "tokens", "k");
+  require(q.head_dim > 0, "q has head_dim 0; expected at least 1");
+  require(v.head_dim > 0, "v has head_dim 0; expected at least 1");
+  require_memory(q, "q");
+  require_memory(k, "k");
+  require_memory(v, "v");
+}
+
+/// Compile-time misuse that every form shares: E of q, K of k, V of v, Output a view.
+template <class E, class K, class V, class Output>
+constexpr void check_scalars() {
+  static_assert(kIsScalar<E>, "alibi: q, k and v must hold float, double, Eigen::bfloat16 or Eigen::half.");
+  static_assert(std::is_same_v<E, K> && std::is_same_v<E, V>, "alibi: q, k and v must hold the same scalar.");
+  static_assert(std::is_same_v<std::remove_const_t<Output>, View<E>>,
+                "alibi: output must hold the same scalar as q, k and v, and not be const.");
+}
+
+template <class T>
+void check_slopes(const SlopeView<T>& slopes, Index heads, Index batch) {
+  require_equal(slopes.heads, heads, "slopes", "heads", "q");
+  require(slopes.batch == batch || slopes.batch_stride == 0, "slopes has batch ", slopes.batch, "; expected ", batch,
+          ", the batch of q, or a vector of heads");
+  require(slopes.data || slopes.batch * slopes.heads == 0, "slopes is null; expected ", slopes.heads, " slopes");
+  for (Index b = 0; b < slopes.batch; b++)
+    for (Index h = 0; h < slopes.heads; h++) {
+      const T m = slopes.data[b * slopes.batch_stride + h * slopes.head_stride];
+      require(std::isfinite(m), "the slope of head ", h, " in batch ", b, " is ", m, "; expected a finite number");
+    }
+}
+
+/// That an array which is written, `x`, shares no memory with the slopes or with any array that is read.
+template <class X, class T, class... Read>
+void require_apart(const View<X>& x, const char* name, const SlopeView<T>& m,
+                   const std::pair<View<Read>, const char*>&... read) {
+  const auto apart = [&](const auto& other, const char* other_name) {
+    require(!overlap(x, other), name, " overlaps ", other_name, "; expected memory of its own");
+  };
+  (apart(read.first, read.second), ...);
+  apart(View<const T>{m.data, m.batch, 1, m.heads, 1, m.batch_stride, 0, m.head_stride}, "slopes");
+}
+
+template <class E>
+void check_output(const View<E>& output, const View<const E>& q, Index value_dim) {
+  require(
+      output.batch == q.batch && output.heads == q.heads && output.tokens == q.tokens && output.head_dim == value_dim,
+      "output is [", output.batch, ", ", output.heads, ", ", output.tokens, ", ", output.head_dim, "]; expected [",
+      q.batch, ", ", q.heads, ", ", q.tokens, ", ", value_dim, "], batch, heads and tokens of q, head_dim of v");
+  require_memory(output, "output");
+  require(!overlaps_itself(output), "output has strides ", output.batch_stride, ", ", output.head_stride, ", ",
+          output.token_stride, " of batch, heads and tokens; expected rows that do not overlap");
+}
+
+/// An lse array as a view of one row, so that its memory can be compared with others'.
+template <class T>
+View<T> lse_row(std::span<T> lse, Index rows) {
+  require(Index(lse.size()) == rows, "lse has ", lse.size(), " entries; expected ", rows,
+          ", batch x heads x tokens of q");
+  require(lse.data() || rows == 0, "lse is null; expected ", rows, " entries");
+  return {lse.data(), 1, 1, 1, rows, 0, 0, 0};
+}
+
+/// τ, checked.
+template <class T>
+double scale_of(const Options& options, Index head_dim) {
+  const double scale = options.scale.value_or(1 / std::sqrt(double(head_dim)));
+  require(std::isfinite(T(scale * std::numbers::log2e)), "scale is ", scale, "; expected a finite number");
+  return scale;
+}
+
+/// The tolerance, checked. Below 2^-100 it is as good as 0.
+template <class T>
+double tolerance_of(const Options& options) {
+  const double tolerance = options.tolerance.value_or(double(std::numeric_limits<T>::epsilon()) / 2);
+  require(tolerance >= 0 && tolerance < 1, "tolerance is ", tolerance, "; expected at least 0 and below 1");
+  return tolerance < 0x1p-100 ? 0 : tolerance;
+}
+
+inline Pruning* report_of(const Options& options, Index batch, Index heads) {
+  require(options.report.empty() || Index(options.report.size()) == batch * heads, "report has ", options.report.size(),
+          " entries; expected ", batch * heads, ", batch x heads of q");
+  return options.report.data();
+}
+
+}  // namespace alibi::inline ALIBI_ISA::detail
