@@ -3,7 +3,9 @@
 
 #include "alibi/attention.hpp"
 #include "alibi/bias.hpp"
+#include "alibi/decode.hpp"
 #include "alibi/horizon.hpp"
+#include "alibi/kv_cache.hpp"
 #include "alibi/mask.hpp"
 #include "alibi/packed.hpp"
 #include "alibi/slopes.hpp"

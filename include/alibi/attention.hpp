@@ -90,7 +90,8 @@ void forward_parts(const View<E>& output, std::optional<std::span<T>> lse, const
         .slopes = slopes.data + s * slopes.batch_stride,
         .slope_stride = slopes.head_stride,
         .mask = resolve(options.mask, of.queries.end - of.queries.begin, of.keys.end - of.keys.begin),
-        .tolerance = tolerance};
+        .tolerance = tolerance,
+        .kv_heads = k.heads};
   };
   run(kernel::Forward<F>{{}, q.heads, k.heads, q.head_dim, v.head_dim, scale, report}, count, sequence,
       options.executor, workspace);

@@ -55,6 +55,7 @@ struct CallMemory {
   using T = typename F::T;
   std::span<std::byte> scratch;
   std::span<kernel::Sequence<F>> sequences;
+  std::span<kernel::Cached<typename F::Stored, T>> cached;  // of all sequences, if their keys are in a cache
   std::span<kernel::ForwardItem> items;
   std::span<MeasureItem> measures;
   std::span<kernel::Radii<T>> radii;  // of the kv heads of sequences that are measured, one after another
@@ -62,11 +63,12 @@ struct CallMemory {
   std::span<std::int32_t> apart;
 
   struct Sizes {
-    Index scratch = 0, sequences = 0, items = 0, measures = 0, radii = 0, numbers = 0, apart = 0;
+    Index scratch = 0, sequences = 0, cached = 0, items = 0, measures = 0, radii = 0, numbers = 0, apart = 0;
   };
   CallMemory(Arena& arena, const Sizes& sizes)
       : scratch(arena.take<std::byte>(sizes.scratch)),
         sequences(arena.take<kernel::Sequence<F>>(sizes.sequences)),
+        cached(arena.take<kernel::Cached<typename F::Stored, T>>(sizes.cached)),
         items(arena.take<kernel::ForwardItem>(sizes.items)),
         measures(arena.take<MeasureItem>(sizes.measures)),
         radii(arena.take<kernel::Radii<T>>(sizes.radii)),
@@ -116,12 +118,28 @@ void measure_keys(CallMemory<F>& memory, Index kv_heads, Index head_dim, const E
   }
 }
 
-/// Runs a checked call whose sequences are make(0), …, make(count - 1).
+/// Fills in the sequences make(0), …, make(count - 1), and where each kv head of theirs is in a cache.
+template <class F, class Make, class Cached>
+void make_sequences(std::span<kernel::Sequence<F>> sequences, std::span<Cached> cached, Index kv_heads,
+                    const Make& make) {
+  for (std::size_t s = 0; s < sequences.size(); s++) {
+    std::construct_at(&sequences[s], make(Index(s)));
+    if constexpr (F::kCached) {
+      for (Index kv = 0; kv < kv_heads; kv++)
+        std::construct_at(&cached[s * std::size_t(kv_heads) + std::size_t(kv)], make.head(Index(s), kv));
+      sequences[s].cached = cached.data() + s * std::size_t(kv_heads);
+    }
+  }
+}
+
+/// Runs a checked call whose sequences are make(0), …, make(count - 1); for those in a cache, make.head(s, kv_head) is
+/// where a kv head lies.
 template <class F, class Make>
 void run(kernel::Forward<F> call, Index count, const Make& make, const Executor& executor, Workspace& workspace) {
   const kernel::ForwardScratch<F> scratch(call.head_dim, call.value_dim);
   typename CallMemory<F>::Sizes sizes;
   sizes.sequences = count;
+  sizes.cached = F::kCached ? count * call.kv_heads : 0;
   for (Index s = 0; s < count; s++) {
     const kernel::Sequence<F> sequence = make(s);
     const Index tiles = measured_tiles(sequence), heads = tiles > 0 ? call.kv_heads : 0;
@@ -137,7 +155,7 @@ void run(kernel::Forward<F> call, Index count, const Make& make, const Executor&
   Arena arena(workspace.reserve(counted.used()));
   CallMemory<F> memory(arena, sizes);
 
-  for (Index s = 0; s < count; s++) std::construct_at(&memory.sequences[std::size_t(s)], make(s));
+  make_sequences<F>(memory.sequences, memory.cached, call.kv_heads, make);
   call.sequences = memory.sequences;
   if (call.report) std::fill_n(call.report, count * call.heads, Pruning());
   measure_keys(memory, call.kv_heads, call.head_dim, executor);

@@ -2,7 +2,7 @@
 //
 // A tile of kTile keys is one piece of memory, aligned to a cache line: the keys transposed, [head_dim][kTile], so that
 // a query meets as many keys at once as a vector has lanes, and from `value_offset` on the values [kTile][value_dim].
-// What lies behind the last key is 0.
+// What lies behind the last key is 0, and behind the last value there is room to read one vector more.
 #pragma once
 
 #include "alibi/kernel/radii.hpp"
@@ -18,6 +18,7 @@ struct Cached {
   Index length;        // one behind the last
   Index value_offset;  // elements from the start of a tile to its values
   Radii<T> radii;
+  double evicted = 0;  // share of any row's softmax mass that keys which have left have had, at most
 };
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

@@ -248,7 +248,7 @@ void ForwardTask<F>::visit_apart() {
 
 template <class F>
 ForwardTask<F>::ForwardTask(const Forward<F>& call, const ForwardItem& item, std::byte* scratch)
-    : mask_(call.sequences[std::size_t(item.sequence)].mask),
+    : mask_(call.sequences[std::size_t(item.sequence)].mask_of(item.head / call.group())),
       head_dim_(call.head_dim),
       value_dim_(call.value_dim),
       bias_(T(0)) {
@@ -270,8 +270,9 @@ ForwardTask<F>::ForwardTask(const Forward<F>& call, const ForwardItem& item, std
   constexpr double kLargest = std::numeric_limits<T>::max();
   bias_ = LinearBias<T>(T(std::clamp(log_slope_, -kLargest, kLargest)));
   report_ = call.report ? call.report + item.sequence * call.heads + h : nullptr;
-  tolerance_ = T(sequence.tolerance);
-  const bool prunes = worth_pruning(slope_, sequence.tolerance, mask_, sequence.q.tokens);
+  const double tolerance = sequence.tolerance_of(kv);
+  tolerance_ = T(tolerance);
+  const bool prunes = worth_pruning(slope_, tolerance, mask_, sequence.q.tokens);
   radii_ = prunes ? sequence.radii_of(kv) : nullptr;
 
   const auto take = [&scratch]<class X>(X*& to, Index size) {
@@ -368,7 +369,8 @@ typename F::T ForwardTask<F>::lse_of(const ForwardBlock<F>& block, Index row) co
 template <class F>
 void ForwardTask<F>::report() {
   Index visible = 0;
-  double bound = 0;
+  double bound = 0, evicted = 0;
+  if constexpr (F::kCached) evicted = source_.evicted;
   for (const auto& block : blocks()) {
     if (block.some.begin < block.some.end) visible += (block.some.end - 1) / kTile - block.some.begin / kTile + 1;
     if (!dropped_) continue;
@@ -382,6 +384,7 @@ void ForwardTask<F>::report() {
   }
   std::atomic_ref(report_->tiles_visited).fetch_add(visited_, std::memory_order_relaxed);
   std::atomic_ref(report_->tiles_visible).fetch_add(visible, std::memory_order_relaxed);
+  bound += evicted;
   std::atomic_ref most(report_->bound);
   for (double before = most.load(); before < bound && !most.compare_exchange_weak(before, bound);) {
   }

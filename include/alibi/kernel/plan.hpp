@@ -27,7 +27,7 @@ struct Sequence {
   using T = typename F::T;
   View<const typename F::Query> q;
   View<typename F::Query> output;
-  View<const typename F::Stored> k, v;                    // rows; not in use for a cache
+  View<const typename F::Stored> k{}, v{};                // rows; not in use for a cache
   const Cached<typename F::Stored, T>* cached = nullptr;  // [kv_heads]
   T* lse = nullptr;                                       // row i of head h at lse[h lse_stride + i]; null: not wanted
   Index lse_stride = 0;
@@ -35,9 +35,21 @@ struct Sequence {
   Index slope_stride = 0;
   ResolvedMask mask{};
   double tolerance = 0;
+  Index kv_heads = 1;
   const Radii<T>* radii = nullptr;  // [kv_heads], or null where nothing is pruned
 
   double slope(Index head) const { return double(slopes[head * slope_stride]); }
+
+  /// What the queries of a kv head see: of a cache, what is still there.
+  ResolvedMask mask_of(Index kv_head) const {
+    ResolvedMask of = mask;
+    if (cached) of.first = cached[kv_head].begin;
+    return of;
+  }
+  /// What is left of the tolerance after what a cache has evicted.
+  double tolerance_of(Index kv_head) const {
+    return cached ? std::max(tolerance - cached[kv_head].evicted, 0.) : tolerance;
+  }
 
   /// What is known of a kv head's keys, or null.
   const Radii<T>* radii_of(Index kv_head) const {
@@ -109,17 +121,22 @@ struct ForwardItem {
   Index chunk;
 };
 
-/// Estimated pairs of query and key for rows [begin, end) of a head. Half of a bound of two times 10 bits for the
-/// content is what normal queries and keys come to.
+/// How far a head sees, in keys, by estimate: 10 bits for the content is what normal queries and keys come to.
+template <class F>
+double estimated_reach(const Sequence<F>& sequence, Index head) {
+  const double tolerance = sequence.tolerance_of(head / (sequence.q.heads / sequence.kv_heads));
+  if (!worth_pruning(sequence.slope(head), tolerance, sequence.mask, sequence.q.tokens))
+    return double(sequence.mask.keys);
+  return std::min(double(sequence.mask.keys),
+                  (10 - std::log2(tolerance)) / (sequence.slope(head) * std::numbers::log2e));
+}
+
+/// Estimated pairs of query and key for rows [begin, end) of a head.
 template <class F>
 float estimated_cost(const Sequence<F>& sequence, Index head, Index begin, Index end) {
-  const ResolvedMask& mask = sequence.mask;
-  const Index middle = (begin + end) / 2, at = mask.nearest_key(middle);
-  const KeyRange seen = mask.visible(middle);
-  double reach = double(mask.keys);
-  const double log_slope = sequence.slope(head) * std::numbers::log2e;
-  if (worth_pruning(sequence.slope(head), sequence.tolerance, mask, sequence.q.tokens))
-    reach = std::min(reach, (10 - std::log2(sequence.tolerance)) / log_slope);
+  const Index middle = (begin + end) / 2, at = sequence.mask.nearest_key(middle);
+  const KeyRange seen = sequence.mask.visible(middle);
+  const double reach = estimated_reach(sequence, head);
   const double keys = std::clamp(double(at - seen.begin), 0., reach) + std::clamp(double(seen.end - at), 0., reach);
   return float(double(end - begin) * (keys + double(end - begin)));
 }
