@@ -1,7 +1,8 @@
 // The vector unit: the few operations the kernels need, over Eigen's packets.
 //
 // This is the only file that names Eigen::internal. An Eigen release that moves something is mended here. So are the
-// few instructions that Eigen has no name for: the dot product of bfloat16 pairs (AVX-512 BF16).
+// few instructions that Eigen has no name for: the dot product of bfloat16 pairs (AVX-512 BF16), and the conversion of
+// half (F16C), which Eigen 3.4 has and does not find with g++.
 // Notation: a Pack<T> holds kLanes<T> values of T; every operation is lane by lane.
 #pragma once
 
@@ -229,6 +230,26 @@ inline constexpr bool kConverts = [] {
     return false;
 }();
 
+#if defined(__F16C__) && defined(EIGEN_VECTORIZE_AVX512)
+inline constexpr bool kConvertsHalf = true;
+EIGEN_ALWAYS_INLINE Pack<float> widen_half(const void* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+}
+EIGEN_ALWAYS_INLINE void narrow_half(void* p, Pack<float> x) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__F16C__) && defined(EIGEN_VECTORIZE_AVX)
+inline constexpr bool kConvertsHalf = true;
+EIGEN_ALWAYS_INLINE Pack<float> widen_half(const void* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+}
+EIGEN_ALWAYS_INLINE void narrow_half(void* p, Pack<float> x) {
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+inline constexpr bool kConvertsHalf = false;
+#endif
+
 }  // namespace detail
 
 /// kLanes<T> values at p, as T: exact. S is T, or bfloat16 or half for a T of float.
@@ -243,8 +264,8 @@ EIGEN_ALWAYS_INLINE Pack<T> widen(const S* p) {
       return std::bit_cast<Pack<float>>(detail::load_words(p) << 16);
   } else {
     static_assert(std::is_same_v<S, Half>);
-    if constexpr (detail::kConverts<Half>) {
-      return Eigen::internal::pcast<Pack<Half>, Pack<float>>(Eigen::internal::ploadu<Pack<Half>>(p));
+    if constexpr (detail::kConvertsHalf) {
+      return detail::widen_half(p);
     } else {
       // Exponents are 112 apart; infinities and NaN get the largest one back.
       float all[kLanes<float>];
@@ -265,7 +286,9 @@ EIGEN_ALWAYS_INLINE void narrow(S* p, P x) {
   using T = typename Eigen::internal::unpacket_traits<P>::type;
   if constexpr (std::is_same_v<S, T>) {
     store<T>(p, x);
-  } else if constexpr (detail::kConverts<S>) {
+  } else if constexpr (std::is_same_v<S, Half> && detail::kConvertsHalf) {
+    detail::narrow_half(p, x);
+  } else if constexpr (std::is_same_v<S, Bfloat16> && detail::kConverts<S>) {
     Eigen::internal::pstoreu(p, Eigen::internal::pcast<P, Pack<S>>(x));
   } else {
     T all[kLanes<T>];
