@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <numbers>
 #include <span>
 #include <utility>
 
@@ -59,7 +60,8 @@ struct CallMemory {
   std::span<kernel::ForwardItem> items;
   std::span<MeasureItem> measures;
   std::span<kernel::Radii<T>> radii;  // of the kv heads of sequences that are measured, one after another
-  std::span<T> numbers;               // what those point at: center [head_dim], radius, before, behind [tiles]
+  std::span<T>
+      numbers;  // center [head_dim], radius, weight, before, behind [tiles] of each; tails [2][tiles] of a head
   std::span<std::int32_t> apart;
 
   struct Sizes {
@@ -76,45 +78,66 @@ struct CallMemory {
         apart(arena.take<std::int32_t>(sizes.apart)) {}
 };
 
-template <class F>
-kernel::Rows<const typename F::Stored> keys_of(const kernel::Sequence<F>& sequence, Index kv_head) {
-  return {sequence.k.data + kv_head * sequence.k.head_stride, sequence.k.token_stride};
-}
-
 /// Measures the keys of every sequence with something to prune, and hands the sequences the result.
 template <class F>
-void measure_keys(CallMemory<F>& memory, Index kv_heads, Index head_dim, const Executor& executor) {
+void measure_keys(CallMemory<F>& memory, const kernel::Forward<F>& call, const Executor& executor) {
   using T = typename F::T;
+  using Stored = const typename F::Stored;
   Index count = 0, heads = 0;
   T* numbers = memory.numbers.data();
+  std::int32_t* apart = memory.apart.data();
+  const auto rows = []<class X>(const View<X>& x, Index head) {
+    return kernel::Rows<X>{x.data + head * x.head_stride, x.token_stride};
+  };
   for (std::size_t s = 0; s < memory.sequences.size(); s++) {
     auto& sequence = memory.sequences[s];
     const Index tiles = measured_tiles(sequence);
     if (tiles == 0) continue;
     sequence.radii = &memory.radii[std::size_t(heads)];
-    for (Index kv = 0; kv < kv_heads; kv++) {
-      T* center = std::exchange(numbers, numbers + head_dim + 3 * tiles);
-      kernel::find_center(keys_of(sequence, kv), sequence.mask.keys, head_dim, center);
-      memory.radii[std::size_t(heads++)] = {.center = center, .tiles = tiles, .radius = center + head_dim};
+    for (Index kv = 0; kv < call.kv_heads; kv++) {
+      T* const center = std::exchange(numbers, numbers + call.head_dim + 4 * tiles);
+      T* const radius = center + call.head_dim;
+      kernel::find_center<typename F::Stored>(rows(sequence.k, kv), sequence.mask.keys, call.head_dim, center);
+      double knee = 0;
+      for (Index h = kv * call.group(); h < (kv + 1) * call.group(); h++)
+        knee = std::max(knee,
+                        kernel::typical_norm<typename F::Query>(rows(sequence.q, h), sequence.q.tokens, call.head_dim));
+      memory.radii[std::size_t(heads++)] = {.center = center,
+                                            .tiles = tiles,
+                                            .radius = radius,
+                                            .knee = T(knee * std::abs(call.scale) * std::numbers::log2e),
+                                            .weight = radius + tiles,
+                                            .apart = std::exchange(apart, apart + tiles)};
       for (Index t = 0; t < tiles; t += MeasureItem::kTiles) memory.measures[std::size_t(count++)] = {Index(s), kv, t};
     }
+    sequence.tails = std::exchange(numbers, numbers + call.heads * 2 * tiles);
   }
   executor.for_each(count, [&](Index i, int) {
     const MeasureItem& item = memory.measures[std::size_t(i)];
     const auto& sequence = memory.sequences[std::size_t(item.sequence)];
     const kernel::Radii<T>& of = sequence.radii[item.kv_head];
-    const auto k = keys_of(sequence, item.kv_head);
+    const kernel::Rows<Stored> k = rows(sequence.k, item.kv_head);
     for (Index t = item.first_tile; t < std::min(item.first_tile + MeasureItem::kTiles, of.tiles); t++) {
       const Index first = t * kernel::kTile, end = std::min(first + kernel::kTile, sequence.mask.keys);
-      const_cast<T*>(of.radius)[t] = kernel::radius_of(k, first, end, head_dim, of.center);
+      const auto measure = kernel::measure_tile(k, first, end, call.head_dim, of.center, of.knee);
+      const_cast<T*>(of.radius)[t] = measure.radius;
+      const_cast<T*>(of.weight)[t] = measure.weight;
     }
   });
-  std::int32_t* apart = memory.apart.data();
-  for (Index i = 0; i < heads; i++) {
-    kernel::Radii<T>& of = memory.radii[std::size_t(i)];
-    T* const before = const_cast<T*>(of.radius) + of.tiles;
-    of = kernel::summarize(of.center, head_dim, of.radius, of.tiles, before, before + of.tiles,
-                           std::exchange(apart, apart + of.tiles));
+  for (const auto& sequence : memory.sequences) {
+    if (!sequence.radii) continue;
+    for (Index kv = 0; kv < call.kv_heads; kv++) {
+      kernel::Radii<T>& of = memory.radii[std::size_t(sequence.radii - memory.radii.data() + kv)];
+      T* const before = const_cast<T*>(of.weight) + of.tiles;
+      kernel::summarize(of, call.head_dim, before, before + of.tiles, const_cast<std::int32_t*>(of.apart));
+    }
+    for (Index h = 0; h < call.heads; h++) {
+      if (!kernel::worth_pruning(sequence.slope(h), sequence.tolerance, sequence.mask, sequence.q.tokens)) continue;
+      const kernel::Radii<T>& of = sequence.radii[h / call.group()];
+      T* const tails = const_cast<T*>(sequence.tails) + h * 2 * of.tiles;
+      kernel::weigh_tails(of, sequence.slope(h) * std::numbers::log2e, tails,
+                          sequence.mask.right > 0 ? tails + of.tiles : nullptr);
+    }
   }
 }
 
@@ -146,7 +169,7 @@ void run(kernel::Forward<F> call, Index count, const Make& make, const Executor&
     sizes.items += call.heads * kernel::ForwardPlan::of(sequence, scratch).chunks;
     sizes.measures += heads * kernel::pieces(tiles, MeasureItem::kTiles);
     sizes.radii += heads;
-    sizes.numbers += heads * (call.head_dim + 3 * tiles);
+    sizes.numbers += heads * (call.head_dim + 4 * tiles) + call.heads * 2 * tiles;
     sizes.apart += heads * tiles;
   }
   sizes.scratch = Index(scratch.bytes) * std::min<Index>(executor.slots(), sizes.items);
@@ -158,7 +181,7 @@ void run(kernel::Forward<F> call, Index count, const Make& make, const Executor&
   make_sequences<F>(memory.sequences, memory.cached, call.kv_heads, make);
   call.sequences = memory.sequences;
   if (call.report) std::fill_n(call.report, count * call.heads, Pruning());
-  measure_keys(memory, call.kv_heads, call.head_dim, executor);
+  measure_keys(memory, call, executor);
   kernel::list_items(call, scratch, memory.items);
   executor.for_each(sizes.items, [&](Index i, int slot) {
     std::byte* mine = memory.scratch.data() + std::size_t(slot) * scratch.bytes;

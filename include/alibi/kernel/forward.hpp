@@ -125,9 +125,10 @@ class ForwardTask {
   // Pruning; radii_ is null where there is none.
   const Radii<T>* radii_;
   T tolerance_;
-  U* center_;   // [units of head_dim]
-  T tail_ = 0;  // of the keys from tile `tail_of_` outward
-  Index tail_of_ = -1;
+  U* center_;            // [units of head_dim]
+  const T* tails_;       // weigh_tails(): [2][tiles], or null
+  Unread<T> unread_[2];  // the keys from tile `unread_of_` outward, to the right and to the left
+  Index unread_of_[2] = {-1, -1};
   bool dropped_ = false, fresh_drop_ = false;  // at all; since stop() looked
 
   Pruning* report_;  // of the head, or null
@@ -191,26 +192,25 @@ bool ForwardTask<F>::passed(ForwardBlock<F>& block, const TileKeys& keys, Index 
   if (!radii_) return false;
   if (block.dropped(number)) return true;
   const Side side = block.place_of(keys);
-  if (side == Side::edge) return false;
+  if (side == Side::edge || (side == Side::right && !radii_->behind)) return false;
 
   const bool left = side == Side::left;
-  const Index first = number * kTile, begin = blocks_[0].some.begin, end = blocks_[count_ - 1].some.end;
-  Unread<T> unread;
-  if (left) {
-    const Index last = std::min(first + kTile, mask_.keys) - 1;
-    unread = {last, last + 1 - begin, radii_->before[number - radii_->first]};
-  } else {
-    if (!radii_->behind) return false;
-    unread = {first, end - first, radii_->behind[number - radii_->first]};
-  }
-  if (tail_of_ != number) {
-    tail_of_ = number;
-    tail_ = tail<T>(log_slope_, unread.count);
+  Unread<T>& unread = unread_[left];
+  if (std::exchange(unread_of_[left], number) != number) {
+    const Index first = number * kTile, at = number - radii_->first;
+    if (left) {
+      const Index last = std::min(first + kTile, mask_.keys) - 1, count = last + 1 - blocks_[0].some.begin;
+      unread = {last, count, tail<T>(log_slope_, count), radii_->before[at], *radii_, tails_ ? tails_ + at : nullptr};
+    } else {
+      const Index count = blocks_[count_ - 1].some.end - first;
+      const T* const weight = tails_ ? tails_ + radii_->tiles + at : nullptr;
+      unread = {first, count, tail<T>(log_slope_, count), radii_->behind[at], *radii_, weight};
+    }
   }
   // A sixteenth is kept for the tiles that stand apart, and half of the rest for the other side while it is open.
   const bool both = mask_.right > 0 && !(left ? block.right < kNone : block.left >= 0);
   const T share = tolerance_ * T(both ? 0x1.ep-2 : 0x1.ep-1);
-  if (!affordable(block.positions, block.content, block.state, T(log_slope_), unread, tail_, left, share, block.lost))
+  if (!affordable(block.positions, block.content, block.state, T(log_slope_), unread, left, share, block.lost))
     return false;
   (left ? block.left : block.right) = number;
   dropped_ = fresh_drop_ = true;
@@ -237,10 +237,9 @@ void ForwardTask<F>::visit_apart() {
       if (keys.begin >= keys.end || !block.dropped(number)) continue;
       const bool left = block.place_of(keys) == Side::left;
       const Index nearest = left ? std::min(first + kTile, mask_.keys) - 1 : first;
-      const Unread<T> unread{nearest, kTile, radii_->radius[number - radii_->first]};
-      const T all = tail<T>(log_slope_, kTile);
-      if (!affordable(block.positions, block.content, block.state, T(log_slope_), unread, all, left, tolerance_,
-                      block.lost))
+      const T series = tail<T>(log_slope_, kTile), radius = radii_->radius[number - radii_->first];
+      const Unread<T> unread(nearest, kTile, series, radius, *radii_, nullptr);
+      if (!affordable(block.positions, block.content, block.state, T(log_slope_), unread, left, tolerance_, block.lost))
         visit(block, keys);
     }
   }
@@ -274,6 +273,7 @@ ForwardTask<F>::ForwardTask(const Forward<F>& call, const ForwardItem& item, std
   tolerance_ = T(tolerance);
   const bool prunes = worth_pruning(slope_, tolerance, mask_, sequence.q.tokens);
   radii_ = prunes ? sequence.radii_of(kv) : nullptr;
+  tails_ = radii_ && sequence.tails ? sequence.tails + h * 2 * radii_->tiles : nullptr;
 
   const auto take = [&scratch]<class X>(X*& to, Index size) {
     to = reinterpret_cast<X*>(std::exchange(scratch, scratch + std::size_t(size) * sizeof(X)));

@@ -18,6 +18,7 @@
 // NaN fails every comparison below, and an infinite radius every test: such keys are read.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numbers>
@@ -30,12 +31,20 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// Keys that a block may drop: of `count` keys, the nearest is `key`, and none is farther than `radius` from the
-/// centre.
+/// Keys that a block may drop: of `count` keys, the nearest is `key`. For a query of norm x they have together at most
+/// 2^(series + rate min(x, knee) + radius max(x - knee, 0)) at the distance of that key, its center's part aside.
 template <class T>
 struct Unread {
-  Index key, count;
-  T radius;
+  Index key = 0, count = 0;
+  T series = 0, rate = 0, knee = 0, radius = 0;
+
+  Unread() = default;
+
+  /// By the radius alone, or if `weight` is given, at least f(knee) of measure.hpp, by that if it is sharper.
+  Unread(Index nearest, Index keys, T tail, T largest, const Radii<T>& radii, const T* weight)
+      : key(nearest), count(keys), series(tail), rate(largest), knee(radii.knee), radius(largest) {
+    if (weight && knee > 0) rate = std::min(radius, std::max((*weight - series) / knee, T(0)));
+  }
 };
 
 /// Base-2 units that are added to every bound, of an exponent relative to queries of norm `norm`.
@@ -87,15 +96,17 @@ void measure_queries(const U* q, Index head_dim, T scale, Index rows, const U* c
 /// `share` of its sum. If so, it is counted in `lost`, in the frame of the states.
 template <class T>
 bool affordable(const Positions<T>& queries, const Content<T>& content, const SoftmaxState<T>* state, T slope,
-                const Unread<T>& keys, T tail, bool left, T share, Pack<T>* lost) {
+                const Unread<T>& keys, bool left, T share, Pack<T>* lost) {
   Pack<T> sum[kVectors];
   const T side = left ? T(1) : T(-1);
   const T from_key = T(left ? queries.base - keys.key : keys.key - queries.base);
   for (int r = 0; r < kVectors; r++) {
     const Index at = r * kLanes<T>;
     const Pack<T> distance = fma(splat<T>(side), load<T>(queries.from_base + at), splat<T>(from_key));
-    const Pack<T> score = fma(load<T>(content.norm + at), splat<T>(keys.radius), load<T>(content.center + at));
-    const Pack<T> bound = add(fma(splat<T>(-slope), distance, score), splat<T>(tail));
+    const Pack<T> norm = load<T>(content.norm + at), below = min(norm, splat<T>(keys.knee));
+    const Pack<T> beyond = fma(sub(norm, below), splat<T>(keys.radius), load<T>(content.center + at));
+    const Pack<T> score = fma(below, splat<T>(keys.rate), beyond);
+    const Pack<T> bound = add(fma(splat<T>(-slope), distance, score), splat<T>(keys.series));
     // What is below 2^-126 of the frame is far below any tolerance there is; more than 2^100 is too much.
     const Pack<T> x = sub(bound, state[r].reference), most = splat<T>(T(100)), least = splat<T>(kSmallestExponent<T>);
     const Pack<T> mass = select_lt(x, least, splat<T>(T(0)), exp2<T>(select_le(x, most, x, most)));

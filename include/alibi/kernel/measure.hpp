@@ -1,12 +1,19 @@
 // Measures the keys of a head for pruning: a centre, and how far each tile reaches from it (radii.hpp). One pass over
 // the keys, 3 head_dim operations a key against the 4 head_dim of each query that meets it.
+//
+// Keys differ in how far they reach, and a radius is the farthest of many. What unread keys have together, for a query
+// of norm x, is at most 2^f(x), f(x) = log2 Σ_j 2^(x |k_j - c| - m' d_j), in base 2. f is convex, so that between 0 and
+// a norm b, the knee, it lies below its chord: f(0) is the geometric series of the distances, and f(b) is summed up
+// here, key by key, once for each query head. Beyond the knee f rises by no more than the radius.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numbers>
 
+#include "alibi/kernel/exp2.hpp"
 #include "alibi/kernel/radii.hpp"
 #include "alibi/kernel/rows.hpp"
 #include "alibi/kernel/simd.hpp"
@@ -29,11 +36,15 @@ void find_center(Rows<const S> k, Index keys, Index head_dim, T* center) {
   }
 }
 
-/// At least |k_j - c| for keys [first, end).
+/// Of keys [first, end), at most kTile: at least max |k_j - c|, and at least log2 Σ 2^(knee |k_j - c|).
+template <class T>
+struct TileMeasure {
+  T radius, weight;
+};
 template <class S, class T>
-T radius_of(Rows<const S> k, Index first, Index end, Index head_dim, const T* center) {
+TileMeasure<T> measure_tile(Rows<const S> k, Index first, Index end, Index head_dim, const T* center, T knee) {
   constexpr int W = kLanes<T>;
-  T largest = 0;
+  T square[kTile] = {}, largest = 0;
   for (Index j = first; j < end; j++) {
     const S* key = k[j];
     Pack<T> sum[2] = {splat<T>(T(0)), splat<T>(T(0))};
@@ -42,12 +53,22 @@ T radius_of(Rows<const S> k, Index first, Index end, Index head_dim, const T* ce
       const Pack<T> x = sub(widen<T>(key + d), load<T>(center + d));
       sum[d / W % 2] = fma(x, x, sum[d / W % 2]);
     }
-    T square = reduce_add(add(sum[0], sum[1]));
-    for (; d < head_dim; d++) square += (T(key[d]) - center[d]) * (T(key[d]) - center[d]);
-    if (!(square <= std::numeric_limits<T>::max())) return std::numeric_limits<T>::infinity();
-    largest = std::max(largest, square);
+    T all = reduce_add(add(sum[0], sum[1]));
+    for (; d < head_dim; d++) all += (T(key[d]) - center[d]) * (T(key[d]) - center[d]);
+    if (!(all <= std::numeric_limits<T>::max()))
+      return {std::numeric_limits<T>::infinity(), std::numeric_limits<T>::infinity()};
+    largest = std::max(largest, square[j - first] = all);
   }
-  return norm_above(largest, head_dim);
+  const T radius = norm_above(largest, head_dim);
+  // Keys that are missing count as if they were in the centre; norms here are below what norm_above() gives by no more
+  // than the factor that follows them.
+  const T above = norm_above(T(1), head_dim);
+  Pack<T> sum = splat<T>(T(0));
+  for (int j = 0; j < kTile; j += W) {
+    const Pack<T> norm = mul(sqrt(load<T>(square + j)), splat<T>(above));
+    sum = add(sum, exp2<T>(mul(sub(norm, splat<T>(radius)), splat<T>(knee))));
+  }
+  return {radius, T(double(knee) * double(radius) + std::log2(double(reduce_add(sum))) + 1e-5)};
 }
 
 /// At least |c|.
@@ -58,30 +79,76 @@ T norm_of(const T* center, Index head_dim) {
   return norm_above(square, head_dim);
 }
 
+/// A norm that few of a head's queries exceed: a tenth above the largest of up to 64, spread over all.
+template <class E>
+double typical_norm(Rows<const E> q, Index queries, Index head_dim) {
+  const Index sample = std::min<Index>(queries, 64);
+  double largest = 0;
+  for (Index i = 0; i < sample; i++) {
+    const E* query = q[(2 * i + 1) * queries / (2 * sample)];
+    double square = 0;
+    for (Index d = 0; d < head_dim; d++) square += double(query[d]) * double(query[d]);
+    if (std::isfinite(square)) largest = std::max(largest, square);
+  }
+  return 1.1 * std::sqrt(largest);
+}
+
 /// What radii.hpp derives from the radii of tiles 0, 1, …; `before`, `apart` and, if it is not null, `behind` have room
 /// for as many entries.
 template <class T>
-Radii<T> summarize(const T* center, Index head_dim, const T* radius, Index tiles, T* before, T* behind,
-                   std::int32_t* apart) {
-  Radii<T> radii{center, norm_of(center, head_dim), 0, 0, tiles, radius, before, behind, apart, 0};
+void summarize(Radii<T>& radii, Index head_dim, T* before, T* behind, std::int32_t* apart) {
+  radii.center_norm = norm_of(radii.center, head_dim);
+  radii.before = before;
+  radii.behind = behind;
+  radii.apart = apart;
   Ordinary<T> ordinary;
-  for (Index t = 0; t < tiles; t++) {
-    radii.largest = std::max(radii.largest, radius[t]);
-    before[t] = ordinary.largest(t, radius[t]);
-    if (ordinary.apart(t, radius[t])) apart[radii.apart_count++] = std::int32_t(t);
-    ordinary.add(t, radius[t]);
+  for (Index t = 0; t < radii.tiles; t++) {
+    const T radius = radii.radius[t];
+    radii.largest = std::max(radii.largest, radius);
+    before[t] = ordinary.largest(t, radius);
+    if (ordinary.apart(t, radius)) apart[radii.apart_count++] = std::int32_t(t);
+    ordinary.add(t, radius);
   }
-  if (behind) {
-    T largest = 0;
-    for (Index t = tiles, left = radii.apart_count; t-- > 0;) {
-      if (left > 0 && apart[left - 1] == t)
-        left--;
-      else
-        largest = std::max(largest, radius[t]);
-      behind[t] = largest;
-    }
+  if (!behind) return;
+  T largest = 0;
+  for (Index t = radii.tiles, left = radii.apart_count; t-- > 0;) {
+    if (left > 0 && apart[left - 1] == t)
+      left--;
+    else
+      largest = std::max(largest, radii.radius[t]);
+    behind[t] = largest;
   }
-  return radii;
+}
+
+/// For a query head of slope m' > 0 in base 2: before[t] is at least log2 Σ 2^(knee |k_j - c| - m' d_j) over the keys
+/// of the ordinary tiles up to t, d_j being the distance from the last of them; behind[t], if it is not null, the same
+/// from t on, d_j being the distance from the first.
+template <class T>
+void weigh_tails(const Radii<T>& radii, double slope, T* before, T* behind) {
+  const double per_tile = slope * kTile,
+               series = std::log2(std::expm1(-per_tile * std::numbers::ln2) / std::expm1(-slope * std::numbers::ln2));
+  Index next_apart = 0;
+  const auto add = [&](double all, Index t, bool apart) {
+    all -= per_tile;
+    if (apart) return all;
+    const double here = std::min(double(radii.weight[t]), double(radii.knee) * double(radii.radius[t]) + series);
+    const double larger = std::max(all, here);
+    return larger + std::log2(1 + std::exp2(std::min(all, here) - larger)) + 1e-9;
+  };
+  constexpr double kLeast = -1e30;
+  double all = kLeast;
+  for (Index t = 0; t < radii.tiles; t++) {
+    const bool apart = next_apart < radii.apart_count && radii.apart[next_apart] == t;
+    next_apart += apart;
+    before[t] = T(all = add(all, t, apart));
+  }
+  if (!behind) return;
+  all = kLeast;
+  for (Index t = radii.tiles; t-- > 0;) {
+    const bool apart = next_apart > 0 && radii.apart[next_apart - 1] == t;
+    next_apart -= apart;
+    behind[t] = T(all = add(all, t, apart));
+  }
 }
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

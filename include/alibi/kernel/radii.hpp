@@ -27,6 +27,8 @@ struct Radii {
   const T* radius = nullptr;            // at least |k_j - c| for every key j of the tile
   const T* before = nullptr;            // the largest radius of the ordinary tiles up to this one
   const T* behind = nullptr;            // … from this one on; null where no query looks ahead
+  T knee = 0;                           // a norm that few queries exceed, base 2; with it go, or null:
+  const T* weight = nullptr;            // at least log2 Σ 2^(knee |k_j - c|) over the keys of the tile
   const std::int32_t* apart = nullptr;  // numbers of the tiles that stand apart, rising
   Index apart_count = 0;
 };
