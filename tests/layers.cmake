@@ -3,7 +3,7 @@ cmake_minimum_required(VERSION 3.22)
 
 set(floor_0 kernel/isa.hpp)
 set(floor_1 error.hpp workspace.hpp kernel/simd.hpp)
-set(floor_2 executor.hpp horizon.hpp mask.hpp slopes.hpp view.hpp kernel/bias.hpp kernel/exp2.hpp kernel/product.hpp kernel/radii.hpp kernel/rows.hpp)
+set(floor_2 executor.hpp horizon.hpp mask.hpp slopes.hpp view.hpp kernel/bias.hpp kernel/exp2.hpp kernel/probe.hpp kernel/product.hpp kernel/radii.hpp kernel/rows.hpp)
 set(floor_3 options.hpp tensor.hpp kernel/block.hpp kernel/cached.hpp kernel/measure.hpp kernel/softmax.hpp)
 set(floor_4 bias.hpp check.hpp reference.hpp kernel/horizon.hpp kernel/tile.hpp kernel/value.hpp)
 set(floor_5 cache_head.hpp kernel/score.hpp)

@@ -77,24 +77,25 @@ void forward_parts(const View<E>& output, std::optional<std::span<T>> lse, const
   }
   begin();
 
-  using F = kernel::Format<E, E, false>;
-  const auto sequence = [&](Index s) {
-    const Part of = part(s);
-    return kernel::Sequence<F>{
-        .q = part_of(q, of.batch, of.queries),
-        .output = part_of(output, of.batch, of.queries),
-        .k = part_of(k, of.batch, of.keys),
-        .v = part_of(v, of.batch, of.keys),
-        .lse = lse ? lse->data() + of.batch * q.heads * q.tokens + of.queries.begin : nullptr,
-        .lse_stride = q.tokens,
-        .slopes = slopes.data + s * slopes.batch_stride,
-        .slope_stride = slopes.head_stride,
-        .mask = resolve(options.mask, of.queries.end - of.queries.begin, of.keys.end - of.keys.begin),
-        .tolerance = tolerance,
-        .kv_heads = k.heads};
-  };
-  run(kernel::Forward<F>{{}, q.heads, k.heads, q.head_dim, v.head_dim, scale, report}, count, sequence,
-      options.executor, workspace);
+  with_format<E, E, false>(options, [&]<class F>(F) {
+    const auto sequence = [&](Index s) {
+      const Part of = part(s);
+      return kernel::Sequence<F>{
+          .q = part_of(q, of.batch, of.queries),
+          .output = part_of(output, of.batch, of.queries),
+          .k = part_of(k, of.batch, of.keys),
+          .v = part_of(v, of.batch, of.keys),
+          .lse = lse ? lse->data() + of.batch * q.heads * q.tokens + of.queries.begin : nullptr,
+          .lse_stride = q.tokens,
+          .slopes = slopes.data + s * slopes.batch_stride,
+          .slope_stride = slopes.head_stride,
+          .mask = resolve(options.mask, of.queries.end - of.queries.begin, of.keys.end - of.keys.begin),
+          .tolerance = tolerance,
+          .kv_heads = k.heads};
+    };
+    run(kernel::Forward<F>{{}, q.heads, k.heads, q.head_dim, v.head_dim, scale, report}, count, sequence,
+        options.executor, workspace);
+  });
 }
 
 /// What attention adds up in for arrays of this kind; also the scalar of slopes and lse.

@@ -8,15 +8,28 @@
 #include <memory>
 #include <numbers>
 #include <span>
+#include <type_traits>
 #include <utility>
 
 #include "alibi/executor.hpp"
 #include "alibi/kernel/forward.hpp"
 #include "alibi/kernel/measure.hpp"
 #include "alibi/kernel/plan.hpp"
+#include "alibi/kernel/probe.hpp"
+#include "alibi/options.hpp"
 #include "alibi/workspace.hpp"
 
 namespace alibi::inline ALIBI_ISA::detail {
+
+/// Calls f with the format that numbers of E, in keys and values of S, are multiplied in.
+template <class E, class S, bool cached, class Body>
+void with_format(const Options& options, const Body& body) {
+  if constexpr (kernel::kDotsPairs && std::is_same_v<E, Eigen::bfloat16> && std::is_same_v<S, Eigen::bfloat16>) {
+    if (options.dot_product ? *options.dot_product : kernel::dots_are_faster())
+      return body(kernel::Format<E, S, cached, true>());
+  }
+  body(kernel::Format<E, S, cached>());
+}
 
 /// Hands out pieces of a workspace, each on cache lines of its own. Without memory it only counts.
 class Arena {

@@ -137,6 +137,46 @@ void run_decode(kernel::Forward<F> call, Index count, const Make& make, const Ex
     }
 }
 
+/// A checked call over a cache.
+template <class E, class S, class T>
+struct CacheCall {
+  const View<const E>& q;
+  const View<E>& output;
+  T* lse;
+  const KvCache<S>& cache;
+  const SlopeView<T>& slopes;
+  const Mask& mask;
+  double tolerance;
+
+  template <class F>
+  struct Sequences {
+    const CacheCall& call;
+
+    kernel::Sequence<F> operator()(Index b) const {
+      const View<const E>& q = call.q;
+      return {.q = part_of(q, b, {0, q.tokens}),
+              .output = part_of(call.output, b, {0, q.tokens}),
+              .lse = call.lse ? call.lse + b * q.heads * q.tokens : nullptr,
+              .lse_stride = q.tokens,
+              .slopes = call.slopes.data + b * call.slopes.batch_stride,
+              .slope_stride = call.slopes.head_stride,
+              .mask = resolve(call.mask, q.tokens, call.cache.length(b)),
+              .tolerance = call.tolerance,
+              .kv_heads = call.cache.config().kv_heads};
+    }
+    kernel::Cached<S, T> head(Index b, Index kv_head) const {
+      kernel::Cached<S, T> at = call.cache.head(b, kv_head);
+      at.evicted = call.cache.evicted_tolerance(b, kv_head);
+      return at;
+    }
+  };
+  /// As run() and run_decode() take them.
+  template <class F>
+  Sequences<F> sequences() const {
+    return {*this};
+  }
+};
+
 template <class E, class S, class T>
 void decode_views(const View<E>& output, std::optional<std::span<T>> lse, const View<const E>& q,
                   const KvCache<S>& cache, const SlopeView<T>& slopes, const Options& options, Workspace& workspace) {
@@ -161,39 +201,16 @@ void decode_views(const View<E>& output, std::optional<std::span<T>> lse, const 
   check_reach(cache, q, slopes, mask, scale);
   if (q.tokens == 0 || q.heads == 0) return;
 
-  using F = kernel::Format<E, S, true>;
-  struct Make {
-    const View<const E>& q;
-    const View<E>& output;
-    T* lse;
-    const KvCache<S>& cache;
-    const SlopeView<T>& slopes;
-    const Mask& mask;
-    double tolerance;
-
-    kernel::Sequence<F> operator()(Index b) const {
-      return {.q = part_of(q, b, {0, q.tokens}),
-              .output = part_of(output, b, {0, q.tokens}),
-              .lse = lse ? lse + b * q.heads * q.tokens : nullptr,
-              .lse_stride = q.tokens,
-              .slopes = slopes.data + b * slopes.batch_stride,
-              .slope_stride = slopes.head_stride,
-              .mask = resolve(mask, q.tokens, cache.length(b)),
-              .tolerance = tolerance,
-              .kv_heads = cache.config().kv_heads};
-    }
-    kernel::Cached<S, T> head(Index b, Index kv_head) const {
-      kernel::Cached<S, T> at = cache.head(b, kv_head);
-      at.evicted = cache.evicted_tolerance(b, kv_head);
-      return at;
-    }
+  const CacheCall<E, S, T> make{q, output, lse ? lse->data() : nullptr, cache, slopes, mask, tolerance};
+  const auto call = [&]<class F>(F) {
+    return kernel::Forward<F>{{}, q.heads, config.kv_heads, q.head_dim, config.value_dim, scale, report};
   };
-  const Make make{q, output, lse ? lse->data() : nullptr, cache, slopes, mask, tolerance};
-  const kernel::Forward<F> call{{}, q.heads, config.kv_heads, q.head_dim, config.value_dim, scale, report};
+  using Plain = kernel::Format<E, S, true>;
   if (q.tokens <= kernel::kMostQueries)
-    run_decode(call, q.batch, make, options.executor, workspace);
-  else
-    run(call, q.batch, make, options.executor, workspace);
+    return run_decode(call(Plain()), q.batch, make.template sequences<Plain>(), options.executor, workspace);
+  with_format<E, S, true>(options, [&]<class F>(F format) {
+    run(call(format), q.batch, make.template sequences<F>(), options.executor, workspace);
+  });
 }
 
 template <class Output, class Q, class S, class Slopes>

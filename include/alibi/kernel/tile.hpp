@@ -23,12 +23,14 @@ template <class E>
 using Sum = std::conditional_t<std::is_same_v<E, double>, double, float>;
 
 /// How numbers are stored and multiplied: queries and output of E, keys and values of S, as rows or in a cache.
-template <class E, class S, bool cached>
+/// `pairs`: bfloat16 is multiplied by the dot product instruction.
+template <class E, class S, bool cached, bool pairs = false>
 struct Format {
   using Query = E;
   using Stored = S;
   using T = Sum<E>;
-  static constexpr bool kPairs = kDotsPairs && std::is_same_v<E, Bfloat16> && std::is_same_v<S, Bfloat16>;
+  static constexpr bool kPairs = pairs;
+  static_assert(!pairs || (std::is_same_v<E, Bfloat16> && std::is_same_v<S, Bfloat16>));
   using Unit = std::conditional_t<kPairs, BfloatPair, T>;
   static constexpr bool kCached = cached;
   static constexpr bool kInPlace = std::is_same_v<S, Unit>;
