@@ -56,17 +56,17 @@ View<X> part_of(View<X> x, Index b, const KeyRange& tokens) {
   return x;
 }
 
-/// Checks a call and runs it; the errors are those that the comment above promises. Its sequences are part(0), …,
-/// part(count - 1); `begin` is called once all is known to be right.
+/// Checks a call and runs it; the errors are those that the comment above promises. Its sequences are part(0), part(1),
+/// …; `begin` is called once all is known to be right.
 template <class E, class T, class Parts, class Begin>
 void forward_parts(const View<E>& output, std::optional<std::span<T>> lse, const View<const E>& q,
                    const View<const E>& k, const View<const E>& v, const SlopeView<T>& slopes, const Options& options,
-                   Workspace& workspace, Index count, const Parts& part, const Begin& begin) {
+                   Workspace& workspace, const Sequences& sequences, const Parts& part, const Begin& begin) {
   check_inputs(q, k, v);
-  check_slopes(slopes, q.heads, count);
+  check_slopes(slopes, q.heads, sequences);
   check_output(output, q, v.head_dim);
   const double scale = scale_of<T>(options, q.head_dim), tolerance = tolerance_of<T>(options);
-  Pruning* const report = report_of(options, count, q.heads);
+  Pruning* const report = report_of(options, sequences, q.heads);
   resolve(options.mask, q.tokens, k.tokens);
   const std::pair of_q(q, "q"), of_k(k, "k"), of_v(v, "v");
   require_apart(output, "output", slopes, of_q, of_k, of_v);
@@ -93,7 +93,7 @@ void forward_parts(const View<E>& output, std::optional<std::span<T>> lse, const
           .tolerance = tolerance,
           .kv_heads = k.heads};
     };
-    run(kernel::Forward<F>{{}, q.heads, k.heads, q.head_dim, v.head_dim, scale, report}, count, sequence,
+    run(kernel::Forward<F>{{}, q.heads, k.heads, q.head_dim, v.head_dim, scale, report}, sequences.count, sequence,
         options.executor, workspace);
   });
 }
@@ -111,7 +111,7 @@ void forward_into(Output& output, std::optional<std::span<SumOf<Q>>> lse, const 
   const View<const E> queries = Adapter<Q>::of(q, "q"), keys = Adapter<K>::of(k, "k"), values = Adapter<V>::of(v, "v");
   const auto whole = [&](Index b) { return Part{b, {0, queries.tokens}, {0, keys.tokens}}; };
   forward_parts<E, SumOf<Q>>(into, lse, queries, keys, values, slope_view<SumOf<Q>>(slopes), options, workspace,
-                             queries.batch, whole, [] {});
+                             {queries.batch}, whole, [] {});
 }
 
 /// The result of q's kind for `v`'s head_dim.

@@ -95,11 +95,19 @@ constexpr void check_scalars() {
                 "alibi: output must hold the same scalar as q, k and v, and not be const.");
 }
 
+/// What slopes and reports are given for: each entry of the batch, or each of the sequences packed into one.
+struct Sequences {
+  Index count;
+  bool packed = false;
+
+  const char* name() const { return packed ? "the number of sequences" : "the batch of q"; }
+};
+
 template <class T>
-void check_slopes(const SlopeView<T>& slopes, Index heads, Index batch) {
+void check_slopes(const SlopeView<T>& slopes, Index heads, const Sequences& sequences) {
   require_equal(slopes.heads, heads, "slopes", "heads", "q");
-  require(slopes.batch == batch || slopes.batch_stride == 0, "slopes has batch ", slopes.batch, "; expected ", batch,
-          ", the batch of q, or a vector of heads");
+  require(slopes.batch == sequences.count || slopes.batch_stride == 0, "slopes has batch ", slopes.batch, "; expected ",
+          sequences.count, ", ", sequences.name(), ", or a vector of heads");
   require(slopes.data || slopes.batch * slopes.heads == 0, "slopes is null; expected ", slopes.heads, " slopes");
   for (Index b = 0; b < slopes.batch; b++)
     for (Index h = 0; h < slopes.heads; h++) {
@@ -155,9 +163,10 @@ double tolerance_of(const Options& options) {
   return tolerance < 0x1p-100 ? 0 : tolerance;
 }
 
-inline Pruning* report_of(const Options& options, Index batch, Index heads) {
-  require(options.report.empty() || Index(options.report.size()) == batch * heads, "report has ", options.report.size(),
-          " entries; expected ", batch * heads, ", batch x heads of q");
+inline Pruning* report_of(const Options& options, const Sequences& sequences, Index heads) {
+  const Index entries = sequences.count * heads;
+  require(options.report.empty() || Index(options.report.size()) == entries, "report has ", options.report.size(),
+          " entries; expected ", entries, sequences.packed ? ", sequences x heads of q" : ", batch x heads of q");
   return options.report.data();
 }
 

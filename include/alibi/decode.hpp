@@ -186,10 +186,10 @@ void decode_views(const View<E>& output, std::optional<std::span<T>> lse, const 
           ", the kv_heads of the cache");
   require_equal(q.head_dim, config.head_dim, "q", "head_dim", "the cache");
   require_memory(q, "q");
-  check_slopes(slopes, q.heads, q.batch);
+  check_slopes(slopes, q.heads, {q.batch});
   check_output(output, q, config.value_dim);
   const double scale = scale_of<T>(options, q.head_dim), tolerance = tolerance_of<T>(options);
-  Pruning* const report = report_of(options, q.batch, q.heads);
+  Pruning* const report = report_of(options, {q.batch}, q.heads);
   const Mask mask = cache_mask(cache, options.mask);
   const std::pair of_q(q, "q");
   require_apart(output, "output", slopes, of_q);

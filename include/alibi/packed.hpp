@@ -86,7 +86,7 @@ void packed_into(Output& output, std::optional<std::span<kernel::Sum<typename Pa
     return Part{0, {of_q[s], of_q[s + 1]}, {of_k[s], of_k[s + 1]}};
   };
   forward_parts<E, T>(into, lse, queries, keys, values, slope_view<T>(slopes), options, workspace,
-                      Index(of_q.size()) - 1, part, [] {});
+                      {Index(of_q.size()) - 1, true}, part, [] {});
 }
 
 template <class Output, class Q, class K, class V, class Slopes>
@@ -118,8 +118,8 @@ void padded_into(Output& output, std::optional<std::span<SumOf<Q>>> lse, const Q
         }
     }
   };
-  forward_parts<E, T>(into, lse, queries, keys, values, slope_view<T>(slopes), options, workspace, queries.batch, part,
-                      clear_padding);
+  forward_parts<E, T>(into, lse, queries, keys, values, slope_view<T>(slopes), options, workspace, {queries.batch},
+                      part, clear_padding);
 }
 
 template <class Q, class V>
