@@ -115,12 +115,13 @@ void measure_keys(CallMemory<F>& memory, const kernel::Forward<F>& call, const E
       for (Index h = kv * call.group(); h < (kv + 1) * call.group(); h++)
         knee = std::max(knee,
                         kernel::typical_norm<typename F::Query>(rows(sequence.q, h), sequence.q.tokens, call.head_dim));
-      memory.radii[std::size_t(heads++)] = {.center = center,
-                                            .tiles = tiles,
-                                            .radius = radius,
-                                            .knee = T(knee * std::abs(call.scale) * std::numbers::log2e),
-                                            .weight = radius + tiles,
-                                            .apart = std::exchange(apart, apart + tiles)};
+      memory.radii[std::size_t(heads++)] = {
+          .center = center,
+          .tiles = tiles,
+          .radius = radius,
+          .knee = T(std::min(knee * std::abs(call.scale) * std::numbers::log2e, 0x1p40)),
+          .weight = radius + tiles,
+          .apart = std::exchange(apart, apart + tiles)};
       for (Index t = 0; t < tiles; t += MeasureItem::kTiles) memory.measures[std::size_t(count++)] = {Index(s), kv, t};
     }
     sequence.tails = std::exchange(numbers, numbers + call.heads * 2 * tiles);

@@ -56,8 +56,8 @@ void check_reach(const KvCache<S>& cache, const View<const E>& q, const SlopeVie
   const KvCacheConfig& config = cache.config();
   for (Index b = 0; b < q.batch; b++) {
     const Index first = resolve(mask, q.tokens, cache.length(b)).position(0), least = cache.shortest(b) - 1;
-    require(q.tokens == 0 || first >= least, "the first query of sequence ", b, " stands at ", first,
-            "; expected at least ", least, ": keys that it needs have left the cache");
+    require(q.tokens == 0 || cache.shortest(b) == 0 || first >= least, "the first query of sequence ", b, " stands at ",
+            first, "; expected at least ", least, ": keys that it needs have left the cache");
     for (Index h = 0; h < q.heads; h++) {
       const Index kv = h / (q.heads / config.kv_heads);
       if (cache.evicted_tolerance(b, kv) == 0) continue;
@@ -199,6 +199,7 @@ void decode_views(const View<E>& output, std::optional<std::span<T>> lse, const 
     require(!overlap(row, output), "lse overlaps output; expected memory of its own");
   }
   check_reach(cache, q, slopes, mask, scale);
+  if (report) std::fill_n(report, q.batch * q.heads, Pruning());
   if (q.tokens == 0 || q.heads == 0) return;
 
   const CacheCall<E, S, T> make{q, output, lse ? lse->data() : nullptr, cache, slopes, mask, tolerance};

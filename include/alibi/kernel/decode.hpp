@@ -154,14 +154,18 @@ class DecodeTask {
   double bound(const Row& row, Index last_key, double radius) const;
   const S* tile(Index number) const { return source_.tiles[number - source_.first_tile]; }
   void prefetch_some();
+  Index tile_size() const { return source_.value_offset + kTile * value_dim_; }
+
+  static constexpr Index kLine = Index(64 / sizeof(S));
+  static constexpr Index kSlice = 4;  // dims, or keys, between two looks ahead
 
   Cached<S, T> source_;
   Index head_dim_, value_dim_;
   Index first_, last_;  // tiles
   double log_tolerance_ = kNothing;
-  Index ahead_ = -1;     // the tile to be brought near meanwhile
-  Index next_line_ = 0;  // of it
-  Index count_;          // rows
+  Index ahead_ = -1;                // the tile to be brought near meanwhile
+  Index next_line_ = 0, step_ = 0;  // of it, in elements
+  Index count_;                     // rows
   Row* rows_;
   Row** active_;  // those that need the tile in use
   T* scores_;     // [kTogether][kTile], then probabilities
@@ -249,7 +253,11 @@ void DecodeTask<F>::visit(Index number, const Needs& needs) {
   const Index first = number * kTile;
   for (Row& row : std::span(rows_, std::size_t(count_)))
     if (row.seen.begin < first + kTile && first < row.seen.end && needs(row)) active_[active++] = &row;
+  const Index passes = pieces(kTile, kSpan * kLanes<T>) * pieces(head_dim_, kSlice) +
+                       pieces(value_dim_, kSpan * kLanes<T>) * pieces(kTile, kSlice);
   next_line_ = 0;
+  step_ =
+      pieces(pieces(tile_size(), kLine), passes * std::max<Index>(pieces(active, kTogether), 1) + 2 * active) * kLine;
   for (Index r = 0; r < active; r += kTogether)
     with_vectors<kTogether>(int(std::min<Index>(kTogether, active - r)),
                             [&](auto rows) { attend<rows>(active_ + r, number); });
@@ -277,7 +285,6 @@ template <class F>
 template <int M>
 void DecodeTask<F>::score(Row* const* rows, const Frame* frame, const S* keys) {
   constexpr int W = kLanes<T>, kPass = kSpan * W;
-  constexpr Index kSlice = 8;
   alignas(64) static constexpr auto kKeys = [] {
     std::array<T, std::size_t(kTile)> j{};
     for (std::size_t i = 0; i < j.size(); i++) j[i] = T(i);
@@ -315,6 +322,7 @@ void DecodeTask<F>::add_to_softmax(const Row& row, Index number, Frame& frame, T
     for (Index j = 0; j < kTile; j++)
       if (first + j < row.seen.begin || row.seen.end <= first + j) s[j] = -std::numeric_limits<T>::infinity();
   }
+  prefetch_some();
   Pack<T> most = load<T>(s);
   for (Index j = W; j < kTile; j += W) most = max(most, load<T>(s + j));
   const T largest = reduce_max(most) + frame.offset;
@@ -325,6 +333,7 @@ void DecodeTask<F>::add_to_softmax(const Row& row, Index number, Frame& frame, T
     state.sum *= frame.factor;
     state.reference = largest;
   }
+  prefetch_some();
   const Pack<T> shift = splat<T>(state.reference - frame.offset);
   Pack<T> sum = splat<T>(T(0));
   for (Index j = 0; j < kTile; j += W) {
@@ -341,7 +350,6 @@ template <class F>
 template <int M>
 void DecodeTask<F>::accumulate(Row* const* rows, const Frame* frame, const S* values) {
   constexpr int W = kLanes<T>;
-  constexpr Index kSlice = 8;
   for (Index d = 0; d < value_dim_; d += kSpan * W) {
     const int vectors = int(std::min<Index>(kSpan, pieces(value_dim_ - d, W)));
     with_vectors<kSpan>(vectors, [&](auto n) {
@@ -369,11 +377,9 @@ void DecodeTask<F>::accumulate(Row* const* rows, const Frame* frame, const S* va
 template <class F>
 EIGEN_ALWAYS_INLINE void DecodeTask<F>::prefetch_some() {
   if (ahead_ < 0) return;
-  constexpr Index kLine = Index(64 / sizeof(S)), kLines = 32;
-  const Index end = source_.value_offset + kTile * value_dim_;
   const S* const at = tile(ahead_);
-  for (const Index stop = std::min(next_line_ + kLines * kLine, end); next_line_ < stop; next_line_ += kLine)
-    prefetch(at + next_line_);
+  for (const Index stop = std::min(next_line_ + step_, tile_size()); next_line_ < stop; next_line_ += kLine)
+    prefetch_once(at + next_line_);
 }
 
 /// log2 of (2) of horizon.hpp without its series, for keys up to `last_key`.
@@ -463,7 +469,6 @@ void finish_decode(const Forward<F>& call, Index sequence_number, Index kv_head,
     }
     if (call.report) {
       Pruning& report = call.report[sequence_number * call.heads + head];
-      if (query == 0) report = {};
       const double lost = log_add(all.lost, all.lost_apart);
       report.tiles_visited += all.visited;
       report.tiles_visible += seen.begin < seen.end ? (seen.end - 1) / kTile - seen.begin / kTile + 1 : 0;

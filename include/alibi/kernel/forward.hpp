@@ -14,7 +14,8 @@
 // Scratch depends on the head dims alone, never on the number of tokens. Nothing is allocated and nothing checked here.
 //
 // A tile holds keys that only some queries of a block see. Hidden ones have weight 0, exactly; but 0 times a value that
-// is infinite or NaN is NaN, so such a value reaches every query of a block of which one sees its key.
+// is infinite or NaN is NaN, so such a value reaches every query of a block of which one sees its key, or in pairs the
+// key beside it.
 #pragma once
 
 #include <algorithm>
@@ -73,7 +74,7 @@ class ForwardTask {
   void run() {
     for (auto& block : blocks()) open(block);
     Sweep sweep = tiles();
-    for (Index number = sweep.next(), next; number >= 0; number = next) {
+    for (Index number = middle_ = sweep.next(), next; number >= 0; number = next) {
       next = sweep.next();
       arrive(number, next);
       for (auto& block : blocks()) {
@@ -114,6 +115,8 @@ class ForwardTask {
   LinearBias<T> bias_;
   T* probabilities_;  // [kScoreRows][kBlock]: scores first
   int count_ = 0;
+
+  Index middle_ = -1;  // the tile that the sweep starts from
 
   // The tile in use, and what is asked for meanwhile.
   Index number_ = -1;
@@ -195,6 +198,7 @@ bool ForwardTask<F>::passed(ForwardBlock<F>& block, const TileKeys& keys, Index 
   if (side == Side::edge || (side == Side::right && !radii_->behind)) return false;
 
   const bool left = side == Side::left;
+  if (left ? number > middle_ : number < middle_) return false;  // what lies farther out has been visited
   Unread<T>& unread = unread_[left];
   if (std::exchange(unread_of_[left], number) != number) {
     const Index first = number * kTile, at = number - radii_->first;

@@ -73,15 +73,17 @@ struct Content {
 template <class U, class T>
 void measure_queries(const U* q, Index head_dim, T scale, Index rows, const U* center, const Radii<T>& radii,
                      Index keys, Content<T>& content) {
-  for (int r = 0; r < kVectors; r++) {
-    Pack<T> dot = splat<T>(T(0)), square = splat<T>(T(0));
-    for (Index d = 0; d < units<U>(head_dim); d++) {
+  Pack<T> dot[kVectors], square[kVectors];
+  for (int r = 0; r < kVectors; r++) dot[r] = square[r] = splat<T>(T(0));
+  for (Index d = 0; d < units<U>(head_dim); d++)
+    for (int r = 0; r < kVectors; r++) {
       const Pack<U> query = load<U>(q + d * kBlock<T> + r * kLanes<T>);
-      dot = fma(splat<U>(center[d]), query, dot);
-      square = fma(query, query, square);
+      dot[r] = fma(splat<U>(center[d]), query, dot[r]);
+      square[r] = fma(query, query, square[r]);
     }
-    store<T>(content.center + r * kLanes<T>, dot);
-    store<T>(content.norm + r * kLanes<T>, square);
+  for (int r = 0; r < kVectors; r++) {
+    store<T>(content.center + r * kLanes<T>, dot[r]);
+    store<T>(content.norm + r * kLanes<T>, square[r]);
   }
   const T factor = kDepth<U> == 1 ? T(1) : scale, key_norm = radii.center_norm + radii.largest;
   for (Index i = 0; i < kBlock<T>; i++) {

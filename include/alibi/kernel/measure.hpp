@@ -79,7 +79,8 @@ T norm_of(const T* center, Index head_dim) {
   return norm_above(square, head_dim);
 }
 
-/// A norm that few of a head's queries exceed: a tenth above the largest of up to 64, spread over all.
+/// A norm that few of a head's queries exceed: a tenth above the largest of up to 64, spread over all. One that is
+/// beyond all sense is passed over, so that nothing which is multiplied with it overflows.
 template <class E>
 double typical_norm(Rows<const E> q, Index queries, Index head_dim) {
   const Index sample = std::min<Index>(queries, 64);
@@ -88,7 +89,7 @@ double typical_norm(Rows<const E> q, Index queries, Index head_dim) {
     const E* query = q[(2 * i + 1) * queries / (2 * sample)];
     double square = 0;
     for (Index d = 0; d < head_dim; d++) square += double(query[d]) * double(query[d]);
-    if (std::isfinite(square)) largest = std::max(largest, square);
+    if (square < 0x1p40) largest = std::max(largest, square);
   }
   return 1.1 * std::sqrt(largest);
 }
@@ -132,6 +133,7 @@ void weigh_tails(const Radii<T>& radii, double slope, T* before, T* behind) {
     all -= per_tile;
     if (apart) return all;
     const double here = std::min(double(radii.weight[t]), double(radii.knee) * double(radii.radius[t]) + series);
+    if (!(here < std::numeric_limits<double>::infinity())) return std::numeric_limits<double>::infinity();
     const double larger = std::max(all, here);
     return larger + std::log2(1 + std::exp2(std::min(all, here) - larger)) + 1e-9;
   };
