@@ -120,18 +120,17 @@ class CacheRadii {
     grow(apart_, tiles);
   }
 
-  /// The centre: the mean of the first `count` keys of a tile, or 0 where that is not finite.
+  /// The centre: the mean of the first `count` keys of a tile, rounded to S, as kernels multiply it with queries; 0
+  /// where that is not finite.
   template <class S>
   void set_center(const S* keys, Index count) {
-    bool finite = true;
     for (T& c : center_) {
       double sum = 0;
       for (Index j = 0; j < count; j++) sum += double(keys[j]);
-      c = T(sum / double(count));
-      finite = finite && std::isfinite(c);
+      c = T(S(T(sum / double(count))));
+      if (!std::isfinite(c)) c = 0;
       keys += kernel::kTile;
     }
-    if (!finite) std::fill(center_.begin(), center_.end(), T(0));
     T square = 0;
     for (const T c : center_) square += c * c;
     center_norm_ = kernel::norm_above(square, Index(center_.size()));
@@ -231,7 +230,8 @@ class CacheHead {
   }
 
   Index tiles() const { return tiles_.size(); }
-  Index tile_size() const { return (head_dim_ + value_dim_) * kTile; }  // in elements
+  /// Elements of a tile: kernels may read a vector more than there are values.
+  Index tile_size() const { return (head_dim_ + value_dim_) * kTile + Index(64 / sizeof(S)); }
   const CacheRadii<T>& radii() const { return radii_; }
   std::size_t bytes() const {
     return std::size_t(tiles() * tile_size()) * sizeof(S) + tiles_.table_bytes() + radii_.bytes();
@@ -314,15 +314,20 @@ class CacheHead {
 
   /// At least the largest distance of slots [begin, end) of a tile from the centre.
   T radius_of(const S* tile, Index begin, Index end) const {
-    T square[kTile] = {}, radius = 0;
-    for (const T c : radii_.center()) {
-      for (Index j = begin; j < end; j++) {
-        const T x = T(tile[j]) - c;
-        square[j] += x * x;
-      }
-      tile += kTile;
+    // Several sums at a time, for a single token's sake: one would wait for each of its additions.
+    constexpr Index kSums = 4;
+    const std::vector<T>& center = radii_.center();
+    T square[kSums][kTile] = {}, radius = 0;
+    for (Index d = 0; d < head_dim_; d++) {
+      const T c = center[std::size_t(d)];
+      const S* keys = tile + d * kTile;
+      T* sum = square[d % kSums];
+      for (Index j = begin; j < end; j++) sum[j] += (T(keys[j]) - c) * (T(keys[j]) - c);
     }
-    for (Index j = begin; j < end; j++) radius = std::max(radius, kernel::norm_above(square[j], head_dim_));
+    for (Index j = begin; j < end; j++) {
+      const T all = (square[0][j] + square[1][j]) + (square[2][j] + square[3][j]);
+      radius = std::max(radius, kernel::norm_above(all, head_dim_));
+    }
     return radius;
   }
 

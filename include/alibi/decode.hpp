@@ -153,14 +153,14 @@ struct CacheCall {
     const CacheCall& call;
 
     kernel::Sequence<F> operator()(Index b) const {
-      const View<const E>& q = call.q;
-      return {.q = part_of(q, b, {0, q.tokens}),
-              .output = part_of(call.output, b, {0, q.tokens}),
-              .lse = call.lse ? call.lse + b * q.heads * q.tokens : nullptr,
-              .lse_stride = q.tokens,
+      const Index queries = call.q.tokens;
+      return {.q = part_of(call.q, b, {0, queries}),
+              .output = part_of(call.output, b, {0, queries}),
+              .lse = call.lse ? call.lse + b * call.q.heads * queries : nullptr,
+              .lse_stride = queries,
               .slopes = call.slopes.data + b * call.slopes.batch_stride,
               .slope_stride = call.slopes.head_stride,
-              .mask = resolve(call.mask, q.tokens, call.cache.length(b)),
+              .mask = resolve(call.mask, queries, call.cache.length(b)),
               .tolerance = call.tolerance,
               .kv_heads = call.cache.config().kv_heads};
     }

@@ -252,6 +252,8 @@ EIGEN_ALWAYS_INLINE void narrow_half(void* p, Pack<float> x) {
 }
 #else
 inline constexpr bool kConvertsHalf = false;
+Pack<float> widen_half(const void* p);
+void narrow_half(void* p, Pack<float> x);
 #endif
 
 }  // namespace detail
