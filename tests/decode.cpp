@@ -121,8 +121,7 @@ TYPED_TEST(Decode, QueriesOfTheCachesScalar) {
   const Eigen::VectorXf m = alibi::slopes(4);
   for (const Index queries : {1, 20}) {
     const Options options{.dot_product = false};
-    const Tensor4<float> result =
-        alibi::attention(tokens(stored, 0, queries), cache, m, options).template cast<float>();
+    const auto result = converted<float>(alibi::attention(tokens(stored, 0, queries), cache, m, options));
     const auto expected = rounded<TypeParam>(alibi::attention(tokens(q, 0, queries), cache, m, options));
     EXPECT_LE(test::distance(result, expected), sizeof(TypeParam) == 4 ? 0 : 0x1p-8 * largest(expected));
   }
