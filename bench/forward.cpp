@@ -20,8 +20,6 @@
 namespace {
 
 using bench::Index;
-using bench::RowMatrix;
-using bench::Vector;
 
 struct Case {
   Index heads = 1, tokens = 4096, head_dim = 64;
@@ -33,73 +31,55 @@ struct Case {
 
 template <class T>
 std::string name_of(const char* method, const Case& c) {
-  const auto field = [](const char* name, Index value) {
-    return std::string("/") + name + ":" + std::to_string(value);
-  };
-  return std::string(method) + (std::is_same_v<T, float> ? "/float" : "/double") + field("heads", c.heads) +
-         field("tokens", c.tokens) + field("head_dim", c.head_dim) +
-         (c.value_dim == c.head_dim ? "" : field("value_dim", c.value_dim)) + (c.bias ? "" : "/zero_slopes") +
-         (c.token_major ? "/bnhd" : "") + (c.threads == 1 ? "" : field("threads", c.threads));
+  using bench::field;
+  return std::string(method) + '/' + bench::type_name<T>() + field("heads", c.heads) + field("tokens", c.tokens) +
+         field("head_dim", c.head_dim) + (c.value_dim == c.head_dim ? "" : field("value_dim", c.value_dim)) +
+         (c.bias ? "" : "/zero_slopes") + (c.token_major ? "/bnhd" : "") +
+         (c.threads == 1 ? "" : field("threads", c.threads));
 }
 
-/// Inputs and output of a case. One head has slope 1/256, the flattest of eight, so that every key counts. The first
-/// column of values has mean 1, not 0: its sums do not cancel, so that the check sees them drift.
 template <class T>
-struct Arrays {
-  const Case c;
-  RowMatrix<T> q, k, v, output;  // [heads x tokens, head_dim], or [tokens x heads, head_dim]
-  Vector<T> slopes;
+bench::Arrays<T> arrays(const Case& c) {
+  bench::Arrays<T> x(c.heads, c.tokens, c.head_dim, c.value_dim);
+  x.token_major = c.token_major;
+  if (!c.bias) x.slopes.setZero();
+  return x;
+}
 
-  explicit Arrays(const Case& shape)
-      : c(shape), output(RowMatrix<T>::Zero(c.heads * c.tokens, c.value_dim)), slopes(alibi::slopes<T>(c.heads)) {
-    bench::Random random(2);
-    q = random.matrix<T>(c.heads * c.tokens, c.head_dim);
-    k = random.matrix<T>(c.heads * c.tokens, c.head_dim);
-    v = random.matrix<T>(c.heads * c.tokens, c.value_dim);
-    v.col(0).array() += T(1);
-    if (!c.bias) slopes.setZero();
-  }
-
-  template <class Matrix>
-  auto view(Matrix& x) const {
-    const Index h = c.heads, n = c.tokens, d = x.cols();
-    return c.token_major ? alibi::view(x.data(), {1, h, n, d}, {n * h * d, d, h * d, 1})
-                         : alibi::view(x.data(), {1, h, n, d}, {n * h * d, n * d, d, 1});
-  }
-};
+/// Pairs of a query and a key, the masked ones among them. A call of 2^28 takes a fifth of a second and more.
+Index pairs(const Case& c) { return c.heads * c.tokens * c.tokens; }
 
 /// Checks the first result of `call`, then times it.
 template <class T>
-void measure(benchmark::State& state, const std::string& name, const Arrays<T>& x, const std::function<void()>& call) {
-  call();
-  if (bench::first_run(name)) bench::check<T>(name, x.view(x.q), x.view(x.k), x.view(x.v), x.view(x.output), x.slopes);
-  for (auto _ : state) {
-    call();
-    benchmark::ClobberMemory();
-  }
-  const Case& c = x.c;
-  const double pairs = double(c.heads) * double(c.tokens) * double(c.tokens + 1) / 2;
-  const double work = 2e-9 * double(c.head_dim + c.value_dim) * pairs;
+void measure(benchmark::State& state, const std::string& name, const Case& c, const bench::Arrays<T>& x,
+             const std::function<void()>& call) {
+  bench::time(state, name, call, [&] { bench::check(name, x); }, pairs(c) >= 1 << 28);
+  const double visible = double(c.heads) * double(c.tokens) * double(c.tokens + 1) / 2;
+  const double work = 2e-9 * double(c.head_dim + c.value_dim) * visible;
   state.counters["GFLOP/s"] = bench::per_second(work);
-  state.counters["of_peak"] = bench::per_second(work / (bench::core_peak<T>() * c.threads));
+  state.counters["of_peak"] = bench::per_second(work / (bench::core_peak<bench::Accumulate<T>>() * c.threads));
+  if constexpr (std::is_same_v<T, Eigen::bfloat16> && alibi::kernel::kDotsPairs)
+    state.counters["of_dot_peak"] = bench::per_second(work / (bench::core_dot_peak() * c.threads));
 }
 
 void report_scratch(benchmark::State& state, std::size_t bytes) { state.counters["scratch"] = double(bytes); }
 
+/// Every key is visited: what pruning saves is pruning.cpp's business.
 template <class T>
-void add_alibi(const Case& c) {
-  const std::string name = name_of<T>("alibi", c);
-  bench::add(name, [=](benchmark::State& state) {
-    Arrays<T> x(c);
+void add_alibi(const Case& c, const char* method = "alibi", std::optional<bool> dot_product = std::nullopt) {
+  const std::string name = name_of<T>(method, c);
+  const auto body = [=](benchmark::State& state) {
+    auto x = arrays<T>(c);
     alibi::Workspace workspace;
     std::optional<Eigen::ThreadPool> pool;
-    alibi::Options options;
+    alibi::Options options{.tolerance = 0, .dot_product = dot_product};
     if (c.threads > 1) options.executor = alibi::Executor(pool.emplace(c.threads));
-    measure<T>(state, name, x, [&] {
+    measure<T>(state, name, c, x, [&] {
       alibi::attention_into(x.view(x.output), x.view(x.q), x.view(x.k), x.view(x.v), x.slopes, options, workspace);
     });
     report_scratch(state, workspace.size());
-  });
+  };
+  bench::add(name, body, pairs(c) < Index(1) << 32 ? 0 : 3);
 }
 
 /// `Method` is one of baselines.hpp, made by make(case).
@@ -107,9 +87,9 @@ template <class T, class Make>
 void add_baseline(const char* method, const Case& c, Make make) {
   const std::string name = name_of<T>(method, c);
   bench::add(name, [=](benchmark::State& state) {
-    Arrays<T> x(c);
+    auto x = arrays<T>(c);
     auto attend = make(c);
-    measure<T>(state, name, x, [&] { attend(x.q, x.k, x.v, x.slopes[0], x.output); });
+    measure<T>(state, name, c, x, [&] { attend(x.q, x.k, x.v, x.slopes[0], x.output); });
     report_scratch(state, attend.scratch_bytes());
   });
 }
@@ -146,6 +126,14 @@ void add_all() {
     add_alibi<double>({.head_dim = head_dim});
     add_eigen_blocked<double>({.head_dim = head_dim});
   }
+  for (const Index head_dim : {64, 128}) {
+    for (const Index tokens : {256, 1024, 4096, 16384}) {
+      const Case c{.tokens = tokens, .head_dim = head_dim};
+      add_alibi<Eigen::half>(c);
+      add_alibi<Eigen::bfloat16>(c);
+      if (alibi::kernel::kDotsPairs) add_alibi<Eigen::bfloat16>(c, "alibi_dot", true);
+    }
+  }
 }
 
 }  // namespace
@@ -153,5 +141,8 @@ void add_all() {
 int main(int argc, char** argv) {
   Eigen::setNbThreads(1);  // the baselines on one core, should Eigen have been built with OpenMP
   add_all();
-  return bench::main(argc, argv);
+  return bench::main(argc, argv,
+                     {{"over_float", "alibi/bf16/", "alibi/float/"},
+                      {"over_float", "alibi_dot/bf16/", "alibi/float/"},
+                      {"over_float", "alibi/half/", "alibi/float/"}});
 }

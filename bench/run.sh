@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds and runs every benchmark, optimised for this machine. Arguments go to Google Benchmark, e.g.
-# --benchmark_filter=<regex> or --benchmark_repetitions=<n>.
+# Builds and runs every benchmark, optimised for this machine, and draws what pruning saves. Arguments go to Google
+# Benchmark, e.g. --benchmark_filter=<regex> or --benchmark_repetitions=<n>.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 
-require libbenchmark-dev
+require libbenchmark-dev gnuplot-nox jq
 build_part BENCHMARKS
 
 for source in "$root"/bench/*.cpp; do
@@ -14,6 +14,10 @@ for source in "$root"/bench/*.cpp; do
     --benchmark_out_format=json --benchmark_out="$build/bench/$name.json" "$@"
 done
 
+echo "==> pictures"
+bash "$root/bench/pictures.sh" "$build/bench"
+
 echo
-echo "Look at of_peak: the fraction of this machine's multiply-add peak, measured in the same process."
-echo "Every unit is defined in $root/bench/README.md; the same figures as JSON are in $build/bench/."
+echo "Look at of_peak: the fraction of this machine's multiply-add peak, measured in the same process; and at"
+echo "of_read: the fraction of the speed of a plain read of as many bytes. Every unit is defined in"
+echo "$root/bench/README.md; the same figures as JSON are in $build/bench/."

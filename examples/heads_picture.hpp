@@ -1,20 +1,13 @@
 // The drawing half of heads.cpp: bias and attention weights of every head in one picture, by gnuplot.
 #pragma once
 
-#include <sys/wait.h>
-
 #include <Eigen/Core>
-#include <cmath>
-#include <csignal>
-#include <cstdio>
-#include <filesystem>
-#include <fstream>
 #include <sstream>
-#include <stdexcept>
 #include <string>
-#include <system_error>
 #include <unsupported/Eigen/CXX11/Tensor>
 #include <vector>
+
+#include "gnuplot.hpp"
 
 struct Picture {
   std::vector<std::string> words;
@@ -28,13 +21,6 @@ namespace picture {
 
 using Eigen::Index;
 
-/// In single quotes gnuplot runs no command in backticks and reads no escape.
-inline std::string quoted(const std::string& text) {
-  std::string result = "'";
-  for (const char c : text) result += c == '\'' ? "''" : std::string(1, c);
-  return result + "'";
-}
-
 /// At most `most` characters; what lies behind is given as an ellipsis. A character of UTF-8 is never cut.
 inline std::string shortened(const std::string& word, std::size_t most) {
   std::string result;
@@ -45,13 +31,6 @@ inline std::string shortened(const std::string& word, std::size_t most) {
     result += c;
   }
   return result;
-}
-
-inline std::string slope_text(float slope) {
-  std::ostringstream text;
-  const float inverse = 1 / slope;
-  std::round(inverse) == inverse ? text << "1/" << inverse : text << slope;
-  return text.str();
 }
 
 /// The last word that stood before too: there, a head weighs likeness against distance.
@@ -74,13 +53,6 @@ void put_matrices(std::ostream& script, const char* name, Index count, Index row
   script << "END\n";
 }
 
-template <class Text>
-void put_array(std::ostream& script, const char* name, Index size, const Text& text) {
-  script << "array " << name << "[" << size << "] = [";
-  for (Index i = 0; i < size; i++) script << (i ? ", " : "") << quoted(text(i));
-  script << "]\n";
-}
-
 /// The numbers and the words, as gnuplot's own variables.
 inline void put_data(std::ostream& script, const Picture& p, const std::string& png) {
   const auto n = Index(p.words.size()), heads = p.slopes.size(), query = telling_query(p.words);
@@ -90,10 +62,10 @@ inline void put_data(std::ostream& script, const Picture& p, const std::string& 
   put_matrices(script, "$bias", heads, n, n, bias);
   put_matrices(script, "$weights", heads, n, n, weight);
   put_matrices(script, "$strip", 1, heads, n, [&](Index, Index h, Index j) { return weight(h, query, j); });
-  put_array(script, "words", n, [&](Index i) { return shortened(p.words[std::size_t(i)], 11); });
-  put_array(script, "slopes", heads, [&](Index h) { return slope_text(p.slopes[h]); });
-  script << "n = " << n << "\nheads = " << heads << "\nquery = " << query << "\nsource = " << quoted(p.source)
-         << "\npng = " << quoted(png) << '\n';
+  gnuplot::put_array(script, "words", n, [&](Index i) { return shortened(p.words[std::size_t(i)], 11); });
+  gnuplot::put_array(script, "slopes", heads, [&](Index h) { return gnuplot::slope_text(p.slopes[h]); });
+  script << "n = " << n << "\nheads = " << heads << "\nquery = " << query << "\nsource = " << gnuplot::quoted(p.source)
+         << "\npng = " << gnuplot::quoted(png) << '\n';
 }
 
 // Everything is placed in pixels of 1800 x 1080: the panels are 192 wide, so that a pair of tokens is 2 x 2 pixels.
@@ -179,32 +151,9 @@ inline std::string script_for(const Picture& p, const std::string& png) {
   return script.str();
 }
 
-inline void run_gnuplot(const std::string& script) {
-  std::signal(SIGPIPE, SIG_IGN);  // a gnuplot that is missing or gives up is an error below, not our death
-  std::FILE* gnuplot = popen("gnuplot --default-settings", "w");
-  if (!gnuplot) throw std::runtime_error("cannot start a shell for gnuplot");
-  const bool written = std::fwrite(script.data(), 1, script.size(), gnuplot) == script.size();
-  const int status = pclose(gnuplot);
-  if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
-    throw std::runtime_error("gnuplot is not installed (on Debian: apt-get install gnuplot-nox)");
-  if (!written || status != 0) throw std::runtime_error("gnuplot failed; its message is above");
-}
-
 }  // namespace picture
 
-/// Draws into a file beside `png` and renames it once it is complete, so that no half a picture is ever left.
 /// Throws std::runtime_error where that fails.
 inline void draw(const Picture& p, const std::string& png) {
-  const std::string part = png + ".part";
-  if (!std::ofstream(part, std::ios::binary)) throw std::runtime_error("cannot write " + part);
-  std::error_code error;
-  try {
-    picture::run_gnuplot(picture::script_for(p, part));
-    if (std::filesystem::file_size(part) == 0) throw std::runtime_error("gnuplot drew nothing");
-    std::filesystem::rename(part, png, error);
-    if (error) throw std::runtime_error("cannot write " + png + ": " + error.message());
-  } catch (...) {
-    std::filesystem::remove(part, error);
-    throw;
-  }
+  gnuplot::draw(png, [&](const std::string& path) { return picture::script_for(p, path); });
 }

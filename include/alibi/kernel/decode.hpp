@@ -98,7 +98,7 @@ class DecodeTask {
   DecodeTask(const Forward<F>& call, const DecodeItem& item, RowState<T>* states, T* outputs, std::byte* scratch);
 
   static std::size_t bytes(Index rows, Index head_dim) {
-    return (sizeof(Row) + sizeof(Row*)) * std::size_t(rows) +
+    return (sizeof(Row) + sizeof(void*)) * std::size_t(rows) +
            sizeof(T) * std::size_t(rows * head_dim + kTogether * kTile) + 64;
   }
 

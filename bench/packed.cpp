@@ -1,0 +1,162 @@
+// Sequences of unequal lengths, packed and padded, against what they cost one by one. README.md in this folder defines
+// every unit.
+#include <Eigen/Core>
+#include <algorithm>
+#include <alibi/attention.hpp>
+#include <alibi/mask.hpp>
+#include <alibi/packed.hpp>
+#include <cmath>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "common.hpp"
+
+namespace {
+
+using bench::Index;
+using bench::RowMatrix;
+using bench::Vector;
+
+constexpr Index kSequences = 64, kLongest = 2000, kHeads = 8, kHeadDim = 64;
+
+/// From 1 to 2,000, both among them; the same in every run.
+std::vector<Index> lengths() {
+  bench::Random random(5);
+  std::vector<Index> result(kSequences);
+  for (Index& length : result) length = 1 + random.below(kLongest);
+  result[kSequences / 3] = 1;
+  result[kSequences / 2] = kLongest;
+  return result;
+}
+
+/// Causal work of one sequence, in GFLOP.
+double work(Index length) { return 4e-9 * kHeadDim * kHeads * double(length) * double(length + 1) / 2; }
+
+/// [sequences, heads, kLongest, head_dim], or [1, heads, all tokens, head_dim]: token after token in memory.
+auto view(RowMatrix<float>& x, Index sequences) {
+  constexpr Index d = kHeadDim, token = kHeads * d;
+  const Index tokens = x.rows() / sequences;
+  return alibi::view(x.data(), {sequences, kHeads, tokens, d}, {tokens * token, d, token, 1});
+}
+
+/// One sequence of them: `length` tokens from row `first` on.
+auto sequence(RowMatrix<float>& x, Index first, Index length) {
+  auto one = view(x, 1);
+  one.data += first * one.token_stride;
+  one.tokens = length;
+  return one;
+}
+
+/// Token after token of all sequences; sequence s begins at row begins[s].
+struct Arrays {
+  std::vector<Index> begins;
+  RowMatrix<float> q, k, v, output;  // [tokens, heads x head_dim]
+  Vector<float> slopes = alibi::slopes<float>(kHeads);
+
+  Arrays(std::vector<Index> begins_of, Index tokens)
+      : begins(std::move(begins_of)), output(RowMatrix<float>::Zero(tokens, kHeads * kHeadDim)) {
+    bench::Random random(2);
+    q = random.matrix<float>(tokens, kHeads * kHeadDim);
+    k = random.matrix<float>(tokens, kHeads * kHeadDim);
+    v = random.matrix<float>(tokens, kHeads * kHeadDim);
+  }
+};
+
+/// Every eighth sequence, the shortest and the longest.
+void check(const std::string& name, Arrays& x) {
+  const std::vector<Index> length = lengths();
+  for (std::size_t s = 0; s < length.size(); s++) {
+    if (s % 8 != 0 && length[s] != 1 && length[s] != kLongest) continue;
+    const auto of = [&](RowMatrix<float>& all) { return sequence(all, x.begins[s], length[s]); };
+    bench::check<float>(name + ", sequence " + std::to_string(s), of(x.q), of(x.k), of(x.v), of(x.output), x.slopes);
+  }
+}
+
+const alibi::Options kDense{.tolerance = 0};
+
+/// GFLOP/s where nothing is padded and all sequences are equally long: as long as the one in which the mean
+/// multiply-add of ours is done, and enough of them for a tenth of our work.
+double free_rate() {
+  double weighted = 0, sum = 0;
+  for (const Index length : lengths()) {
+    weighted += work(length) * double(length);
+    sum += work(length);
+  }
+  const auto length = Index(std::lround(weighted / sum));
+  const auto count = Index(std::lround(0.1 * sum / work(length)));
+  Arrays x({}, count * length);
+  alibi::Workspace workspace;
+  const double seconds = bench::median(3, [&] {
+    alibi::attention_into(view(x.output, count), view(x.q, count), view(x.k, count), view(x.v, count), x.slopes, kDense,
+                          workspace);
+  });
+  return double(count) * work(length) / seconds;
+}
+
+/// Times `call(x, workspace)`. Its rival at the free rate is measured right before and after, so that both see the
+/// machine in the same state.
+template <class Call>
+void add(const std::string& method, const std::function<Arrays()>& arrays, const Call& call) {
+  const std::string name = method + bench::field("sequences", kSequences) + bench::field("heads", kHeads) +
+                           bench::field("head_dim", kHeadDim);
+  const auto body = [=](benchmark::State& state) {
+    Arrays x = arrays();
+    alibi::Workspace workspace;
+    double all = 0;
+    for (const Index length : lengths()) all += work(length);
+    const double before = free_rate();
+    bench::time(state, name, [&] { call(x, workspace); }, [&] { check(name, x); }, true);
+    const double rate = (before + free_rate()) / 2;
+    state.counters["GFLOP/s"] = bench::per_second(all);
+    state.counters["of_free"] = bench::per_second(all / rate);
+  };
+  bench::add(name, body, 5);
+}
+
+/// n + 1 rising starts of n sequences, back to back.
+std::vector<Index> starts() {
+  std::vector<Index> result = {0};
+  for (const Index length : lengths()) result.push_back(result.back() + length);
+  return result;
+}
+
+Arrays packed() { return {starts(), starts().back()}; }
+
+/// The token range of every sequence in its row of kLongest, padded on the left or on the right.
+std::vector<alibi::KeyRange> ranges(bool left) {
+  std::vector<alibi::KeyRange> result;
+  for (const Index length : lengths())
+    left ? result.push_back({kLongest - length, kLongest}) : result.push_back({0, length});
+  return result;
+}
+
+void add_padded(const char* method, bool left) {
+  const auto arrays = [left] {
+    std::vector<Index> begins;
+    for (const auto& range : ranges(left)) begins.push_back(Index(begins.size()) * kLongest + range.begin);
+    return Arrays(begins, kSequences * kLongest);
+  };
+  add(method, arrays, [keys = ranges(left)](Arrays& x, alibi::Workspace& workspace) {
+    alibi::attention_padded_into(view(x.output, kSequences), view(x.q, kSequences), view(x.k, kSequences),
+                                 view(x.v, kSequences), x.slopes, {.keys = keys}, kDense, workspace);
+  });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  add("packed", packed, [starts = starts()](Arrays& x, alibi::Workspace& workspace) {
+    alibi::attention_packed_into(view(x.output, 1), view(x.q, 1), view(x.k, 1), view(x.v, 1), x.slopes,
+                                 {.queries = starts}, kDense, workspace);
+  });
+  add("one_by_one", packed, [length = lengths()](Arrays& x, alibi::Workspace& workspace) {
+    for (std::size_t s = 0; s < length.size(); s++) {
+      const auto of = [&](RowMatrix<float>& all) { return sequence(all, x.begins[s], length[s]); };
+      alibi::attention_into(of(x.output), of(x.q), of(x.k), of(x.v), x.slopes, kDense, workspace);
+    }
+  });
+  add_padded("padded_left", true);
+  add_padded("padded_right", false);
+  return bench::main(argc, argv, {{"of_single", "packed/", "one_by_one/"}});
+}
