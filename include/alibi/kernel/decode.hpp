@@ -41,8 +41,9 @@
 namespace alibi::inline ALIBI_ISA::kernel {
 
 inline constexpr Index kMostQueries = 8;  // of a head; with more, blocks of the forward use the lanes better
-inline constexpr int kSpan = kManyRegisters ? 4 : 2;  // vectors of a register tile acc[kTogether][kSpan]
-inline constexpr int kTogether = 4;                   // rows
+inline constexpr int kTogether = 8;       // rows of a register tile acc[M][span(M)]
+/// Vectors of a register tile of so many rows.
+constexpr int span(Index rows) { return (kManyRegisters ? 4 : 2) / (rows > kTogether / 2 ? 2 : 1); }
 
 /// n, rounded up to whole vectors.
 template <class T>
@@ -253,8 +254,9 @@ void DecodeTask<F>::visit(Index number, const Needs& needs) {
   const Index first = number * kTile;
   for (Row& row : std::span(rows_, std::size_t(count_)))
     if (row.seen.begin < first + kTile && first < row.seen.end && needs(row)) active_[active++] = &row;
-  const Index passes = pieces(kTile, kSpan * kLanes<T>) * pieces(head_dim_, kSlice) +
-                       pieces(value_dim_, kSpan * kLanes<T>) * pieces(kTile, kSlice);
+  const Index width = span(std::min<Index>(active, kTogether)) * kLanes<T>;
+  const Index passes =
+      pieces(kTile, width) * pieces(head_dim_, kSlice) + pieces(value_dim_, width) * pieces(kTile, kSlice);
   next_line_ = 0;
   step_ =
       pieces(pieces(tile_size(), kLine), passes * std::max<Index>(pieces(active, kTogether), 1) + 2 * active) * kLine;
@@ -284,7 +286,7 @@ void DecodeTask<F>::attend(Row* const* rows, Index number) {
 template <class F>
 template <int M>
 void DecodeTask<F>::score(Row* const* rows, const Frame* frame, const S* keys) {
-  constexpr int W = kLanes<T>, kPass = kSpan * W;
+  constexpr int W = kLanes<T>, kSpan = span(M), kPass = kSpan * W;
   alignas(64) static constexpr auto kKeys = [] {
     std::array<T, std::size_t(kTile)> j{};
     for (std::size_t i = 0; i < j.size(); i++) j[i] = T(i);
@@ -349,7 +351,7 @@ void DecodeTask<F>::add_to_softmax(const Row& row, Index number, Frame& frame, T
 template <class F>
 template <int M>
 void DecodeTask<F>::accumulate(Row* const* rows, const Frame* frame, const S* values) {
-  constexpr int W = kLanes<T>;
+  constexpr int W = kLanes<T>, kSpan = span(M);
   for (Index d = 0; d < value_dim_; d += kSpan * W) {
     const int vectors = int(std::min<Index>(kSpan, pieces(value_dim_ - d, W)));
     with_vectors<kSpan>(vectors, [&](auto n) {
