@@ -50,7 +50,7 @@ struct Part {
 
 template <class X>
 View<X> part_of(View<X> x, Index b, const KeyRange& tokens) {
-  x.data += b * x.batch_stride + tokens.begin * x.token_stride;
+  if (x.data) x.data += b * x.batch_stride + tokens.begin * x.token_stride;  // none is added to null
   x.batch = 1;
   x.tokens = tokens.end - tokens.begin;
   return x;

@@ -99,9 +99,6 @@ void measure_keys(CallMemory<F>& memory, const kernel::Forward<F>& call, const E
   Index count = 0, heads = 0;
   T* numbers = memory.numbers.data();
   std::int32_t* apart = memory.apart.data();
-  const auto rows = []<class X>(const View<X>& x, Index head) {
-    return kernel::Rows<X>{x.data + head * x.head_stride, x.token_stride};
-  };
   for (std::size_t s = 0; s < memory.sequences.size(); s++) {
     auto& sequence = memory.sequences[s];
     const Index tiles = measured_tiles(sequence);
@@ -110,11 +107,12 @@ void measure_keys(CallMemory<F>& memory, const kernel::Forward<F>& call, const E
     for (Index kv = 0; kv < call.kv_heads; kv++) {
       T* const center = std::exchange(numbers, numbers + call.head_dim + 4 * tiles);
       T* const radius = center + call.head_dim;
-      kernel::find_center<typename F::Stored>(rows(sequence.k, kv), sequence.mask.keys, call.head_dim, center);
+      kernel::find_center<typename F::Stored>(kernel::rows_of(sequence.k, kv), sequence.mask.keys, call.head_dim,
+                                              center);
       double knee = 0;
       for (Index h = kv * call.group(); h < (kv + 1) * call.group(); h++)
-        knee = std::max(knee,
-                        kernel::typical_norm<typename F::Query>(rows(sequence.q, h), sequence.q.tokens, call.head_dim));
+        knee = std::max(knee, kernel::typical_norm<typename F::Query>(kernel::rows_of(sequence.q, h), sequence.q.tokens,
+                                                                      call.head_dim));
       memory.radii[std::size_t(heads++)] = {
           .center = center,
           .tiles = tiles,
@@ -130,7 +128,7 @@ void measure_keys(CallMemory<F>& memory, const kernel::Forward<F>& call, const E
     const MeasureItem& item = memory.measures[std::size_t(i)];
     const auto& sequence = memory.sequences[std::size_t(item.sequence)];
     const kernel::Radii<T>& of = sequence.radii[item.kv_head];
-    const kernel::Rows<Stored> k = rows(sequence.k, item.kv_head);
+    const kernel::Rows<Stored> k = kernel::rows_of(sequence.k, item.kv_head);
     for (Index t = item.first_tile; t < std::min(item.first_tile + MeasureItem::kTiles, of.tiles); t++) {
       const Index first = t * kernel::kTile, end = std::min(first + kernel::kTile, sequence.mask.keys);
       const auto measure = kernel::measure_tile(k, first, end, call.head_dim, of.center, of.knee);

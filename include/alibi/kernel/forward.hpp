@@ -257,15 +257,12 @@ ForwardTask<F>::ForwardTask(const Forward<F>& call, const ForwardItem& item, std
       bias_(T(0)) {
   const Sequence<F>& sequence = call.sequences[std::size_t(item.sequence)];
   const Index h = item.head, kv = h / call.group();
-  const auto rows = []<class X>(const View<X>& x, Index head) {
-    return Rows<X>{x.data + head * x.head_stride, x.token_stride};
-  };
-  q_ = rows(sequence.q, h);
-  output_ = rows(sequence.output, h);
+  q_ = rows_of(sequence.q, h);
+  output_ = rows_of(sequence.output, h);
   if constexpr (F::kCached)
     source_ = sequence.cached[kv];
   else
-    source_ = {rows(sequence.k, kv), rows(sequence.v, kv)};
+    source_ = {rows_of(sequence.k, kv), rows_of(sequence.v, kv)};
   lse_ = sequence.lse ? sequence.lse + h * sequence.lse_stride : nullptr;
   slope_ = sequence.slope(h);
   log_slope_ = slope_ * std::numbers::log2e;

@@ -21,6 +21,13 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
+/// The tokens of one head of a view with a batch of 1. No offset is added to null, which a view without tokens may
+/// hold.
+template <class X>
+Rows<X> rows_of(const View<X>& x, Index head) {
+  return {x.data ? x.data + head * x.head_stride : x.data, x.token_stride};
+}
+
 /// One sequence with all its heads; the views have a batch of 1.
 template <class F>
 struct Sequence {
