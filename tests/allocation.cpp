@@ -103,7 +103,7 @@ std::size_t workspace_size(Index queries, Index keys, Index head_dim) {
 TYPED_TEST(Allocation, TheWorkspaceHardlyGrowsWithTheTokens) {
   const auto kilobytes = [](Index n) { return double(workspace_size<TypeParam>(n, n, 64)) / 1000; };
   const double small = kilobytes(20'000), large = kilobytes(80'000);
-  EXPECT_LE(large - small, 60) << "a byte a token";
+  EXPECT_LE(large - small, 80) << "some 1.1 bytes a token, where blocks of queries are smallest";
   EXPECT_LE(workspace_size<TypeParam>(1, 20'000, 64), workspace_size<TypeParam>(20'000, 20'000, 64));
 }
 

@@ -1,4 +1,4 @@
-// expect: float or double
+// expect: q, k and v must hold float, double, Eigen::bfloat16 or Eigen::half
 #include "alibi/alibi.hpp"
 
 using Tensor = Eigen::Tensor<int, 4, Eigen::RowMajor>;

@@ -1,4 +1,4 @@
-// expect: lse must hold the same scalar
+// expect: lse must hold the scalar of q, k and v
 #include "alibi/alibi.hpp"
 
 using Tensor = Eigen::Tensor<float, 4, Eigen::RowMajor>;
