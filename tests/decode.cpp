@@ -1,5 +1,6 @@
 // Attention over a cache: that it is the forward over the same keys, whatever became of the cache in between.
 #include <thread>
+#include <unsupported/Eigen/CXX11/ThreadPool>
 
 #include "common.hpp"
 
@@ -206,6 +207,20 @@ TEST(Decode1, TheExecutorDoesNotShow) {
         EXPECT_TRUE(test::same(result.lse, expected.lse));
       }
     }
+  }
+}
+
+// Scratch of a task lies beside that of the next one, whatever head_dim is: the sanitizers look at its alignment.
+TEST(Decode1, OddHeadDimsOnManyThreads) {
+  test::Random random(8);
+  for (const Index head_dim : {1, 3, 5, 17}) {
+    const auto q = random.tensor<float>(1, 3, 1, head_dim), k = random.tensor<float>(1, 1, 3000, head_dim),
+               v = random.tensor<float>(1, 1, 3000, head_dim);
+    const Eigen::VectorXf m = alibi::slopes(3);
+    const auto cache = cache_of<float>(k, v, 3000);
+    Eigen::ThreadPool pool(3);
+    EXPECT_TRUE(
+        test::same(alibi::attention(q, cache, m, {.executor = alibi::Executor(pool)}), alibi::attention(q, cache, m)));
   }
 }
 

@@ -98,9 +98,11 @@ class DecodeTask {
   /// Row r of the task has states[r] and `outputs` + r padded value_dim; `scratch` has bytes().
   DecodeTask(const Forward<F>& call, const DecodeItem& item, RowState<T>* states, T* outputs, std::byte* scratch);
 
+  /// A multiple of 64: slots lie one after another.
   static std::size_t bytes(Index rows, Index head_dim) {
-    return (sizeof(Row) + sizeof(void*)) * std::size_t(rows) +
-           sizeof(T) * std::size_t(rows * head_dim + kTogether * kTile) + 64;
+    const std::size_t all = (sizeof(Row) + sizeof(void*)) * std::size_t(rows) +
+                            sizeof(T) * std::size_t(rows * head_dim + kTogether * kTile);
+    return (all + 63) / 64 * 64;
   }
 
   void run() {

@@ -44,7 +44,9 @@ struct TileMeasure {
 template <class S, class T>
 TileMeasure<T> measure_tile(Rows<const S> k, Index first, Index end, Index head_dim, const T* center, T knee) {
   constexpr int W = kLanes<T>;
-  T square[kTile] = {}, largest = 0;
+  // Norms, and what is missing counts as if it were in the centre. Square roots are those of the standard library, one
+  // by one: Eigen's of a vector may be off by more than half an ulp, either way.
+  T norm[kTile] = {}, radius = 0;
   for (Index j = first; j < end; j++) {
     const S* key = k[j];
     Pack<T> sum[2] = {splat<T>(T(0)), splat<T>(T(0))};
@@ -55,19 +57,14 @@ TileMeasure<T> measure_tile(Rows<const S> k, Index first, Index end, Index head_
     }
     T all = reduce_add(add(sum[0], sum[1]));
     for (; d < head_dim; d++) all += (T(key[d]) - center[d]) * (T(key[d]) - center[d]);
-    if (!(all <= std::numeric_limits<T>::max()))
+    norm[j - first] = norm_above(all, head_dim);
+    if (!(norm[j - first] <= std::numeric_limits<T>::max()))
       return {std::numeric_limits<T>::infinity(), std::numeric_limits<T>::infinity()};
-    largest = std::max(largest, square[j - first] = all);
+    radius = std::max(radius, norm[j - first]);
   }
-  const T radius = norm_above(largest, head_dim);
-  // Keys that are missing count as if they were in the centre; norms here are below what norm_above() gives by no more
-  // than the factor that follows them.
-  const T above = norm_above(T(1), head_dim);
-  Pack<T> sum = splat<T>(T(0));
-  for (int j = 0; j < kTile; j += W) {
-    const Pack<T> norm = mul(sqrt(load<T>(square + j)), splat<T>(above));
-    sum = add(sum, exp2<T>(mul(sub(norm, splat<T>(radius)), splat<T>(knee))));
-  }
+  Pack<T> sum = splat<T>(T(0));  // of at least 1: the farthest key's
+  for (int j = 0; j < kTile; j += W)
+    sum = add(sum, exp2<T>(mul(sub(load<T>(norm + j), splat<T>(radius)), splat<T>(knee))));
   return {radius, T(double(knee) * double(radius) + std::log2(double(reduce_add(sum))) + 1e-5)};
 }
 
@@ -133,7 +130,7 @@ void weigh_tails(const Radii<T>& radii, double slope, T* before, T* behind) {
     all -= per_tile;
     if (apart) return all;
     const double here = std::min(double(radii.weight[t]), double(radii.knee) * double(radii.radius[t]) + series);
-    if (!(here < std::numeric_limits<double>::infinity())) return std::numeric_limits<double>::infinity();
+    if (!(here < std::numeric_limits<double>::infinity())) return std::numeric_limits<double>::infinity();  // or NaN
     const double larger = std::max(all, here);
     return larger + std::log2(1 + std::exp2(std::min(all, here) - larger)) + 1e-9;
   };

@@ -114,10 +114,6 @@ EIGEN_ALWAYS_INLINE P max(P a, P b) {
   return Eigen::internal::pmax(a, b);
 }
 template <class P>
-EIGEN_ALWAYS_INLINE P sqrt(P a) {
-  return Eigen::internal::psqrt(a);
-}
-template <class P>
 EIGEN_ALWAYS_INLINE P abs(P a) {
   return Eigen::internal::pabs(a);
 }
