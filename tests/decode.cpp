@@ -210,6 +210,22 @@ TEST(Decode1, TheExecutorDoesNotShow) {
   }
 }
 
+TYPED_TEST(Decode, NoSlopeIsTooLarge) {
+  using S = TypeParam;
+  test::Random random(9);
+  const auto q = random.tensor<float>(1, 2, 2, 8), k = random.tensor<float>(1, 2, 300, 8),
+             v = random.tensor<float>(1, 2, 300, 8);
+  const auto cache = cache_of<S>(k, v, 300);
+  for (const float slope : {3.4e38F, 1e10F, -1e10F, -3.4e38F}) {
+    const Eigen::Vector2f m(slope, 0.5F);
+    const auto output = alibi::attention(q, cache, m);
+    for (Index i = 0; i < 2; i++) {
+      const Index key = slope > 0 ? 298 + i : 0;  // the only one that such a head sees
+      for (Index d = 0; d < 8; d++) EXPECT_EQ(output(0, 0, i, d), float(S(v(0, 0, key, d)))) << slope << ' ' << i;
+    }
+  }
+}
+
 // Scratch of a task lies beside that of the next one, whatever head_dim is: the sanitizers look at its alignment.
 TEST(Decode1, OddHeadDimsOnManyThreads) {
   test::Random random(8);

@@ -135,9 +135,10 @@ class DecodeTask {
     double log_slope, content, norm;  // of the bound, in base 2
     double near_mass;                 // log2 of the mass of a tile in another split
   };
-  /// A row against a tile: key j of it has the bias -slope |at - j| + offset.
+  /// A row against a tile: key j of it has the bias -slope (|at - j| - nearest) + offset. The first part is at most 0
+  /// for every key that the row sees, so that no slope is too large.
   struct Frame {
-    T at, offset, factor;
+    T at, nearest, offset, factor;
     bool masked;
   };
 
@@ -214,7 +215,8 @@ DecodeTask<F>::DecodeTask(const Forward<F>& call, const DecodeItem& item, RowSta
     const T norm = norm_above(square, head_dim_);
     constexpr double kLargest = std::numeric_limits<T>::max();
     const Index position = mask.nearest_key(query);
-    const KeyRange seen = mask.visible(query);
+    KeyRange seen = mask.visible(query);
+    if (seen.begin >= seen.end) seen = {0, 0};  // in no tile
     T* const o = outputs + r * padded<T>(value_dim_);
     std::fill_n(o, padded<T>(value_dim_), T(0));
     rows_[r] = {.q = q,
@@ -270,8 +272,10 @@ void DecodeTask<F>::visit(Index number, const Needs& needs) {
 template <class F>
 typename DecodeTask<F>::Frame DecodeTask<F>::frame_of(const Row& row, Index number) const {
   const Index first = number * kTile, at = std::clamp<Index>(row.position - first, 0, kTile - 1);
-  const Index beyond = std::abs(row.position - first - at) - row.nearest;
-  return {T(at), -row.slope * T(beyond), T(1), row.seen.begin > first || row.seen.end < first + kTile};
+  const Index begin = std::max<Index>(row.seen.begin - first, 0), end = std::min<Index>(row.seen.end - first, kTile);
+  const Index nearest = row.slope >= 0 ? 0 : std::max(at - begin, end - 1 - at);
+  const Index beyond = std::abs(row.position - first - at) + nearest - row.nearest;
+  return {T(at), T(nearest), -row.slope * T(beyond), T(1), row.seen.begin > first || row.seen.end < first + kTile};
 }
 
 /// The paper's three lines, for M rows.
@@ -301,7 +305,7 @@ void DecodeTask<F>::score(Row* const* rows, const Frame* frame, const S* keys) {
       q[a] = rows[a]->q;
       for (int r = 0; r < kSpan; r++) {
         const Pack<T> distance = abs(sub(splat<T>(frame[a].at), load<T>(&kKeys[std::size_t(j + r * W)])));
-        acc[a][r] = mul(splat<T>(-rows[a]->slope), distance);
+        acc[a][r] = mul(splat<T>(-rows[a]->slope), sub(distance, splat<T>(frame[a].nearest)));
       }
     }
     for (Index d = 0; d < head_dim_; d += kSlice) {
