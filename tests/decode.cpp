@@ -415,6 +415,9 @@ TEST(Decode1, BadInput) {
                            .head_dim = 16,
                            .capacity = 5000,
                            .eviction = alibi::Eviction{.query_norm = 1, .slopes = {0.5, 0.5, 0.5, 0.5}}});
+  EXPECT_EQ(thrown([&] { alibi::attention(q, evicting, m); }).substr(0, 45),
+            "alibi: the slope of head 0 in batch 0 is 0.25")
+      << "before anything has been evicted";
   for (int n = 0; n < 20; n++)
     evicting.append(random.tensor<float>(1, 2, 200, 16), random.tensor<float>(1, 2, 200, 16));
   auto small = q;

@@ -775,6 +775,9 @@ TEST(Refusals, Eviction) {
   };
   const std::string norm = "; expected a finite number of at least 0, a bound on the norm of every future query";
   EXPECT_EQ(error({.query_norm = 1, .slopes = {1, 1}}), "no error");
+  const KvCacheConfig plain{.head_dim = 4, .eviction = alibi::Eviction{.query_norm = 1, .slopes = {1}}};
+  EXPECT_EQ(KvCache<Eigen::half>(plain).config().eviction->tolerance, 0x1p-25);
+  EXPECT_EQ(KvCache<double>(plain).config().eviction->tolerance, 0x1p-54);
   EXPECT_EQ(error({.slopes = {1, 1}}), "alibi: eviction.query_norm is nan" + norm);
   EXPECT_EQ(error({.query_norm = -1, .slopes = {1, 1}}), "alibi: eviction.query_norm is -1" + norm);
   EXPECT_EQ(error({.query_norm = test::kInfinity, .slopes = {1, 1}}), "alibi: eviction.query_norm is inf" + norm);

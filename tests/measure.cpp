@@ -80,20 +80,21 @@ TYPED_TEST(Measure, NoTailIsWeighedTooLow) {
     for (const double knee : {1., 8., 1e4}) {
       Tile<T> x = this->tile(keys, head_dim, 1);
       x.keys.middleRows(5 * kTile, 1) *= T(40);  // stands apart
-      std::vector<T> radius, weight, numbers(std::size_t(4 * tiles));
+      std::vector<T> numbers(std::size_t(alibi::kernel::KeyNumbers<T>::size(head_dim, tiles, 2)));
+      std::vector<T> tails_before(std::size_t(tiles), 0), tails_behind = tails_before;
+      std::vector<std::int32_t> apart(std::size_t(tiles), 0);
+      T* at = numbers.data();
+      std::int32_t* list = apart.data();
+      const alibi::kernel::KeyNumbers<T> of(at, list, head_dim, tiles, 2);
+      std::copy_n(x.center.data(), head_dim, of.center);
       for (Index t = 0; t < tiles; t++) {
         const auto measure = alibi::kernel::measure_tile(Rows<const T>{x.keys.data(), head_dim}, t * kTile,
                                                          (t + 1) * kTile, head_dim, x.center.data(), T(knee));
-        radius.push_back(measure.radius);
-        weight.push_back(measure.weight);
+        of.radius[t] = measure.radius;
+        of.weight[t] = measure.weight;
       }
-      std::vector<std::int32_t> apart(std::size_t(tiles), 0);
-      Radii<T> radii{.center = x.center.data(), .tiles = tiles, .radius = radius.data()};
-      radii.knee = T(knee);
-      radii.weight = weight.data();
-      T* const at = numbers.data();
-      alibi::kernel::summarize(radii, head_dim, at, at + tiles, apart.data());
-      alibi::kernel::weigh_tails(radii, slope, at + 2 * tiles, at + 3 * tiles);
+      const Radii<T> radii = alibi::kernel::summarize(of, head_dim, T(knee));
+      alibi::kernel::weigh_tails(radii, slope, tails_before.data(), tails_behind.data());
       ASSERT_EQ(std::vector(apart.begin(), apart.begin() + radii.apart_count), (std::vector<std::int32_t>{0, 5}));
       for (Index t = 0; t < tiles; t++) {
         std::vector<Real> before = {-1e30L}, behind = {-1e30L};
@@ -108,8 +109,8 @@ TYPED_TEST(Measure, NoTailIsWeighedTooLow) {
           EXPECT_GE(Real(is), exact - slack * std::abs(exact))
               << name << ' ' << t << ", slope " << slope << ", knee " << knee;
         };
-        expect_above(at[2 * tiles + t], log_sum(before), "before");
-        expect_above(at[3 * tiles + t], log_sum(behind), "behind");
+        expect_above(tails_before[std::size_t(t)], log_sum(before), "before");
+        expect_above(tails_behind[std::size_t(t)], log_sum(behind), "behind");
       }
     }
 }

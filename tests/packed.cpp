@@ -207,6 +207,20 @@ TYPED_TEST(Packed, EveryKindOfArray) {
           different += !(heads_first[std::size_t((h * tokens + i) * 24 + d)] == expected.output(i, h, d));
     EXPECT_EQ(different, 0);
   }
+
+  for (int time = 0; time < 2; time++) {
+    Tensor3<T> output(tokens, 4, 24);
+    auto lse = expected.lse;
+    lse.setZero();
+    time == 0 ? alibi::attention_packed_forward_into(output, lse, q, k, v, m, {starts})
+              : alibi::attention_packed_forward_into(output, std::span(lse.data(), std::size_t(lse.size())), q, k, v, m,
+                                                     {starts}, {}, workspace);
+    EXPECT_TRUE(test::same(output, expected.output));
+    EXPECT_TRUE(test::same(lse, expected.lse));
+    output.setZero();
+    alibi::attention_packed_into(output, q, k, v, m, {starts});
+    EXPECT_TRUE(test::same(output, expected.output));
+  }
 }
 
 // Neighbours in memory: NaN in one sequence stays there.
@@ -294,6 +308,12 @@ class Padded : public Packed<T> {
     alibi::Workspace workspace;
     alibi::attention_padded_into(into, q, k, v, slopes, padding, options, workspace);
     EXPECT_TRUE(test::same(into, output));
+    auto lse_into = lse;
+    lse_into.setZero();
+    into.setZero();
+    alibi::attention_padded_forward_into(into, lse_into, q, k, v, slopes, padding, options);
+    EXPECT_TRUE(test::same(into, output));
+    EXPECT_TRUE(test::same(lse_into, lse));
   }
 };
 TYPED_TEST_SUITE(Padded, Scalars);

@@ -310,6 +310,23 @@ TEST_F(PruningSaves, OnKeysThatAreNotEasyToo) {
   EXPECT_LT(of_outlier, 1.25 * plain);
 }
 
+// Keys twice as long from some token on are no outliers: they cost what the longer ones cost alone.
+TEST_F(PruningSaves, AfterKeysHaveBecomeLonger) {
+  const auto q = normal(8, 4096, 64), v = normal(8, 4096, 8);
+  const auto m = alibi::slopes(8);
+  auto longer = normal(8, 4096, 64);
+  for (Index i = 0; i < longer.size(); i++) longer.data()[i] *= 2;
+  auto mixed = longer;
+  for (Index h = 0; h < 8; h++)
+    for (Index j = 0; j < 256; j++)
+      for (Index d = 0; d < 64; d++) mixed(0, h, j, d) /= 2;
+  EXPECT_LT(visited(q, mixed, v, m), 1.05 * visited(q, longer, v, m));
+
+  alibi::KvCache<float> cache({.kv_heads = 8, .head_dim = 64, .value_dim = 8, .capacity = 4096});
+  cache.append(mixed, v);
+  EXPECT_LE(cache.head(0, 0).radii.apart_count, 4096 / 64 / 16 + 5) << "of tiles that stand apart";
+}
+
 // The whole text of each message, and that nothing was written.
 class PruningErrors : public testing::Test {
  protected:

@@ -12,7 +12,7 @@
 // Keys so far back that they cannot matter are not read: each row may lose the share `tolerance` of its softmax mass,
 // by default less than rounding takes from it (horizon.hpp derives the bound). So the cost of a head of slope m grows
 // with tokens / m, not with their square. What a NaN or infinity in a value that is not read would have done is not
-// seen; keys that are not finite are always read.
+// seen; keys that are not finite are always read, and a head that has one reads nearly all of its keys.
 //
 // A query that sees no key has output 0 and lse -inf. The same input gives the same bits on any number of threads.
 //

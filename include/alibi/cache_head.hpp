@@ -131,9 +131,7 @@ class CacheRadii {
       if (!std::isfinite(c)) c = 0;
       keys += kernel::kTile;
     }
-    T square = 0;
-    for (const T c : center_) square += c * c;
-    center_norm_ = kernel::norm_above(square, Index(center_.size()));
+    center_norm_ = kernel::norm_of(center_.data(), Index(center_.size()));
     centered_ = count;
   }
 

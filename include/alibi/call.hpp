@@ -47,10 +47,16 @@ class Arena {
   std::size_t used_ = 0;
 };
 
-/// Some tiles of a kv head whose radii one task measures.
+/// Some tiles of a kv head whose radii one task measures; it is number `measured` of all that are.
 struct MeasureItem {
   static constexpr Index kTiles = 128;
-  Index sequence, kv_head, first_tile;
+  Index sequence, kv_head, first_tile, measured;
+};
+/// A kv head whose keys are measured.
+template <class T>
+struct Measured {
+  kernel::KeyNumbers<T> keys;
+  T knee;
 };
 
 /// The keys of a sequence that pruning looks at, in tiles; 0 where no head can prune, or a cache has measured them.
@@ -63,6 +69,12 @@ Index measured_tiles(const kernel::Sequence<F>& sequence) {
   return 0;
 }
 
+/// On how many sides of a query keys may be left out.
+template <class F>
+Index sides_of(const kernel::Sequence<F>& sequence) {
+  return sequence.mask.right > 0 ? 2 : 1;
+}
+
 /// Everything a call of the forward needs besides its arrays.
 template <class F>
 struct CallMemory {
@@ -73,8 +85,8 @@ struct CallMemory {
   std::span<kernel::ForwardItem> items;
   std::span<MeasureItem> measures;
   std::span<kernel::Radii<T>> radii;  // of the kv heads of sequences that are measured, one after another
-  std::span<T>
-      numbers;  // center [head_dim], radius, weight, before, behind [tiles] of each; tails [2][tiles] of a head
+  std::span<Measured<T>> measured;    // the same
+  std::span<T> numbers;               // of each of them, then the tails of the heads of those sequences
   std::span<std::int32_t> apart;
 
   struct Sizes {
@@ -87,6 +99,7 @@ struct CallMemory {
         items(arena.take<kernel::ForwardItem>(sizes.items)),
         measures(arena.take<MeasureItem>(sizes.measures)),
         radii(arena.take<kernel::Radii<T>>(sizes.radii)),
+        measured(arena.take<Measured<T>>(sizes.radii)),
         numbers(arena.take<T>(sizes.numbers)),
         apart(arena.take<std::int32_t>(sizes.apart)) {}
 };
@@ -95,60 +108,52 @@ struct CallMemory {
 template <class F>
 void measure_keys(CallMemory<F>& memory, const kernel::Forward<F>& call, const Executor& executor) {
   using T = typename F::T;
-  using Stored = const typename F::Stored;
-  Index count = 0, heads = 0;
+  using Stored = typename F::Stored;
+  Index measured = 0, count = 0;
   T* numbers = memory.numbers.data();
   std::int32_t* apart = memory.apart.data();
   for (std::size_t s = 0; s < memory.sequences.size(); s++) {
     auto& sequence = memory.sequences[s];
     const Index tiles = measured_tiles(sequence);
     if (tiles == 0) continue;
-    sequence.radii = &memory.radii[std::size_t(heads)];
-    for (Index kv = 0; kv < call.kv_heads; kv++) {
-      T* const center = std::exchange(numbers, numbers + call.head_dim + 4 * tiles);
-      T* const radius = center + call.head_dim;
-      kernel::find_center<typename F::Stored>(kernel::rows_of(sequence.k, kv), sequence.mask.keys, call.head_dim,
-                                              center);
-      double knee = 0;
+    sequence.radii = &memory.radii[std::size_t(measured)];
+    for (Index kv = 0; kv < call.kv_heads; kv++, measured++) {
+      const kernel::KeyNumbers<T> keys(numbers, apart, call.head_dim, tiles, sides_of(sequence));
+      kernel::find_center<Stored>(kernel::rows_of(sequence.k, kv), sequence.mask.keys, call.head_dim, keys.center);
+      double norm = 0;
       for (Index h = kv * call.group(); h < (kv + 1) * call.group(); h++)
-        knee = std::max(knee, kernel::typical_norm<typename F::Query>(kernel::rows_of(sequence.q, h), sequence.q.tokens,
+        norm = std::max(norm, kernel::typical_norm<typename F::Query>(kernel::rows_of(sequence.q, h), sequence.q.tokens,
                                                                       call.head_dim));
-      memory.radii[std::size_t(heads++)] = {
-          .center = center,
-          .tiles = tiles,
-          .radius = radius,
-          .knee = T(std::min(knee * std::abs(call.scale) * std::numbers::log2e, 0x1p40)),
-          .weight = radius + tiles,
-          .apart = std::exchange(apart, apart + tiles)};
-      for (Index t = 0; t < tiles; t += MeasureItem::kTiles) memory.measures[std::size_t(count++)] = {Index(s), kv, t};
+      const T knee = T(std::min(norm * std::abs(call.scale) * std::numbers::log2e, 0x1p40));
+      for (Index t = 0; t < tiles; t += MeasureItem::kTiles)
+        memory.measures[std::size_t(count++)] = {Index(s), kv, t, measured};
+      memory.measured[std::size_t(measured)] = {keys, knee};
     }
-    sequence.tails = std::exchange(numbers, numbers + call.heads * 2 * tiles);
   }
   executor.for_each(count, [&](Index i, int) {
     const MeasureItem& item = memory.measures[std::size_t(i)];
     const auto& sequence = memory.sequences[std::size_t(item.sequence)];
-    const kernel::Radii<T>& of = sequence.radii[item.kv_head];
-    const kernel::Rows<Stored> k = kernel::rows_of(sequence.k, item.kv_head);
-    for (Index t = item.first_tile; t < std::min(item.first_tile + MeasureItem::kTiles, of.tiles); t++) {
+    const auto& [keys, knee] = memory.measured[std::size_t(item.measured)];
+    const kernel::Rows<const Stored> k = kernel::rows_of(sequence.k, item.kv_head);
+    for (Index t = item.first_tile; t < std::min(item.first_tile + MeasureItem::kTiles, keys.tiles); t++) {
       const Index first = t * kernel::kTile, end = std::min(first + kernel::kTile, sequence.mask.keys);
-      const auto measure = kernel::measure_tile(k, first, end, call.head_dim, of.center, of.knee);
-      const_cast<T*>(of.radius)[t] = measure.radius;
-      const_cast<T*>(of.weight)[t] = measure.weight;
+      const auto measure = kernel::measure_tile(k, first, end, call.head_dim, keys.center, knee);
+      keys.radius[t] = measure.radius;
+      keys.weight[t] = measure.weight;
     }
   });
-  for (const auto& sequence : memory.sequences) {
+  for (Index i = 0; i < measured; i++)
+    memory.radii[std::size_t(i)] =
+        kernel::summarize(memory.measured[std::size_t(i)].keys, call.head_dim, memory.measured[std::size_t(i)].knee);
+  for (auto& sequence : memory.sequences) {
     if (!sequence.radii) continue;
-    for (Index kv = 0; kv < call.kv_heads; kv++) {
-      kernel::Radii<T>& of = memory.radii[std::size_t(sequence.radii - memory.radii.data() + kv)];
-      T* const before = const_cast<T*>(of.weight) + of.tiles;
-      kernel::summarize(of, call.head_dim, before, before + of.tiles, const_cast<std::int32_t*>(of.apart));
-    }
+    sequence.tails = numbers;
     for (Index h = 0; h < call.heads; h++) {
-      if (!kernel::worth_pruning(sequence.slope(h), sequence.tolerance, sequence.mask, sequence.q.tokens)) continue;
-      const kernel::Radii<T>& of = sequence.radii[h / call.group()];
-      T* const tails = const_cast<T*>(sequence.tails) + h * 2 * of.tiles;
-      kernel::weigh_tails(of, sequence.slope(h) * std::numbers::log2e, tails,
-                          sequence.mask.right > 0 ? tails + of.tiles : nullptr);
+      const kernel::Radii<T>& radii = sequence.radii[h / call.group()];
+      T* const tails = std::exchange(numbers, numbers + kernel::tails_size(radii));
+      if (kernel::worth_pruning(sequence.slope(h), sequence.tolerance, sequence.mask, sequence.q.tokens))
+        kernel::weigh_tails(radii, sequence.slope(h) * std::numbers::log2e, tails,
+                            radii.behind ? tails + radii.tiles : nullptr);
     }
   }
 }
@@ -171,6 +176,7 @@ void make_sequences(std::span<kernel::Sequence<F>> sequences, std::span<Cached> 
 /// where a kv head lies.
 template <class F, class Make>
 void run(kernel::Forward<F> call, Index count, const Make& make, const Executor& executor, Workspace& workspace) {
+  using T = typename F::T;
   const kernel::ForwardScratch<F> scratch(call.head_dim, call.value_dim);
   typename CallMemory<F>::Sizes sizes;
   sizes.sequences = count;
@@ -181,7 +187,8 @@ void run(kernel::Forward<F> call, Index count, const Make& make, const Executor&
     sizes.items += call.heads * kernel::ForwardPlan::of(sequence, scratch).chunks;
     sizes.measures += heads * kernel::pieces(tiles, MeasureItem::kTiles);
     sizes.radii += heads;
-    sizes.numbers += heads * (call.head_dim + 4 * tiles) + call.heads * 2 * tiles;
+    const Index sides = sides_of(sequence);
+    sizes.numbers += heads * kernel::KeyNumbers<T>::size(call.head_dim, tiles, sides) + call.heads * sides * tiles;
     sizes.apart += heads * tiles;
   }
   sizes.scratch = Index(scratch.bytes) * std::min<Index>(executor.slots(), sizes.items);

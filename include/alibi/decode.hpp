@@ -11,7 +11,7 @@
 //
 // Errors: std::invalid_argument that names the argument, before anything is written: shapes that do not fit the cache,
 // queries that stand before keys which have left it, and queries, slopes or a scale beyond what its eviction was
-// promised.
+// promised, from the first call on.
 #pragma once
 
 #include <algorithm>
@@ -58,9 +58,8 @@ void check_reach(const KvCache<S>& cache, const View<const E>& q, const SlopeVie
     const Index first = resolve(mask, q.tokens, cache.length(b)).position(0), least = cache.shortest(b) - 1;
     require(q.tokens == 0 || cache.shortest(b) == 0 || first >= least, "the first query of sequence ", b, " stands at ",
             first, "; expected at least ", least, ": keys that it needs have left the cache");
-    for (Index h = 0; h < q.heads; h++) {
-      const Index kv = h / (q.heads / config.kv_heads);
-      if (cache.evicted_tolerance(b, kv) == 0) continue;
+    // From the first call on, not only once something has been evicted: a promise that is not kept shows at once.
+    for (Index h = 0; h < q.heads && config.eviction; h++) {
       const Eviction& eviction = *config.eviction;
       require(Index(eviction.slopes.size()) == q.heads, "q has heads ", q.heads, "; expected ", eviction.slopes.size(),
               ", as many as eviction.slopes of the cache");
@@ -277,6 +276,12 @@ template <class Output, class Lse, class Q, class S, class Slopes>
 void attention_forward_into(Output&& output, Lse&& lse, const Q& q, const KvCache<S>& cache, const Slopes& slopes,
                             const Options& options, Workspace& workspace) {
   detail::decode_into(output, lse_view<detail::SumOf<Q>>(lse), q, cache, slopes, options, workspace);
+}
+template <class Output, class Lse, class Q, class S, class Slopes>
+void attention_forward_into(Output&& output, Lse&& lse, const Q& q, const KvCache<S>& cache, const Slopes& slopes,
+                            const Options& options = {}) {
+  Workspace workspace;
+  attention_forward_into(output, lse, q, cache, slopes, options, workspace);
 }
 
 }  // namespace alibi::inline ALIBI_ISA

@@ -20,8 +20,11 @@
 //
 // What makes (2) sharp: the sum l, not only the maximum; a centre c, because softmax ignores what all keys share; the
 // radius R of the unread keys alone; tiles of outliers are judged one by one, and left out of the others' R
-// (kernel/radii.hpp). What each row may still lose is counted, so that the parts together stay below ε. In floating
-// point every step is rounded against pruning (kernel/horizon.hpp).
+// (kernel/radii.hpp). Where keys are measured for a call, R is not asked of each of them: the logarithm of
+// Σ_j e^{x |k_j - c| - m (p_i - j)} is convex in the norm x = τ |q_i|, and lies below a chord (kernel/measure.hpp).
+//
+// What each row may still lose is counted, so that the parts together stay below ε. In floating point every step is
+// rounded against pruning (kernel/horizon.hpp).
 //
 // Prior art: adaptive computation pruning for the Forgetting Transformer (Lin et al., arXiv 2504.06949), with one
 // scalar bound a head; certified truncation by total variation (arXiv 2512.07647). Slopes of 0 or below prune nothing.
@@ -40,7 +43,7 @@ namespace alibi {
 struct Pruning {
   Index tiles_visited = 0;  ///< pairs that were computed
   Index tiles_visible = 0;  ///< pairs of which some query sees some key
-  double bound = 0;         ///< certified: no row of the head lost a larger share of its softmax mass
+  double bound = 0;         ///< certified to within 2^-100: no row of the head lost more of its softmax mass
 };
 
 inline namespace ALIBI_ISA {

@@ -57,7 +57,9 @@ struct Eviction {
   double query_norm = std::numeric_limits<double>::quiet_NaN();  ///< |q| of every future query is at most this
   std::vector<double> slopes = {};                               ///< [heads], those of the query heads
   std::optional<double> scale = std::nullopt;                    ///< τ; none: 1 / sqrt(head_dim)
-  double tolerance = 0x1p-25;  ///< share of a row's softmax mass that all evicted keys have together, at most
+  /// Share of a row's softmax mass that all evicted keys have together, at most; none: a quarter of an ulp, half of
+  /// what attention may leave out by default: 2^-25, or 2^-54 for a cache of double.
+  std::optional<double> tolerance = std::nullopt;
 };
 
 struct KvCacheConfig {
@@ -83,8 +85,9 @@ struct Leaving {
 
 inline constexpr Index kMostTokens = Index(1) << 37;  // tiles are counted in 32 bits (kernel::Radii)
 
-/// The config with its defaults filled in. Throws std::invalid_argument where it makes no sense.
-inline KvCacheConfig checked_config(KvCacheConfig config) {
+/// The config with its defaults filled in, `tolerance` that of an eviction. Throws std::invalid_argument where it makes
+/// no sense.
+inline KvCacheConfig checked_config(KvCacheConfig config, double tolerance) {
   const auto at_least_1 = [](Index size, const char* name) {
     require(1 <= size && size <= Index(1) << 31, name, " is ", size, "; expected 1 to 2^31");
   };
@@ -113,7 +116,8 @@ inline KvCacheConfig checked_config(KvCacheConfig config) {
     }
     if (!eviction.scale) eviction.scale = 1 / std::sqrt(double(config.head_dim));
     require(std::isfinite(*eviction.scale), "eviction.scale is ", *eviction.scale, "; expected a finite number");
-    require(eviction.tolerance > 0 && eviction.tolerance < 1, "eviction.tolerance is ", eviction.tolerance,
+    if (!eviction.tolerance) eviction.tolerance = tolerance;
+    require(*eviction.tolerance > 0 && *eviction.tolerance < 1, "eviction.tolerance is ", *eviction.tolerance,
             "; expected above 0 and below 1");
   }
   return config;
@@ -192,7 +196,7 @@ class KvCache {
   /// The share of a row's softmax mass that evicted keys may have had: 0 where none were evicted, else
   /// Eviction::tolerance.
   double evicted_tolerance(Index sequence, Index kv_head) const {
-    return head_at(sequence, kv_head).evicted ? config_.eviction->tolerance : 0;
+    return head_at(sequence, kv_head).evicted ? *config_.eviction->tolerance : 0;
   }
 
   /// Bytes of memory held: tiles, their tables and radii, and at most one tile a head that waits to be used again.
@@ -200,7 +204,7 @@ class KvCache {
   /// A head's own share of them.
   std::size_t bytes(Index sequence, Index kv_head) const { return head_at(sequence, kv_head).store.bytes(); }
 
-  /// As it was given, with value_dim and eviction->scale filled in.
+  /// As it was given, with value_dim and the eviction's scale and tolerance filled in.
   const KvCacheConfig& config() const { return config_; }
 
   /// A head as kernels read it, until the cache is changed, moved from or destroyed.
@@ -260,7 +264,7 @@ class KvCache {
 
 template <class S>
 KvCache<S>::KvCache(KvCacheConfig config)
-    : config_(detail::checked_config(std::move(config))),
+    : config_(detail::checked_config(std::move(config), double(std::numeric_limits<Accumulate>::epsilon()) / 4)),
       sequences_(std::size_t(config_.batch)),
       slopes_(detail::smallest_slopes(config_)) {
   heads_.reserve(std::size_t(config_.batch * config_.kv_heads));
@@ -410,7 +414,7 @@ detail::Leaving KvCache<S>::leaving_of(const detail::CacheHead<S>& head, double 
     for (; newest >= (stays + 1) * kTile; stays++) {
       far = std::max(far, double(head.radii().radius(stays)));
       const double lost = detail::log_evicted(slope, reach * (far + near), (stays + 1) * kTile - 1, newest);
-      if (!(lost <= std::log(eviction.tolerance))) break;  // nor if it is NaN
+      if (!(lost <= std::log(*eviction.tolerance))) break;  // nor if it is NaN
     }
   }
   return {stays - first, stays > seen};

@@ -48,6 +48,13 @@ struct ResolvedMask {
     const Index p = position(query);
     return {std::max(p - left, first), std::min(p + right, keys - 1) + 1};
   }
+
+  /// How far the farthest of them is from nearest_key().
+  Index farthest(Index query) const {
+    const KeyRange keys_seen = visible(query);
+    const Index c = nearest_key(query);
+    return std::max<Index>({0, c - keys_seen.begin, keys_seen.end - 1 - c});
+  }
 };
 
 /// Fills in the defaults. Throws std::invalid_argument for a window below 1 or an offset beyond ±2^61.

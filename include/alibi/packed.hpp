@@ -3,9 +3,8 @@
 //   packed   sequences back to back: q [tokens, heads, head_dim], k [keys, kv_heads, head_dim], v [keys, kv_heads,
 //            value_dim], with offsets where each begins. Arrays are Eigen::Tensor or TensorMap of rank 3, row-major
 //            (column-major mirrored), or alibi::view(pointer, {1, heads, tokens, head_dim}, strides).
-//   padded   arrays as attention() takes them, [batch, heads, tokens, ·], of which each entry of the batch has tokens
-//   in
-//            one range only, on the left, on the right or in between.
+//   padded   arrays as attention() takes them, [batch, heads, tokens, ·]; each entry of the batch has tokens in one
+//            range only, on the left, on the right or in between.
 //
 // Each sequence is a call of attention() of its own, to the last bit: positions, mask.query_offset and the default
 // offset count in the sequence, so that relative distances do not change under padding. Slopes are [heads] or
@@ -66,12 +65,14 @@ inline void check_ranges(std::span<const KeyRange> ranges, Index batch, Index to
             ", the tokens of ", of);
 }
 
+template <class Array>
+using PackedSumOf = kernel::Sum<typename PackedAdapter<Array>::Scalar>;
+
 template <class Output, class Q, class K, class V, class Slopes>
-void packed_into(Output& output, std::optional<std::span<kernel::Sum<typename PackedAdapter<Q>::Scalar>>> lse,
-                 const Q& q, const K& k, const V& v, const Slopes& slopes, const PackedStarts& starts,
-                 const Options& options, Workspace& workspace) {
+void packed_into(Output& output, std::optional<std::span<PackedSumOf<Q>>> lse, const Q& q, const K& k, const V& v,
+                 const Slopes& slopes, const PackedStarts& starts, const Options& options, Workspace& workspace) {
   using E = typename PackedAdapter<Q>::Scalar;
-  using T = kernel::Sum<E>;
+  using T = PackedSumOf<Q>;
   const auto into = PackedAdapter<std::remove_const_t<Output>>::of(output, "output");
   check_scalars<E, typename PackedAdapter<K>::Scalar, typename PackedAdapter<V>::Scalar, decltype(into)>();
   const View<const E> queries = PackedAdapter<Q>::of(q, "q"), keys = PackedAdapter<K>::of(k, "k"),
@@ -151,8 +152,7 @@ auto attention_packed_forward(const Q& q, const K& k, const V& v, const Slopes& 
   const auto queries = PackedAdapter<Q>::of(q, "q");
   auto lse = PackedAdapter<Q>::lse(queries.heads, queries.tokens);
   Workspace workspace;
-  const auto lse_span = std::span(lse.data(), std::size_t(lse.size()));
-  detail::packed_into(output, lse_span, q, k, v, slopes, starts, options, workspace);
+  detail::packed_into(output, lse_view<detail::PackedSumOf<Q>, 2>(lse), q, k, v, slopes, starts, options, workspace);
   return ForwardResult<decltype(output), decltype(lse)>{std::move(output), std::move(lse)};
 }
 
@@ -161,6 +161,25 @@ template <class Output, class Q, class K, class V, class Slopes>
 void attention_packed_into(Output&& output, const Q& q, const K& k, const V& v, const Slopes& slopes,
                            const PackedStarts& starts, const Options& options, Workspace& workspace) {
   detail::packed_into(output, std::nullopt, q, k, v, slopes, starts, options, workspace);
+}
+template <class Output, class Q, class K, class V, class Slopes>
+void attention_packed_into(Output&& output, const Q& q, const K& k, const V& v, const Slopes& slopes,
+                           const PackedStarts& starts, const Options& options = {}) {
+  Workspace workspace;
+  attention_packed_into(output, q, k, v, slopes, starts, options, workspace);
+}
+
+/// The same with the log-sum-exp, [heads, tokens], what lse_view() takes; a tensor of rank 2.
+template <class Output, class Lse, class Q, class K, class V, class Slopes>
+void attention_packed_forward_into(Output&& output, Lse&& lse, const Q& q, const K& k, const V& v, const Slopes& slopes,
+                                   const PackedStarts& starts, const Options& options, Workspace& workspace) {
+  detail::packed_into(output, lse_view<detail::PackedSumOf<Q>, 2>(lse), q, k, v, slopes, starts, options, workspace);
+}
+template <class Output, class Lse, class Q, class K, class V, class Slopes>
+void attention_packed_forward_into(Output&& output, Lse&& lse, const Q& q, const K& k, const V& v, const Slopes& slopes,
+                                   const PackedStarts& starts, const Options& options = {}) {
+  Workspace workspace;
+  attention_packed_forward_into(output, lse, q, k, v, slopes, starts, options, workspace);
 }
 
 /// Attention of a padded batch, as a new array; rows of padding are 0.
@@ -190,6 +209,25 @@ template <class Output, class Q, class K, class V, class Slopes>
 void attention_padded_into(Output&& output, const Q& q, const K& k, const V& v, const Slopes& slopes,
                            const Padding& padding, const Options& options, Workspace& workspace) {
   detail::padded_into(output, std::nullopt, q, k, v, slopes, padding, options, workspace);
+}
+template <class Output, class Q, class K, class V, class Slopes>
+void attention_padded_into(Output&& output, const Q& q, const K& k, const V& v, const Slopes& slopes,
+                           const Padding& padding, const Options& options = {}) {
+  Workspace workspace;
+  attention_padded_into(output, q, k, v, slopes, padding, options, workspace);
+}
+
+/// The same with the log-sum-exp, [batch, heads, queries], what lse_view() takes.
+template <class Output, class Lse, class Q, class K, class V, class Slopes>
+void attention_padded_forward_into(Output&& output, Lse&& lse, const Q& q, const K& k, const V& v, const Slopes& slopes,
+                                   const Padding& padding, const Options& options, Workspace& workspace) {
+  detail::padded_into(output, lse_view<detail::SumOf<Q>>(lse), q, k, v, slopes, padding, options, workspace);
+}
+template <class Output, class Lse, class Q, class K, class V, class Slopes>
+void attention_padded_forward_into(Output&& output, Lse&& lse, const Q& q, const K& k, const V& v, const Slopes& slopes,
+                                   const Padding& padding, const Options& options = {}) {
+  Workspace workspace;
+  attention_padded_forward_into(output, lse, q, k, v, slopes, padding, options, workspace);
 }
 
 }  // namespace alibi::inline ALIBI_ISA

@@ -172,8 +172,8 @@ SlopeView<T> slope_view(const Slopes& slopes) {
 }
 
 /// A log-sum-exp array as a span, [batch, heads, queries] side by side: an Eigen vector or row-major matrix, a tensor
-/// of rank 3 (column-major: mirrored), or a contiguous range.
-template <class T, class Lse>
+/// of that rank (column-major: mirrored), or a contiguous range. Of packed sequences, rank 2, it is [heads, queries].
+template <class T, int rank = 3, class Lse>
 std::span<T> lse_view(Lse& lse) {
   static_assert(
       std::is_same_v<std::remove_reference_t<decltype(*lse.data())>, T>,
@@ -186,7 +186,9 @@ std::span<T> lse_view(Lse& lse) {
         lse.innerStride() == 1 && (lse.rows() <= 1 || lse.cols() <= 1 || lse.outerStride() == lse.cols());
     detail::require(dense, "lse has gaps between its entries; expected them side by side");
   } else if constexpr (requires { Array::NumDimensions; }) {
-    static_assert(Array::NumDimensions == 3, "alibi: lse is a tensor of rank 3, [batch, heads, queries].");
+    static_assert(Array::NumDimensions == rank,
+                  "alibi: lse is a tensor of rank 3, [batch, heads, queries], or of packed sequences of rank 2, "
+                  "[heads, queries].");
   }
   return {lse.data(), std::size_t(lse.size())};
 }

@@ -14,11 +14,21 @@
 // sum. The first, the offset, joins once per tile, where the softmax subtracts its reference anyway.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
+#include <numbers>
 
 #include "alibi/kernel/simd.hpp"
 
 namespace alibi::inline ALIBI_ISA::kernel {
+
+/// m log2 e, within the range of T.
+template <class T>
+T log2_slope(double slope) {
+  constexpr double kLargest = std::numeric_limits<T>::max();
+  return T(std::clamp(slope * std::numbers::log2e, -kLargest, kLargest));
+}
 
 /// Where the queries of a block stand, for the bias; one lane a query.
 template <class T>

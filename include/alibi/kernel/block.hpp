@@ -52,10 +52,8 @@ class Block {
     lowest = positions.base = mask.nearest_key(first);
     highest = mask.nearest_key(first + rows - 1);
     for (Index i = 0; i < kBlock<T>; i++) {
-      const Index c = mask.nearest_key(first + i);
-      const KeyRange keys = mask.visible(first + i);
-      positions.from_base[i] = T(c - positions.base);
-      positions.nearest[i] = slope >= 0 ? T(0) : T(std::max<Index>({0, c - keys.begin, keys.end - 1 - c}));
+      positions.from_base[i] = T(mask.nearest_key(first + i) - positions.base);
+      positions.nearest[i] = slope >= 0 ? T(0) : T(mask.farthest(first + i));
     }
   }
 

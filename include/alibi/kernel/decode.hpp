@@ -68,6 +68,7 @@ struct RowState {
   double lost = kNothing;        // log2 of what keys up to there have at most, in whatever split
   double lost_apart = kNothing;  // log2 of what tiles that stand apart and were left out have at most
 
+  SoftmaxState<T> softmax() const { return {splat<T>(reference), splat<T>(sum)}; }
   double log_mass() const { return sum > 0 ? double(reference) + std::log2(double(sum)) : kNothing; }
 };
 
@@ -133,7 +134,8 @@ class DecodeTask {
     KeyRange seen;
     bool prunes;
     double log_slope, content, norm;  // of the bound, in base 2
-    double near_mass;                 // log2 of the mass of a tile in another split
+    double tail_of_tile;
+    double near_mass;  // log2 of the mass of a tile in another split
   };
   /// A row against a tile: key j of it has the bias -slope (|at - j| - nearest) + offset. The first part is at most 0
   /// for every key that the row sees, so that no slope is too large.
@@ -211,10 +213,8 @@ DecodeTask<F>::DecodeTask(const Forward<F>& call, const DecodeItem& item, RowSta
       dot += double(q[d]) * double(radii.center[d]);
       square += q[d] * q[d];
     }
-    const double slope = sequence.slope(head), log_slope = slope * std::numbers::log2e;
+    const double slope = sequence.slope(head);
     const T norm = norm_above(square, head_dim_);
-    constexpr double kLargest = std::numeric_limits<T>::max();
-    const Index position = mask.nearest_key(query);
     KeyRange seen = mask.visible(query);
     if (seen.begin >= seen.end) seen = {0, 0};  // in no tile
     T* const o = outputs + r * padded<T>(value_dim_);
@@ -222,14 +222,15 @@ DecodeTask<F>::DecodeTask(const Forward<F>& call, const DecodeItem& item, RowSta
     rows_[r] = {.q = q,
                 .o = o,
                 .state = states + r,
-                .slope = T(std::clamp(log_slope, -kLargest, kLargest)),
-                .position = position,
-                .nearest = slope >= 0 ? 0 : std::max<Index>({0, position - seen.begin, seen.end - 1 - position}),
+                .slope = log2_slope<T>(slope),
+                .position = mask.nearest_key(query),
+                .nearest = slope >= 0 ? 0 : mask.farthest(query),
                 .seen = seen,
                 .prunes = worth_pruning(slope, tolerance, mask, queries),
-                .log_slope = log_slope,
+                .log_slope = slope * std::numbers::log2e,
                 .content = dot + double(margin(norm, head_dim_, radii.center_norm + radii.largest, mask.keys)),
                 .norm = double(norm),
+                .tail_of_tile = slope > 0 ? tail<double>(slope * std::numbers::log2e, kTile) : 0,
                 .near_mass = kNothing};
     states[r] = RowState<T>();
   }
@@ -422,30 +423,31 @@ bool DecodeTask<F>::negligible(Row& row, Index number) {
   const Radii<T>& radii = source_.radii;
   RowState<T>& state = *row.state;
   const double log_share = log_tolerance_ - std::log2(16. * double(radii.apart_count));
-  const double lost = bound(row, last_key, double(radii.radius[number - radii.first])) +
-                      double(tail<double>(row.log_slope, std::min<Index>(kTile, last_key + 1)));
+  const double lost = bound(row, last_key, double(radii.radius[number - radii.first])) + row.tail_of_tile;
   if (!(lost <= log_share + log_add(row.near_mass, state.log_mass()))) return false;
   state.lost_apart = log_add(state.lost_apart, lost);
   return true;
 }
 
-/// The states of a row's splits, newest first, as one; outputs of split n at outputs + n stride, and the result in
-/// those of the first.
+/// The states of a row's splits, newest first, as one; outputs [padded dims] of split n at outputs + n stride, and the
+/// result in those of the first.
 template <class T>
 RowState<T> merge_splits(RowState<T>* states, Index state_stride, T* outputs, Index stride, Index splits, Index dims) {
   RowState<T> all = states[0];
+  SoftmaxState<T> state = all.softmax();
   for (Index n = 1; n < splits; n++) {
     const RowState<T>& next = states[n * state_stride];
     all.visited += next.visited;
     all.lost_apart = log_add(all.lost_apart, next.lost_apart);
     if (all.dropped < 0) all.dropped = next.dropped, all.lost = next.lost;
-    if (!(next.sum > 0 || std::isnan(next.sum))) continue;
-    const T reference = std::max(all.reference, next.reference);
-    const T mine = std::exp2(all.reference - reference), others = std::exp2(next.reference - reference);
-    all.reference = reference;
-    all.sum = all.sum * mine + next.sum * others;
-    for (Index d = 0; d < dims; d++) outputs[d] = outputs[d] * mine + outputs[n * stride + d] * others;
+    const auto factors = state.merge(next.softmax());
+    for (Index d = 0; d < dims; d += kLanes<T>) {
+      const Pack<T> others = mul(load<T>(outputs + n * stride + d), factors.others);
+      store<T>(outputs + d, fma(load<T>(outputs + d), factors.mine, others));
+    }
   }
+  all.reference = reduce_max(state.reference);
+  all.sum = reduce_max(state.sum);
   return all;
 }
 
@@ -467,10 +469,10 @@ void finish_decode(const Forward<F>& call, Index sequence_number, Index kv_head,
     for (Index d = 0; d < call.value_dim; d++) to[d] = E(all.sum == 0 ? T(0) : o[d] * normalizer);
 
     const KeyRange seen = mask.visible(query);
-    const Index position = mask.nearest_key(query), beyond = std::abs(mask.position(query) - position);
     if (sequence.lse) {
       const double slope = sequence.slope(head);
-      const Index nearest = slope >= 0 ? 0 : std::max<Index>({0, position - seen.begin, seen.end - 1 - position});
+      const Index beyond = std::abs(mask.position(query) - mask.nearest_key(query));
+      const Index nearest = slope >= 0 ? 0 : mask.farthest(query);
       const double log_sum = double(all.reference) * std::numbers::ln2 + std::log(double(all.sum));
       sequence.lse[head * sequence.lse_stride + query] =
           all.sum == 0 ? -std::numeric_limits<T>::infinity() : T(log_sum - slope * double(beyond + nearest));

@@ -195,7 +195,7 @@ bool ForwardTask<F>::passed(ForwardBlock<F>& block, const TileKeys& keys, Index 
   if (!radii_) return false;
   if (block.dropped(number)) return true;
   const Side side = block.place_of(keys);
-  if (side == Side::edge || (side == Side::right && !radii_->behind)) return false;
+  if (side == Side::edge || (side == Side::right && !radii_->behind)) return false;  // none behind: nobody looks ahead
 
   const bool left = side == Side::left;
   if (left ? number > middle_ : number < middle_) return false;  // what lies farther out has been visited
@@ -267,14 +267,13 @@ ForwardTask<F>::ForwardTask(const Forward<F>& call, const ForwardItem& item, std
   slope_ = sequence.slope(h);
   log_slope_ = slope_ * std::numbers::log2e;
   scale_ = T(call.scale * std::numbers::log2e);
-  constexpr double kLargest = std::numeric_limits<T>::max();
-  bias_ = LinearBias<T>(T(std::clamp(log_slope_, -kLargest, kLargest)));
+  bias_ = LinearBias<T>(log2_slope<T>(slope_));
   report_ = call.report ? call.report + item.sequence * call.heads + h : nullptr;
   const double tolerance = sequence.tolerance_of(kv);
   tolerance_ = T(tolerance);
   const bool prunes = worth_pruning(slope_, tolerance, mask_, sequence.q.tokens);
   radii_ = prunes ? sequence.radii_of(kv) : nullptr;
-  tails_ = radii_ && sequence.tails ? sequence.tails + h * 2 * radii_->tiles : nullptr;
+  tails_ = radii_ && sequence.tails ? sequence.tails + h * tails_size(*radii_) : nullptr;
 
   const auto take = [&scratch]<class X>(X*& to, Index size) {
     to = reinterpret_cast<X*>(std::exchange(scratch, scratch + std::size_t(size) * sizeof(X)));

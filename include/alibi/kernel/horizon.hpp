@@ -7,13 +7,16 @@
 //
 // The margin pays for all rounding, u being half of epsilon:
 //   scores     a dot product of h dims in any order, with or without fused multiply-adds, is off by at most
-//              (h + 2) u |q'| |k| (Higham 2002, section 3.1), and |k| <= |c| + R_max =: K. That moves what has been
-//              summed, what is bounded here, and q'·c: 3 (h + 2) u |q'| K. The norms themselves are rounded up.
-//   bias       three roundings of the distance's term, of which only as much counts as a score can outweigh, 2 |q'| K
-//              and the 100 below which every probability is raised anyway: 3 u (2 |q'| K + 100).
-//   sums       of positive numbers: at most 64 + keys / 64 roundings each, relative; 2^x is good to 2 ulp.
-//   the test   a dozen roundings of numbers that are at most 2^11 where it is close.
-// Together less than  u (4 (h + 4) |q'| K + keys / 32 + 2^15),  which is what is added.
+//              (h + 2) u |q'| |k| (Higham 2002, section 3.1), and |k| <= |c| + R_max =: K. So is q'·c; the norms
+//              themselves are rounded up.
+//   bias       the sums of a score start at it, and three roundings make it. Of its size only as much counts as a score
+//              can outweigh, 2 |q'| K, and the 100 below which every probability is raised anyway. With the scores:
+//              (h + 5) u (3 |q'| K + 100) in what has been summed.
+//   sums       of positive numbers: 64 roundings and one a tile, and where a tile moves the reference, 2 ulp and a
+//              rounding, all relative: (64 + 6 keys / 64) u log2 e at most; 2^x is good to 2 ulp.
+//   the test   two dozen roundings of numbers that are at most 2^10 where it is close, those of series, weight and rate
+//              among them; where scores are larger, relative to |q'| K.
+// Together less than  u (4 (h + 8) (|q'| K + 32) + keys / 4 + 2^15),  which is what is added.
 //
 // NaN fails every comparison below, and an infinite radius every test: such keys are read.
 #pragma once
@@ -51,15 +54,15 @@ struct Unread {
 template <class T>
 T margin(T norm, Index head_dim, T key_norm, Index keys) {
   constexpr T kUnit = std::numeric_limits<T>::epsilon() / 2;
-  return kUnit * (T(4 * (head_dim + 4)) * norm * key_norm + T(keys) / T(32) + T(1 << 15));
+  return kUnit * (T(4 * (head_dim + 8)) * (norm * key_norm + T(32)) + T(keys) / T(4) + T(1 << 15));
 }
 
-/// log2 Σ_{i < count} 2^{-m' i}, rounded up; m' > 0.
+/// log2 Σ_{i < count} 2^{-m' i}, rounded to T (the margin knows); m' > 0.
 template <class T>
 T tail(double slope, Index count) {
   const double nats = slope * std::numbers::ln2;
   const double sum = std::expm1(-nats * double(count)) / std::expm1(-nats);
-  return T(std::log2(sum) + 1e-6);
+  return T(std::log2(sum));
 }
 
 /// Content of a block's queries, one a lane: what (1) of horizon.hpp needs. Lanes without a query never object.

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <limits>
 #include <numbers>
+#include <utility>
 
 #include "alibi/kernel/exp2.hpp"
 #include "alibi/kernel/radii.hpp"
@@ -68,14 +69,6 @@ TileMeasure<T> measure_tile(Rows<const S> k, Index first, Index end, Index head_
   return {radius, T(double(knee) * double(radius) + std::log2(double(reduce_add(sum))) + 1e-5)};
 }
 
-/// At least |c|.
-template <class T>
-T norm_of(const T* center, Index head_dim) {
-  T square = 0;
-  for (Index d = 0; d < head_dim; d++) square += center[d] * center[d];
-  return norm_above(square, head_dim);
-}
-
 /// A norm that few of a head's queries exceed: a tenth above the largest of up to 64, spread over all. One that is
 /// beyond all sense is passed over, so that nothing which is multiplied with it overflows.
 template <class E>
@@ -91,31 +84,57 @@ double typical_norm(Rows<const E> q, Index queries, Index head_dim) {
   return 1.1 * std::sqrt(largest);
 }
 
-/// What radii.hpp derives from the radii of tiles 0, 1, …; `before`, `apart` and, if it is not null, `behind` have room
-/// for as many entries.
+/// Where the numbers of a kv head's tiles go that are measured for a call; `behind` is null where nobody looks ahead.
 template <class T>
-void summarize(Radii<T>& radii, Index head_dim, T* before, T* behind, std::int32_t* apart) {
-  radii.center_norm = norm_of(radii.center, head_dim);
-  radii.before = before;
-  radii.behind = behind;
-  radii.apart = apart;
+struct KeyNumbers {
+  Index tiles;
+  T *center, *radius, *weight, *before, *behind;
+  std::int32_t* apart;
+
+  static Index size(Index head_dim, Index tiles, Index sides) { return head_dim + (2 + sides) * tiles; }
+
+  KeyNumbers() = default;
+  /// Takes what it needs from either list.
+  KeyNumbers(T*& numbers, std::int32_t*& list, Index head_dim, Index tile_count, Index sides)
+      : tiles(tile_count),
+        center(std::exchange(numbers, numbers + size(head_dim, tiles, sides))),
+        radius(center + head_dim),
+        weight(radius + tiles),
+        before(weight + tiles),
+        behind(sides > 1 ? before + tiles : nullptr),
+        apart(std::exchange(list, list + tiles)) {}
+};
+
+/// All that radii.hpp derives from the centre, the radii and the weights.
+template <class T>
+Radii<T> summarize(const KeyNumbers<T>& keys, Index head_dim, T knee) {
+  Radii<T> radii{.center = keys.center,
+                 .center_norm = norm_of(keys.center, head_dim),
+                 .tiles = keys.tiles,
+                 .radius = keys.radius,
+                 .before = keys.before,
+                 .behind = keys.behind,
+                 .knee = knee,
+                 .weight = keys.weight,
+                 .apart = keys.apart};
   Ordinary<T> ordinary;
   for (Index t = 0; t < radii.tiles; t++) {
-    const T radius = radii.radius[t];
+    const T radius = keys.radius[t];
     radii.largest = std::max(radii.largest, radius);
-    before[t] = ordinary.largest(t, radius);
-    if (ordinary.apart(t, radius)) apart[radii.apart_count++] = std::int32_t(t);
+    keys.before[t] = ordinary.largest(t, radius);
+    if (ordinary.apart(t, radius)) keys.apart[radii.apart_count++] = std::int32_t(t);
     ordinary.add(t, radius);
   }
-  if (!behind) return;
+  if (!keys.behind) return radii;
   T largest = 0;
   for (Index t = radii.tiles, left = radii.apart_count; t-- > 0;) {
-    if (left > 0 && apart[left - 1] == t)
+    if (left > 0 && keys.apart[left - 1] == t)
       left--;
     else
-      largest = std::max(largest, radii.radius[t]);
-    behind[t] = largest;
+      largest = std::max(largest, keys.radius[t]);
+    keys.behind[t] = largest;
   }
+  return radii;
 }
 
 /// For a query head of slope m' > 0 in base 2: before[t] is at least log2 Σ 2^(knee |k_j - c| - m' d_j) over the keys

@@ -44,7 +44,7 @@ struct Sequence {
   double tolerance = 0;
   Index kv_heads = 1;
   const Radii<T>* radii = nullptr;  // [kv_heads], or null where nothing is pruned
-  const T* tails = nullptr;         // [heads][2][tiles], with the radii (measure.hpp)
+  const T* tails = nullptr;         // [heads][tails_size()], with the radii: before and, if they have it, behind
 
   double slope(Index head) const { return double(slopes[head * slope_stride]); }
 

@@ -33,20 +33,30 @@ struct Radii {
   Index apart_count = 0;
 };
 
+/// What weigh_tails() of measure.hpp has to say of a head: a number a tile, and another one where queries look ahead.
+template <class T>
+Index tails_size(const Radii<T>& radii) {
+  return radii.tiles * (radii.behind ? 2 : 1);
+}
+
 /// Tells ordinary tiles from those that stand apart; tiles come in rising order.
 template <class T>
 class Ordinary {
  public:
-  /// Whether the next tile stands apart: it is the first, or reaches half as far again as ordinary ones on average.
+  /// Whether the next tile stands apart: it is the first, not finite, or reaches half as far again as ordinary ones on
+  /// average. Of these no more than one in 16, and a few at first: where they are many, that is what keys are like now.
   bool apart(Index tile, T radius) const {
     return tile == 0 || !(radius <= std::numeric_limits<T>::max()) ||
-           (count_ > 0 && double(radius) * double(count_) > 1.5 * sum_);
+           (16 * apart_ <= tile + 64 && double(radius) * double(count_) > 1.5 * sum_);
   }
   /// The largest ordinary radius with the next tile.
   T largest(Index tile, T radius) const { return apart(tile, radius) ? largest_ : std::max(largest_, radius); }
 
   void add(Index tile, T radius) {
-    if (apart(tile, radius)) return;
+    if (apart(tile, radius)) {
+      apart_++;
+      return;
+    }
     largest_ = std::max(largest_, radius);
     sum_ += double(radius);
     count_++;
@@ -55,7 +65,7 @@ class Ordinary {
  private:
   T largest_ = 0;
   double sum_ = 0;
-  Index count_ = 0;
+  Index count_ = 0, apart_ = 0;
 };
 
 /// At least √square, where `square` is a sum of `terms` squares in T: the sum is off by its rounding errors at most
@@ -66,6 +76,14 @@ T norm_above(T square, Index terms) {
   // Squares below the smallest normal number may have been lost.
   const T norm = std::sqrt(square + T(terms) * std::numeric_limits<T>::min()) * (T(1) + T(terms + 4) * kUnit);
   return norm <= std::numeric_limits<T>::max() ? norm : std::numeric_limits<T>::infinity();
+}
+
+/// At least |c|.
+template <class T>
+T norm_of(const T* center, Index head_dim) {
+  T square = 0;
+  for (Index d = 0; d < head_dim; d++) square += center[d] * center[d];
+  return norm_above(square, head_dim);
 }
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

@@ -326,7 +326,7 @@ inline void interleave(const Bfloat16* low, const Bfloat16* high, Index n, Bfloa
     const detail::Doublewords pairs = detail::load_words(low + i) | detail::load_words(high + i) << 16;
     std::memcpy(static_cast<void*>(to + i), &pairs, sizeof pairs);
   }
-  for (; i < n; i++) to[i] = {low[i], high[i]};
+  std::transform(low + i, low + n, high + i, to + i, [](Bfloat16 a, Bfloat16 b) { return BfloatPair{a, b}; });
 }
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(EIGEN_VECTORIZE_AVX512)
