@@ -3,6 +3,7 @@
 
 #include <unsupported/Eigen/CXX11/Tensor>
 #include <unsupported/Eigen/CXX11/ThreadPool>
+#include <vector>
 
 #include "alibi/alibi.hpp"
 
@@ -11,6 +12,7 @@ using Tensor4 = Eigen::Tensor<float, 4, Eigen::RowMajor>;
 
 extern const alibi::Index batch, heads, kv_heads, queries, keys, head_dim;
 extern Tensor4 q, k, v;
+extern Tensor3 q_packed, k_packed, v_packed;
 extern Eigen::VectorXf m;
 extern Eigen::ThreadPool pool;
 extern const float *q_data, *k_data, *v_data;
