@@ -1,43 +1,17 @@
-// What attention allocates: nothing once its workspace is warm, and a workspace that hardly grows with the tokens. Every
-// form of operator new is counted here; Eigen's own heap, which is not behind it, throws while it is forbidden.
+// What attention allocates: nothing once its workspace is warm, and a workspace that hardly grows with the tokens.
+// Every form of operator new is counted here; Eigen's own heap, which is not behind it, throws while it is forbidden.
 #include <stdexcept>
 
 #define eigen_assert(condition) \
   if (!(condition)) throw std::logic_error(#condition)
 #define EIGEN_RUNTIME_NO_MALLOC
 
-#include <cstdlib>
-#include <new>
-
 #include "common.hpp"
-
-namespace {
-std::size_t allocations = 0;
-
-// Not inlined: g++ would take the pair of them for a mismatch.
-[[gnu::noinline]] void* allocate(std::size_t size, std::size_t alignment) {
-  allocations++;
-  void* p = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
-  return p ? p : throw std::bad_alloc();
-}
-[[gnu::noinline]] void release(void* p) noexcept { std::free(p); }
-}  // namespace
-
-void* operator new(std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
-void* operator new[](std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
-void* operator new(std::size_t size, std::align_val_t alignment) { return allocate(size, std::size_t(alignment)); }
-void* operator new[](std::size_t size, std::align_val_t alignment) { return allocate(size, std::size_t(alignment)); }
-void operator delete(void* p) noexcept { release(p); }
-void operator delete[](void* p) noexcept { release(p); }
-void operator delete(void* p, std::size_t) noexcept { release(p); }
-void operator delete[](void* p, std::size_t) noexcept { release(p); }
-void operator delete(void* p, std::align_val_t) noexcept { release(p); }
-void operator delete[](void* p, std::align_val_t) noexcept { release(p); }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept { release(p); }
-void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { release(p); }
+#include "counted_heap.hpp"
 
 namespace {
 
+using heap::allocations;
 using test::Index;
 
 template <class Body>

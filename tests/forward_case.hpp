@@ -116,6 +116,23 @@ RowMatrix<T> random_slopes(Random& random, const Shape& s) {
   return m;
 }
 
+/// A call in words, to run it again.
+template <class T>
+std::string describe(const Shape& s, const alibi::Options& options, const RowMatrix<T>& slopes) {
+  std::ostringstream text;
+  text << "q [" << s.batch << ", " << s.kv_heads * s.group << ", " << s.queries << ", " << s.head_dim << "], k ["
+       << s.batch << ", " << s.kv_heads << ", " << s.keys << ", " << s.head_dim << "], value_dim " << s.value_dim
+       << (options.mask.causal ? ", causal" : ", bidirectional");
+  if (options.mask.window) text << ", window " << *options.mask.window;
+  if (options.mask.query_offset) text << ", query_offset " << *options.mask.query_offset;
+  if (options.scale) text << ", scale " << *options.scale;
+  if (options.dot_product) text << ", dot_product " << *options.dot_product;
+  text << ", slots " << options.executor.slots() << ", slopes";
+  for (Index i = 0; i < std::min<Index>(slopes.size(), 8); i++) text << ' ' << slopes.data()[i];
+  if (slopes.size() > 8) text << " ...";
+  return text.str();
+}
+
 /// Errors in units of the bound: at most 1.
 struct Worst {
   double output = 0, lse = 0;
@@ -153,19 +170,7 @@ struct Call {
     for (const Strided<T>* x : {&q, &k, &v}) x->for_each([&](T& value) { value = T(random.normal()); });
   }
 
-  std::string description() const {
-    std::ostringstream text;
-    text << "q [" << s.batch << ", " << s.kv_heads * s.group << ", " << s.queries << ", " << s.head_dim << "], k ["
-         << s.batch << ", " << s.kv_heads << ", " << s.keys << ", " << s.head_dim << "], value_dim " << s.value_dim
-         << (options.mask.causal ? ", causal" : ", bidirectional");
-    if (options.mask.window) text << ", window " << *options.mask.window;
-    if (options.mask.query_offset) text << ", query_offset " << *options.mask.query_offset;
-    if (options.scale) text << ", scale " << *options.scale;
-    text << ", slots " << options.executor.slots() << ", slopes";
-    for (Index i = 0; i < std::min<Index>(slopes.size(), 8); i++) text << ' ' << slopes.data()[i];
-    if (slopes.size() > 8) text << " ...";
-    return text.str();
-  }
+  std::string description() const { return describe(s, options, slopes); }
 
   /// The bounds grow with the largest logit, that of the output with the largest value too, where those exceed what
   /// calls of normal numbers reach, `order_one`; that of an lse with the lse.

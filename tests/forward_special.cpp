@@ -71,6 +71,24 @@ TYPED_TEST(ForwardSpecial, SlopesBeyondAllReason) {
       }
 }
 
+// A row may meet far tiles before its own one, with penalties beside which its reference is rounded by more than the
+// exponential can take: all it sees is its own key nevertheless.
+TYPED_TEST(ForwardSpecial, FarTilesFirst) {
+  using T = TypeParam;
+  constexpr Index kKeys = 400;
+  Random random(4);
+  const test::RowMatrix<T> q = random.matrix<T>(kKeys, 8, 25), k = random.matrix<T>(kKeys, 8, 25);
+  test::RowMatrix<T> v(kKeys, 1);
+  for (Index j = 0; j < kKeys; j++) v(j) = T(j);
+  for (const double slope : {1e5, 1e7, 1e8, 1e10, 1e15, 1e20, 1e38})
+    for (const Index queries : {Index(1), kKeys}) {
+      const test::RowMatrix<T> some = q.topRows(queries);
+      const auto output =
+          alibi::attention(some, k, v, T(slope), {.mask = {.causal = false, .query_offset = 0}, .tolerance = 0});
+      for (Index i = 0; i < queries; i++) ASSERT_NEAR(double(output(i, 0)), double(i), 1e-20) << "slope " << slope;
+    }
+}
+
 TYPED_TEST(ForwardSpecial, LongContext) {
   for (const double slope : {1 / 256., 0.5, 0., -1 / 256., -0.5})
     for (const bool causal : {true, false}) {

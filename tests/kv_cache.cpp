@@ -2,46 +2,18 @@
 // memory, and its refusals.
 #include <alibi/kv_cache.hpp>
 #include <array>
-#include <cstdlib>
-#include <cstring>
 #include <functional>
 #include <new>
 
 #include "common.hpp"
-
-namespace {
-std::size_t allocations = 0;
-std::size_t allocations_left = std::numeric_limits<std::size_t>::max();  // before the next one fails
-
-// Not inlined: g++ would take the pair of them for a mismatch.
-[[gnu::noinline]] void* allocate(std::size_t size, std::size_t alignment) {
-  if (allocations_left == 0) throw std::bad_alloc();
-  allocations_left--;
-  allocations++;
-  void* p = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
-  if (!p) throw std::bad_alloc();
-  return std::memset(p, 0xff, size);  // NaN: what a tile does not clear is found
-}
-[[gnu::noinline]] void release(void* p) noexcept { std::free(p); }
-}  // namespace
-
-void* operator new(std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
-void* operator new[](std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
-void* operator new(std::size_t size, std::align_val_t alignment) { return allocate(size, std::size_t(alignment)); }
-void* operator new[](std::size_t size, std::align_val_t alignment) { return allocate(size, std::size_t(alignment)); }
-void operator delete(void* p) noexcept { release(p); }
-void operator delete[](void* p) noexcept { release(p); }
-void operator delete(void* p, std::size_t) noexcept { release(p); }
-void operator delete[](void* p, std::size_t) noexcept { release(p); }
-void operator delete(void* p, std::align_val_t) noexcept { release(p); }
-void operator delete[](void* p, std::align_val_t) noexcept { release(p); }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept { release(p); }
-void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { release(p); }
+#include "counted_heap.hpp"
 
 namespace {
 
 using alibi::KvCache;
 using alibi::KvCacheConfig;
+using heap::allocations;
+using heap::allocations_left;
 using test::Index;
 using test::Tensor4;
 

@@ -89,19 +89,7 @@ class TypesCall {
     return worst;
   }
 
-  std::string description() const {
-    std::ostringstream text;
-    text << "q [" << s.batch << ", " << s.kv_heads * s.group << ", " << s.queries << ", " << s.head_dim << "], k ["
-         << s.batch << ", " << s.kv_heads << ", " << s.keys << ", " << s.head_dim << "], value_dim " << s.value_dim
-         << (options.mask.causal ? ", causal" : ", bidirectional");
-    if (options.mask.window) text << ", window " << *options.mask.window;
-    if (options.mask.query_offset) text << ", query_offset " << *options.mask.query_offset;
-    if (options.scale) text << ", scale " << *options.scale;
-    if (options.dot_product) text << ", dot_product " << *options.dot_product;
-    text << ", slots " << options.executor.slots() << ", slopes";
-    for (Index i = 0; i < std::min<Index>(slopes.size(), 8); i++) text << ' ' << slopes.data()[i];
-    return text.str();
-  }
+  std::string description() const { return test::describe(s, options, slopes); }
 
  private:
   test::Shape s;

@@ -334,7 +334,7 @@ void DecodeTask<F>::add_to_softmax(const Row& row, Index number, Frame& frame, T
   prefetch_some();
   Pack<T> most = load<T>(s);
   for (Index j = W; j < kTile; j += W) most = max(most, load<T>(s + j));
-  const T largest = reduce_max(most) + frame.offset;
+  const T highest = reduce_max(most), largest = highest + frame.offset;
   if (largest > state.reference + kSlack<T>) {
     T factor[W];
     store<T>(factor, exp2<T>(splat<T>(state.reference - largest)));
@@ -343,7 +343,7 @@ void DecodeTask<F>::add_to_softmax(const Row& row, Index number, Frame& frame, T
     state.reference = largest;
   }
   prefetch_some();
-  const Pack<T> shift = splat<T>(state.reference - frame.offset);
+  const Pack<T> shift = splat<T>(std::max(state.reference - frame.offset, highest - kSlack<T>));  // as in softmax.hpp
   Pack<T> sum = splat<T>(T(0));
   for (Index j = 0; j < kTile; j += W) {
     const Pack<T> x = sub(load<T>(s + j), shift);

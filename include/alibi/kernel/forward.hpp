@@ -151,17 +151,16 @@ void ForwardTask<F>::attend(ForwardBlock<F>& block, const TileKeys& keys, const 
   score<F>(tile_, units<U>(head_dim_), block.q, scale_, keys, bias, visible, s, largest, ahead_);  // S = τ Q K' + bias
 
   bool outgrown = false;
-  for (int r = 0; r < keys.vectors; r++)
-    outgrown |= block.state[r].outgrown(largest[r] = add(largest[r], bias.offset[r]));
+  for (int r = 0; r < keys.vectors; r++) outgrown |= block.state[r].outgrown(add(largest[r], bias.offset[r]));
   if (outgrown)
     for (int r = 0; r < keys.vectors; r++) {
-      factor[r] = block.state[r].raise(largest[r]);
+      factor[r] = block.state[r].raise(add(largest[r], bias.offset[r]));
       block.lost[r] = mul(block.lost[r], factor[r]);
     }
   const Before before = !block.started ? Before::none : outgrown ? Before::rescale : Before::keep;
 
   with_vectors(keys.vectors, [&](auto n) {
-    exponentiate<U, n, kMasked>(s, keys.begin, keys.ends, bias.offset, block.state);           // P = 2^(S - μ)
+    exponentiate<U, n, kMasked>(s, keys.begin, keys.ends, bias.offset, largest, block.state);  // P = 2^(S - μ)
     accumulate<n>(tile_.v, tile_.value_stride, value_dim_, p, keys, before, factor, block.o);  // O = α O + P V
   });
   block.started = true;

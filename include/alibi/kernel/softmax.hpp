@@ -91,14 +91,15 @@ EIGEN_ALWAYS_INLINE void exponentiate_keys(T* s, Index begin, const Index* ends,
   if constexpr (R + 1 < N) exponentiate_keys<U, R + 1, N, Masked>(s, ends[R], ends, shift, sum);
 }
 
-/// Scores become probabilities, of type U, `offset` being added to every score, and the states' sums grow by them.
+/// Scores, at most `largest`, become probabilities, of type U, `offset` being added to every score, and the states'
+/// sums grow by them. Beside a huge offset the reference is rounded: no exponent exceeds kSlack all the same.
 template <class U, int N, bool Masked, class T>
 EIGEN_ALWAYS_INLINE void exponentiate(T* s, Index begin, const Index* ends, const Pack<T>* offset,
-                                      SoftmaxState<T>* state) {
+                                      const Pack<T>* largest, SoftmaxState<T>* state) {
   Pack<T> shift[N], sum[N];
 #pragma GCC unroll 4
   for (int r = 0; r < N; r++) {
-    shift[r] = sub(state[r].reference, offset[r]);
+    shift[r] = max(sub(state[r].reference, offset[r]), sub(largest[r], splat<T>(kSlack<T>)));
     sum[r] = splat<T>(T(0));
   }
   exponentiate_keys<U, 0, N, Masked>(s, begin, ends, shift, sum);
