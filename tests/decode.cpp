@@ -415,6 +415,13 @@ TEST(Decode1, BadInput) {
                            .head_dim = 16,
                            .capacity = 5000,
                            .eviction = alibi::Eviction{.query_norm = 1, .slopes = {0.5, 0.5, 0.5, 0.5}}});
+  const KvCache<float> rising({.kv_heads = 2,
+                               .head_dim = 16,
+                               .capacity = 500,
+                               .eviction = alibi::Eviction{.query_norm = 100, .slopes = {-0.5, -0.3, 0, 0.1}}});
+  EXPECT_EQ(thrown([&] { alibi::attention(q, rising, Eigen::VectorXf(Eigen::Vector4f(-0.5f, -0.3f, 0, 0.1f))); }),
+            "no error")
+      << "its own slopes, as floats";
   EXPECT_EQ(thrown([&] { alibi::attention(q, evicting, m); }).substr(0, 45),
             "alibi: the slope of head 0 in batch 0 is 0.25")
       << "before anything has been evicted";

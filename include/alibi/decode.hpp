@@ -63,18 +63,18 @@ void check_reach(const KvCache<S>& cache, const View<const E>& q, const SlopeVie
       const Eviction& eviction = *config.eviction;
       require(Index(eviction.slopes.size()) == q.heads, "q has heads ", q.heads, "; expected ", eviction.slopes.size(),
               ", as many as eviction.slopes of the cache");
-      constexpr double kSlack = 1 + 0x1p-12;  // that the eviction has left for numbers which were rounded
+      constexpr double kSlack = 0x1p-12;  // of a number: what the eviction has left for rounding
       const double slope = double(slopes.data[b * slopes.batch_stride + h * slopes.head_stride]);
       const double least_slope = eviction.slopes[std::size_t(h)];
-      require(slope * kSlack >= least_slope, "the slope of head ", h, " in batch ", b, " is ", slope,
-              "; expected at least ", least_slope, ", that of the cache's eviction");
-      require(std::abs(scale) <= std::abs(*eviction.scale) * kSlack, "scale is ", scale, "; expected at most ",
+      require(slope >= least_slope - kSlack * std::abs(least_slope), "the slope of head ", h, " in batch ", b, " is ",
+              slope, "; expected at least ", least_slope, ", that of the cache's eviction");
+      require(std::abs(scale) <= std::abs(*eviction.scale) * (1 + kSlack), "scale is ", scale, "; expected at most ",
               *eviction.scale, ", that of the cache's eviction");
       for (Index i = 0; i < q.tokens; i++) {
         const E* query = q.data + b * q.batch_stride + h * q.head_stride + i * q.token_stride;
         double square = 0;
         for (Index d = 0; d < q.head_dim; d++) square += double(query[d]) * double(query[d]);
-        require(!(std::sqrt(square) > eviction.query_norm * kSlack), "query ", i, " of head ", h, " in batch ", b,
+        require(!(std::sqrt(square) > eviction.query_norm * (1 + kSlack)), "query ", i, " of head ", h, " in batch ", b,
                 " has norm ", std::sqrt(square), "; expected at most ", eviction.query_norm,
                 ", the query_norm of the cache's eviction");
       }

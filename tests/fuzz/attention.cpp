@@ -1,0 +1,524 @@
+// attention_forward_into() against the definition; packed and padded batches against it, bit for bit.
+#include <alibi/packed.hpp>
+#include <alibi/tensor.hpp>
+
+#include "call.hpp"
+#include "targets.hpp"
+
+namespace fuzz {
+namespace {
+
+using alibi::KeyRange;
+template <class T>
+using RowMatrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+template <class T>
+using SlopesMap = Eigen::Map<const RowMatrix<T>, 0, Eigen::OuterStride<>>;  // [sequences, heads]
+
+template <class E>
+struct Call {
+  using T = Sum<E>;
+
+  Shape s;
+  Index sequences;
+  Array<E> q_array, k_array, v_array, output_array;
+  std::vector<T> lse, slopes;
+  alibi::Options options;
+  std::vector<alibi::Pruning> report;
+  bool repeats_slopes, flawed = false;
+  alibi::View<const E> q, k, v;
+  alibi::View<E> output;
+
+  Call(Input& in, const Shape& shape, Index sequence_count)
+      : s(shape),
+        sequences(sequence_count),
+        q_array(in, true, s.batch, s.heads(), s.queries, s.head_dim),
+        k_array(in, true, s.batch, s.kv_heads, s.keys, s.head_dim),
+        v_array(in, true, s.batch, s.kv_heads, s.keys, s.value_dim),
+        output_array(in, false, s.batch, s.heads(), s.queries, s.value_dim),
+        lse(std::size_t(s.batch * s.heads() * s.queries)),
+        report(std::size_t(sequences * s.heads())),
+        repeats_slopes(in.flag()),
+        q(q_array.view()),
+        k(k_array.view()),
+        v(v_array.view()),
+        output(output_array.view()) {
+    slopes = slopes_of<T>(in, repeats_slopes ? s.heads() : sequences * s.heads());
+    options = options_of<E>(in, s.queries, s.keys);
+    if (!in.one_in(8)) options.report = report;
+    fill(in, q_array), fill(in, k_array), fill(in, v_array);
+    align(in, k_array, q_array);
+    spoil(in, q_array), spoil(in, k_array), spoil(in, v_array);
+    erase();
+  }
+
+  void erase() {
+    output_array.erase();
+    set_ones(lse);
+    report.assign(report.size(), {-1, -1, -1});
+  }
+  bool untouched() const {
+    return output_array.erased() && all_ones(lse) &&
+           std::all_of(report.begin(), report.end(), [](const auto& of) { return of.tiles_visible == -1; });
+  }
+  bool right() const {
+    return !flawed && s.head_dim > 0 && s.value_dim > 0 && (sequences == 0 || all_finite(slopes)) &&
+           are_right<T>(options, s.head_dim);
+  }
+  Precision precision() const { return Precision::of<E>(options.dot_product.value_or(true)); }
+
+  SlopesMap<T> slope_map() const {
+    return {slopes.data(), sequences, s.heads(), Eigen::OuterStride<>(repeats_slopes ? 0 : s.heads())};
+  }
+  SlopesMap<T> slopes_at(Index sequence) const {
+    return {slopes.data() + (repeats_slopes ? 0 : sequence * s.heads()), 1, s.heads(), Eigen::OuterStride<>(s.heads())};
+  }
+
+  void describe(const char* form, const std::string& more) const {
+    std::ostringstream text;
+    text << form << '<' << name_of<E>() << ">, q [" << s.batch << ", " << s.heads() << ", " << s.queries << ", "
+         << s.head_dim << "], k [" << s.batch << ", " << s.kv_heads << ", " << s.keys << ", " << s.head_dim
+         << "], value_dim " << s.value_dim;
+    fuzz::describe(text, options);
+    text << ", slopes";
+    for (const T slope : slopes) text << ' ' << slope;
+    context() = text.str() + more;
+  }
+
+  /// Makes the call one that has to be refused, now and then.
+  void flaw(Input& in) {
+    const bool rows = s.batch * s.heads() * s.queries > 0;
+    flawed = true;
+    switch (in.byte()) {  // hardly ever a case
+      case 1:
+        k.batch++;
+        return;
+      case 2:
+        v.batch++;
+        return;
+      case 3:
+        k.head_dim++;
+        return;
+      case 4:
+        k.heads = v.heads = s.heads() + 1;
+        flawed = s.heads() > 0;
+        return;
+      case 5:
+        v.tokens++;
+        return;
+      case 6:
+        output.tokens++;
+        return;
+      case 7:
+        output.head_dim++;
+        return;
+      case 8:
+        flawed = rows && s.head_dim > 0 && s.value_dim > 0;
+        if (flawed) output.data = const_cast<E*>(q.data);
+        return;
+      case 9:
+        output.token_stride = 0;
+        flawed = rows && s.queries > 1;
+        return;
+      case 10:
+        lse.push_back(0);
+        return erase();
+      case 11:
+        report.push_back({});
+        options.report = report;
+        return erase();
+      case 12:
+        q.data = nullptr;
+        flawed = rows;
+        return;
+      case 13:
+        k.data = nullptr;
+        flawed = s.batch * s.kv_heads * s.keys > 0;
+        return;
+      default:
+        flawed = false;
+    }
+  }
+};
+
+/// The bits that a call wrote.
+template <class E>
+struct Written {
+  std::vector<E> output;
+  std::vector<Sum<E>> lse;
+  std::vector<alibi::Pruning> report;
+
+  explicit Written(const Call<E>& call) : output(call.output_array.contents()), lse(call.lse), report(call.report) {}
+};
+
+void expect_same(const alibi::Pruning& is, const alibi::Pruning& was, const char* what) {
+  promise(is.tiles_visited == was.tiles_visited && is.tiles_visible == was.tiles_visible && is.bound == was.bound,
+          "reported ", is.tiles_visited, " of ", is.tiles_visible, ", bound ", is.bound, "; ", what, ' ',
+          was.tiles_visited, " of ", was.tiles_visible, ", bound ", was.bound);
+}
+
+/// Runs `attend` as the call asks, and says whether it was accepted, which has to be right.
+template <class E, class Attend>
+bool run(Input& in, Call<E>& call, bool right, const Attend& attend) {
+  alibi::Workspace workspace;
+  soil(in, workspace);
+  std::string message;
+  const bool done = accepted([&] { attend(workspace); }, message);
+  promise(done == right, done ? "accepted, and should be refused" : "refused: ", message);
+  if (!done) promise(call.untouched(), "written before: ", message);
+  return done;
+}
+
+template <class E>
+void attend_forward(Call<E>& call, alibi::Workspace& workspace) {
+  alibi::attention_forward_into(call.output, call.lse, call.q, call.k, call.v, call.slope_map(), call.options,
+                                workspace);
+}
+
+/// Where numbers are beyond the range: NaN where it is NaN without pruning, and nowhere else.
+template <class E>
+void judge_beyond(Call<E>& call, const Written<E>& pruned, const std::vector<std::pair<Index, Index>>& heads_and_rows) {
+  const Shape& s = call.s;
+  call.options.tolerance = 0;
+  alibi::Workspace workspace;
+  attend_forward(call, workspace);
+  const Written<E> dense(call);
+  const std::vector<double> v = call.v_array.numbers();
+  for (const auto& [h, row] : heads_and_rows) {
+    const auto at = std::size_t(h * s.queries + row);
+    promise(is_nan(pruned.lse[at]) == is_nan(dense.lse[at]), "head ", h, ", row ", row, ": the lse is ", pruned.lse[at],
+            "; without pruning ", dense.lse[at]);
+    for (Index d = 0; d < s.value_dim; d++) {
+      bool finite = true;
+      for (Index j = 0; j < s.keys; j++)
+        finite = finite && std::isfinite(v[std::size_t((h / s.group * s.keys + j) * s.value_dim + d)]);
+      const E is = pruned.output[at * std::size_t(s.value_dim) + std::size_t(d)],
+              was = dense.output[at * std::size_t(s.value_dim) + std::size_t(d)];
+      promise(!finite || is_nan(is) == is_nan(was), "head ", h, ", row ", row, ": output[", d, "] is ", double(is),
+              "; without pruning ", double(was));
+    }
+  }
+}
+
+template <class E>
+void judge(Call<E>& call, const Written<E>& written) {
+  const Shape& s = call.s;
+  const double share = share_of<Sum<E>>(call.options.tolerance);
+  if (!call.options.report.empty()) judge_reports(written.report, share);
+  const std::vector<double> q = call.q_array.numbers(), k = call.k_array.numbers(), v = call.v_array.numbers(),
+                            lse(written.lse.begin(), written.lse.end());
+  std::vector<double> output;
+  for (const E x : written.output) output.push_back(double(x));
+  std::vector<std::pair<Index, Index>> beyond;
+  for (Index h = 0; h < s.batch * s.heads(); h++) {
+    const Index kv = h / s.group;
+    const Head head{q.data() + h * s.queries * s.head_dim,
+                    k.data() + kv * s.keys * s.head_dim,
+                    v.data() + kv * s.keys * s.value_dim,
+                    s.queries,
+                    s.keys,
+                    s.head_dim,
+                    s.value_dim,
+                    double(call.slope_map()(h / s.heads(), h % s.heads())),
+                    call.options.scale.value_or(1 / std::sqrt(double(s.head_dim))),
+                    call.options.mask};
+    const double lost = call.options.report.empty() ? share : written.report[std::size_t(h)].bound;
+    const Answer answer{output.data() + h * s.queries * s.value_dim, lse.data() + h * s.queries, lost, share < 0x1p-100,
+                        alibi::kernel::kBlock<Sum<E>>};
+    for (const Index row : Judge(head, call.precision(), answer).run()) beyond.emplace_back(h, row);
+  }
+  if (!beyond.empty() && share > 0) judge_beyond(call, written, beyond);
+}
+
+template <class E>
+void run_forward(Input& in) {
+  const Shape s = shape_of(in);
+  Call<E> call(in, s, s.batch);
+  call.flaw(in);
+  call.describe("attention_forward_into", "");
+  const auto attend = [&](alibi::Workspace& workspace) { attend_forward(call, workspace); };
+  if (!run(in, call, call.right(), attend)) return;
+  const Written<E> written(call);
+  promise(call.output_array.erase_inside(), "written outside of the output");
+  if (in.one_in(4)) {
+    call.erase();
+    call.options.executor = executor_of(1 + in.byte() % 7);
+    run(in, call, true, attend);
+    const Written<E> again(call);
+    promise(same_bits(again.output, written.output), "other bits in the output with another executor");
+    promise(same_bits(again.lse, written.lse), "other bits in the lse with another executor");
+    for (std::size_t i = 0; i < again.report.size(); i++)
+      expect_same(again.report[i], written.report[i], "with another executor");
+  }
+  judge(call, written);
+}
+
+// Packed and padded batches
+
+/// One sequence of a batch.
+struct Part {
+  Index batch;
+  KeyRange queries, keys;
+};
+
+template <class X>
+alibi::View<X> part_of(alibi::View<X> x, Index b, const KeyRange& tokens) {
+  if (x.data) x.data += b * x.batch_stride + tokens.begin * x.token_stride;
+  x.batch = 1;
+  x.tokens = tokens.end - tokens.begin;
+  return x;
+}
+
+/// That the call's output, and the lse at lse_of(b, h, i), are those of a call for this sequence alone.
+template <class E, class LseOf>
+void expect_separate(const Call<E>& call, Index sequence, const Part& part, const LseOf& lse_of) {
+  using T = Sum<E>;
+  const Index heads = call.s.heads(), queries = part.queries.end - part.queries.begin, dim = call.s.value_dim;
+  std::vector<E> output(std::size_t(heads * queries * dim));
+  std::vector<T> lse(std::size_t(heads * queries));
+  std::vector<alibi::Pruning> report(static_cast<std::size_t>(heads));
+  alibi::Options options = call.options;
+  if (!options.report.empty()) options.report = report;
+  alibi::attention_forward_into(
+      alibi::view(output.data(), {1, heads, queries, dim}, {heads * queries * dim, queries * dim, dim, 1}), lse,
+      part_of(call.q, part.batch, part.queries), part_of(call.k, part.batch, part.keys),
+      part_of(call.v, part.batch, part.keys), call.slopes_at(sequence), options);
+  for (Index h = 0; h < heads; h++) {
+    for (Index i = 0; i < queries; i++) {
+      const Index token = part.queries.begin + i;
+      const E *is = call.output_array.row(part.batch, h, token), *alone = output.data() + (h * queries + i) * dim;
+      promise(same_bits(is, alone, dim), "sequence ", sequence, ", head ", h, ", query ", i,
+              ": other bits in the output than alone");
+      const T of_batch = lse_of(part.batch, h, token), of_one = lse[std::size_t(h * queries + i)];
+      promise(same_bits(&of_batch, &of_one, 1), "sequence ", sequence, ", head ", h, ", query ", i, ": the lse is ",
+              of_batch, ", alone ", of_one);
+    }
+    if (!options.report.empty())
+      expect_same(call.report[std::size_t(sequence * heads + h)], report[std::size_t(h)], "alone");
+  }
+}
+
+/// As a tensor; `packed` ones have their tokens first, and no batch.
+template <class E, int rank>
+Eigen::Tensor<E, rank, Eigen::RowMajor> tensor_of(const Array<E>& x) {
+  const alibi::View<E> of = x.view();
+  Eigen::Tensor<E, rank, Eigen::RowMajor> y;
+  if constexpr (rank == 3)
+    y.resize(of.tokens, of.heads, of.head_dim);
+  else
+    y.resize(of.batch, of.heads, of.tokens, of.head_dim);
+  x.for_each_row([&](const E* row, Index b, Index h, Index i) {
+    E* const to = rank == 3 ? y.data() + (i * of.heads + h) * of.head_dim
+                            : y.data() + ((b * of.heads + h) * of.tokens + i) * of.head_dim;
+    std::copy_n(row, of.head_dim, to);
+  });
+  return y;
+}
+
+/// That a tensor holds the bits of the output.
+template <class E, class Tensor>
+void expect_tensor(const Call<E>& call, const Tensor& is) {
+  const auto was = tensor_of<E, Tensor::NumDimensions>(call.output_array);
+  promise(is.size() == was.size() && same_bits(is.data(), was.data(), Index(is.size())),
+          "other bits in a new tensor than in the caller's memory");
+}
+
+/// Offsets of sequences, which hardly ever are not as they should be.
+std::vector<Index> starts_of(Input& in, Index sequences, Index tokens) {
+  std::vector<Index> starts = {0, tokens};
+  for (Index i = 1; i < sequences; i++) starts.push_back(in.integer(0, tokens));
+  std::sort(starts.begin(), starts.end());
+  switch (in.byte() % 64) {
+    case 1:
+      starts[in.byte() % starts.size()] += in.small();
+      break;
+    case 2:
+      starts[in.byte() % starts.size()] = in.bits<Index>();
+      break;
+    case 3:
+      std::swap(starts[in.byte() % starts.size()], starts[in.byte() % starts.size()]);
+      break;
+    case 4:
+      starts.pop_back();
+      break;
+    case 5:
+      starts.clear();
+      break;
+    case 6:
+      if (tokens == 0) starts.pop_back();
+      break;
+    default:;
+  }
+  return starts;
+}
+bool are_right(const std::vector<Index>& starts, Index tokens) {
+  return !starts.empty() && starts.front() == 0 && starts.back() == tokens &&
+         std::is_sorted(starts.begin(), starts.end());
+}
+
+template <class E>
+void run_packed(Input& in) {
+  Shape s = shape_of(in);
+  s.batch = 1;
+  const bool one_for_both = in.flag();
+  if (one_for_both) s.keys = std::min(s.queries, s.keys), s.queries = s.keys;
+  const std::vector<Index> queries = starts_of(in, 1 + in.byte() % 6, s.queries),
+                           keys = one_for_both ? queries
+                                               : starts_of(in, std::max<Index>(Index(queries.size()) - 1, 1), s.keys);
+  const Index sequences = std::max<Index>(Index(queries.size()) - 1, 0);
+  Call<E> call(in, s, sequences);
+  call.flaw(in);
+  std::ostringstream text;
+  for (const auto* starts : {&queries, &keys}) {
+    text << (starts == &queries ? ", starts of queries" : ", of keys");
+    for (const Index start : *starts) text << ' ' << start;
+  }
+  call.describe("attention_packed", text.str());
+
+  call.flawed = call.flawed && call.lse.size() == std::size_t(s.heads() * s.queries);  // lse is not passed
+
+  alibi::PackedStarts starts{queries};
+  if (!one_for_both) starts.keys = keys;
+  // Without starts for the keys those of the queries count, for an empty list too.
+  const std::vector<Index>& of_keys = keys.empty() ? queries : keys;
+  const bool right =
+      call.right() && are_right(queries, s.queries) && are_right(of_keys, s.keys) && of_keys.size() == queries.size();
+  if (!run(in, call, right, [&](alibi::Workspace& workspace) {
+        alibi::attention_packed_into(call.output, call.q, call.k, call.v, call.slope_map(), starts, call.options,
+                                     workspace);
+      }))
+    return;
+  const Written<E> written(call);
+  const auto [output, lse] =
+      alibi::attention_packed_forward(tensor_of<E, 3>(call.q_array), tensor_of<E, 3>(call.k_array),
+                                      tensor_of<E, 3>(call.v_array), call.slope_map(), starts, call.options);
+  expect_tensor(call, output);
+  for (std::size_t i = 0; i < call.report.size(); i++) expect_same(call.report[i], written.report[i], "in memory");
+  for (Index i = 0; i < sequences; i++) {
+    const auto at = std::size_t(i);
+    expect_separate(call, i, {0, {queries[at], queries[at + 1]}, {of_keys[at], of_keys[at + 1]}},
+                    [&lse = lse](Index, Index h, Index token) { return lse(h, token); });
+  }
+  promise(call.output_array.erase_inside(), "written outside of the output");
+}
+
+std::vector<KeyRange> ranges_of(Input& in, Index batch, Index tokens) {
+  std::vector<KeyRange> ranges;
+  for (Index b = 0; b < batch; b++) {
+    const Index x = in.integer(0, tokens), y = in.integer(0, tokens);
+    ranges.push_back({tokens - std::max(x, y), tokens - std::min(x, y)});
+  }
+  switch (in.byte() % 64) {
+    case 1:
+      if (batch > 0) ranges[0].begin += in.small();
+      break;
+    case 2:
+      if (batch > 0) ranges[std::size_t(batch - 1)].end += in.small();
+      break;
+    case 3:
+      if (batch > 0) ranges[0].end = in.bits<Index>();
+      break;
+    case 4:
+      ranges.push_back({0, 0});
+      break;
+    default:;
+  }
+  return ranges;
+}
+bool are_right(const std::vector<KeyRange>& ranges, Index batch, Index tokens) {
+  return Index(ranges.size()) == batch && std::all_of(ranges.begin(), ranges.end(), [&](const KeyRange& x) {
+           return 0 <= x.begin && x.begin <= x.end && x.end <= tokens;
+         });
+}
+
+/// NaN for what must not be read.
+template <class E>
+void erase_padding(const Array<E>& x, const std::vector<KeyRange>& ranges) {
+  if (x.view().batch > 1 && x.view().batch_stride == 0) return;  // the padding of one is another's tokens
+  x.for_each_row([&](E* row, Index b, Index, Index i) {
+    const KeyRange& real = ranges[std::size_t(b)];
+    if (i < real.begin || real.end <= i) std::fill_n(row, x.view().head_dim, std::numeric_limits<E>::quiet_NaN());
+  });
+}
+
+template <class E>
+void run_padded(Input& in) {
+  const Shape s = shape_of(in);
+  const bool tells = in.flag(), as_keys = !tells && s.queries == s.keys;
+  const std::vector<KeyRange> keys = ranges_of(in, s.batch, s.keys);
+  std::vector<KeyRange> queries(std::size_t(s.batch), {0, s.queries});
+  if (tells) queries = ranges_of(in, s.batch, s.queries);
+  if (as_keys) queries = keys;
+  Call<E> call(in, s, s.batch);
+  call.flaw(in);
+  std::ostringstream text;
+  text << ", keys";
+  for (const KeyRange& x : keys) text << " [" << x.begin << ", " << x.end << ')';
+  text << (tells ? ", queries" : ", queries not told");
+  for (const KeyRange& x : queries) text << " [" << x.begin << ", " << x.end << ')';
+  call.describe("attention_padded", text.str());
+
+  call.flawed = call.flawed && call.lse.size() == std::size_t(s.batch * s.heads() * s.queries);  // lse is not passed
+
+  alibi::Padding padding{keys};
+  if (tells) padding.queries = queries;
+  const bool ranges = are_right(keys, s.batch, s.keys) && are_right(queries, s.batch, s.queries);
+  const bool right = call.right() && ranges;
+  if (ranges) {
+    erase_padding(call.q_array, queries);
+    erase_padding(call.k_array, keys), erase_padding(call.v_array, keys);
+  }
+  if (!run(in, call, right, [&](alibi::Workspace& workspace) {
+        alibi::attention_padded_into(call.output, call.q, call.k, call.v, call.slope_map(), padding, call.options,
+                                     workspace);
+      }))
+    return;
+  const Written<E> written(call);
+  const auto [output, lse] =
+      alibi::attention_padded_forward(tensor_of<E, 4>(call.q_array), tensor_of<E, 4>(call.k_array),
+                                      tensor_of<E, 4>(call.v_array), call.slope_map(), padding, call.options);
+  expect_tensor(call, output);
+  for (std::size_t i = 0; i < call.report.size(); i++) expect_same(call.report[i], written.report[i], "in memory");
+  for (Index b = 0; b < s.batch; b++) {
+    const KeyRange real = queries[std::size_t(b)];
+    expect_separate(call, b, {b, real, keys[std::size_t(b)]},
+                    [&lse = lse](Index batch, Index h, Index token) { return lse(batch, h, token); });
+    for (Index h = 0; h < s.heads(); h++)
+      for (Index i = 0; i < s.queries; i++) {
+        if (real.begin <= i && i < real.end) continue;
+        promise(lse(b, h, i) == -std::numeric_limits<Sum<E>>::infinity(), "the lse of padding is ", lse(b, h, i));
+        for (Index d = 0; d < s.value_dim; d++)
+          promise(double(output(b, h, i, d)) == 0, "output[", d, "] of padding is ", double(output(b, h, i, d)));
+      }
+  }
+  promise(call.output_array.erase_inside(), "written outside of the output");
+}
+
+template <class E>
+void run_form(Input& in) {
+  switch (in.byte() % 4) {
+    case 2:
+      return run_packed<E>(in);
+    case 3:
+      return run_padded<E>(in);
+    default:
+      return run_forward<E>(in);
+  }
+}
+
+}  // namespace
+
+void run_attention(Input& in) {
+  switch (in.byte() % 8) {
+    case 3:
+      return run_form<double>(in);
+    case 4:
+    case 5:
+      return run_form<Eigen::bfloat16>(in);
+    case 6:
+      return run_form<Eigen::half>(in);
+    default:
+      return run_form<float>(in);
+  }
+}
+
+}  // namespace fuzz

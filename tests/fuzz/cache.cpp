@@ -1,0 +1,539 @@
+// A KvCache through any history: appended to, truncated, cloned and asked, against the definition over all keys that
+// were ever appended, the evicted ones too.
+#include <alibi/decode.hpp>
+#include <alibi/kv_cache.hpp>
+
+#include "call.hpp"
+#include "targets.hpp"
+
+namespace fuzz {
+namespace {
+
+using alibi::KvCacheConfig;
+
+/// Whether a call has to be accepted, or refused; or either, where roundings decide.
+enum class Verdict { right, wrong, either };
+Verdict operator&(Verdict a, Verdict b) {
+  if (a == Verdict::wrong || b == Verdict::wrong) return Verdict::wrong;
+  return a == Verdict::either ? a : b;
+}
+Verdict verdict(bool right) { return right ? Verdict::right : Verdict::wrong; }
+/// x <= most, where x may be off by 2^-11 of it.
+Verdict at_most(double x, double most) {
+  if (x <= most) return Verdict::right;
+  return x <= most + std::abs(most) * 0x1p-11 ? Verdict::either : Verdict::wrong;
+}
+
+KvCacheConfig config_of(Input& in, Index& group) {
+  const auto counts = in.byte();
+  constexpr std::array<Index, 8> dims = {4, 1, 8, 3, 16, 17, 33, 70}, rollbacks = {0, 1, 64, 5, 200, 3, 1 << 20, 64};
+  KvCacheConfig config{.batch = 1 + counts % 4 / 3, .kv_heads = 1 + counts / 4 % 4 / 3};
+  group = std::array<Index, 4>{1, 2, 1, 5}[counts / 16 % 4];
+  config.head_dim = in.one_of(dims);
+  config.value_dim = in.one_of(dims);
+  config.rollback = in.one_of(rollbacks);
+  const auto kind = in.byte();
+  if (kind & 1) config.window = in.integer(1, 400);
+  if (kind & 2) {
+    constexpr std::array<std::optional<double>, 5> tolerances = {std::nullopt, 1e-2, 0.3, 1e-9, 0.9};
+    alibi::Eviction eviction{.query_norm = in.byte() / 16., .tolerance = in.one_of(tolerances)};
+    const auto slopes = slopes_of<float>(in, config.kv_heads * group);
+    eviction.slopes.assign(slopes.begin(), slopes.end());
+    if (in.flag()) eviction.scale = scale_of(in);
+    config.eviction = eviction;
+  }
+  if (!(kind & 3) || kind & 4) config.capacity = in.integer(1, 500);
+  switch (in.byte()) {  // what is wrong, hardly ever
+    case 1:
+      config.batch = in.small();
+      break;
+    case 2:
+      config.kv_heads = in.small();
+      break;
+    case 3:
+      config.head_dim = -in.byte();
+      break;
+    case 4:
+      config.value_dim = -in.byte();
+      break;
+    case 5:
+      config.capacity = in.bits<Index>();
+      break;
+    case 6:
+      config.window = in.bits<Index>();
+      break;
+    case 7:
+      config.rollback = in.bits<Index>();
+      break;
+    case 8:
+      if (config.eviction) config.eviction->query_norm = special<double>(in);
+      break;
+    case 9:
+      if (config.eviction) config.eviction->tolerance = special<double>(in);
+      break;
+    case 10:
+      if (config.eviction) config.eviction->slopes.pop_back();
+      break;
+    default:;
+  }
+  return config;
+}
+
+bool is_right(const KvCacheConfig& config) {
+  const auto size = [](Index x) { return 1 <= x && x <= Index(1) << 31; };
+  if (!size(config.batch) || !size(config.kv_heads) || !size(config.head_dim)) return false;
+  if (config.value_dim != 0 && !size(config.value_dim)) return false;
+  if (config.capacity < 0 || config.capacity > Index(1) << 37) return false;
+  if (config.capacity == 0 && !config.window && !config.eviction) return false;
+  if (config.window.value_or(1) < 1 || config.rollback < 0) return false;
+  if (!config.eviction) return true;
+  const alibi::Eviction& eviction = *config.eviction;
+  const auto heads = Index(eviction.slopes.size());
+  return std::isfinite(eviction.query_norm) && eviction.query_norm >= 0 && heads > 0 && heads % config.kv_heads == 0 &&
+         all_finite(eviction.slopes) && std::isfinite(eviction.scale.value_or(1)) &&
+         eviction.tolerance.value_or(0.5) > 0 && eviction.tolerance.value_or(0.5) < 1;
+}
+
+template <class S>
+class History {
+ public:
+  using T = Sum<S>;
+  using Cache = alibi::KvCache<S>;
+
+  History(Cache cache, Index group)
+      : cache_(std::move(cache)),
+        config_(cache_.config()),
+        group_(group),
+        sequences_(std::size_t(config_.batch)),
+        heads_(std::size_t(config_.batch * config_.kv_heads)) {}
+
+  void run(Input& in) {
+    constexpr int kMostSteps = 40;
+    for (int step = 0; step < kMostSteps && in.left() > 0 && work_ < 4e6; step++) {
+      switch (in.byte() % 8) {
+        case 0:
+        case 1:
+        case 2:
+          append(in);
+          break;
+        case 3:
+          truncate(in);
+          break;
+        case 4:
+          copy(in);
+          break;
+        default:
+          if (in.flag())
+            attend<T>(in);
+          else
+            attend<S>(in);
+      }
+      expect_lengths();
+    }
+  }
+
+ private:
+  struct Sequence {
+    Index length = 0;
+    Index kept = 0;  // the longest length that truncate() may refuse to go below
+  };
+  struct Numbers {
+    std::vector<double> k, v;  // of all tokens, as stored
+  };
+  Numbers& numbers(Index b, Index kv) { return heads_[std::size_t(b * config_.kv_heads + kv)]; }
+  Sequence& sequence(Index b) { return sequences_[std::size_t(b)]; }
+
+  /// All that can be seen of the cache without its keys: an error may change nothing of it.
+  std::vector<double> looks() const {
+    std::vector<double> all = {double(cache_.bytes())};
+    for (Index b = 0; b < config_.batch; b++) {
+      all.insert(all.end(), {double(cache_.length(b)), double(cache_.shortest(b))});
+      for (Index h = 0; h < config_.kv_heads; h++)
+        all.insert(all.end(), {double(cache_.first(b, h)), double(cache_.bytes(b, h)), cache_.evicted_tolerance(b, h)});
+    }
+    return all;
+  }
+  /// What a query that every cache allows is answered, dense.
+  std::vector<T> answer() const {
+    const Index heads = config_.eviction ? Index(config_.eviction->slopes.size()) : config_.kv_heads * group_,
+                rows = config_.batch * heads;
+    std::vector<S> q(std::size_t(rows * config_.head_dim), number<S>(0)), output(std::size_t(rows * config_.value_dim));
+    std::vector<T> slopes(std::size_t(heads), T(0.125)), lse(static_cast<std::size_t>(rows));
+    alibi::Options options{.tolerance = 0};
+    if (config_.eviction) {
+      std::transform(config_.eviction->slopes.begin(), config_.eviction->slopes.end(), slopes.begin(),
+                     [](double slope) { return T(slope); });
+      options.scale = 0;
+    }
+    const auto view = [&]<class X>(std::vector<X>& x, Index dim) {
+      return alibi::view(x.data(), {config_.batch, heads, 1, dim}, {heads * dim, dim, dim, 1});
+    };
+    alibi::Workspace workspace;
+    alibi::attention_forward_into(view(output, config_.value_dim), lse, view(q, config_.head_dim), cache_, slopes,
+                                  options, workspace);
+    for (const S x : output) lse.push_back(T(x));
+    return lse;
+  }
+
+  /// Runs a change, and holds an error to the promise that it changed nothing; whether there was none.
+  template <class Change>
+  bool changed(Verdict expected, const Change& change) {
+    const std::vector<double> before = looks();
+    const std::vector<T> answer_before = expected == Verdict::right ? std::vector<T>() : answer();
+    std::string message;
+    const bool done = accepted(change, message);
+    promise(expected == Verdict::either || done == (expected == Verdict::right),
+            done ? "accepted, and should be refused" : "refused: ", message);
+    if (!done) {
+      promise(same_bits(looks(), before), "looks different after: ", message);
+      promise(expected == Verdict::right || same_bits(answer(), answer_before), "answers differently after: ", message);
+    }
+    return done;
+  }
+
+  void append(Input& in) {
+    constexpr std::array<Index, 8> few = {1, 64, 1, 7, 2, 128, 63, 65};
+    const Index tokens = in.flag() ? in.integer(0, 255) : in.one_of(few);
+    if (in.flag())
+      append<S>(in, tokens);
+    else
+      append<T>(in, tokens);
+  }
+  template <class X>
+  void append(Input& in, Index tokens) {
+    const Array<X> k(in, true, config_.batch, config_.kv_heads, tokens, config_.head_dim),
+        v(in, true, config_.batch, config_.kv_heads, tokens, config_.value_dim);
+    fill(in, k), fill(in, v);
+    spoil(in, k), spoil(in, v);
+    alibi::View<const X> k_view = k.view(), v_view = v.view();
+    std::vector<Index> counts(sequences_.size(), tokens);
+    const bool counted = in.one_in(4);
+    if (counted)
+      for (Index& count : counts) count = in.one_in(64) ? in.small() : in.integer(0, tokens);
+    bool right = true;
+    for (Index b = 0; b < config_.batch; b++) {
+      const Index count = counts[std::size_t(b)];
+      right = right && 0 <= count && count <= tokens;
+      right = right && (config_.capacity == 0 || count <= config_.capacity - sequence(b).length);
+    }
+    switch (in.byte()) {  // what is wrong, hardly ever
+      case 1:
+        k_view.batch++, v_view.batch++, right = false;
+        break;
+      case 2:
+        v_view.heads++, right = false;
+        break;
+      case 3:
+        v_view.tokens++, right = false;
+        break;
+      case 4:
+        k_view.head_dim--, right = false;
+        break;
+      case 5:
+        k_view.data = nullptr, right = right && tokens == 0;
+        break;
+      case 6:
+        counts.push_back(0), right = right && !counted;
+        break;
+      default:;
+    }
+    log("append ", tokens, counted ? " counted" : "");
+    if (!changed(verdict(right), [&] {
+          if (counted)
+            cache_.append(k_view, v_view, counts);
+          else
+            cache_.append(k_view, v_view);
+        }))
+      return;
+    for (Index b = 0; b < config_.batch; b++) {
+      const Index count = counts[std::size_t(b)];
+      Sequence& of = sequence(b);
+      if (count > 0 && (config_.window || config_.eviction)) of.kept = std::max(of.kept, of.length - config_.rollback);
+      of.length += count;
+      for (Index h = 0; h < config_.kv_heads; h++)
+        for (Index i = 0; i < count; i++) {
+          Numbers& to = numbers(b, h);
+          for (Index d = 0; d < config_.head_dim; d++) to.k.push_back(double(S(k.row(b, h, i)[d])));
+          for (Index d = 0; d < config_.value_dim; d++) to.v.push_back(double(S(v.row(b, h, i)[d])));
+        }
+    }
+  }
+
+  void truncate(Input& in) {
+    const Index b = in.integer(0, config_.batch - 1), length = sequence(b).length;
+    const Index to = in.one_in(16)   ? in.small()
+                     : in.one_in(16) ? 0
+                     : in.flag()     ? length - in.byte() % 70
+                                     : in.integer(0, length);
+    const bool all = in.flag();
+    const auto right = [&](Index of) {
+      return 0 <= to && to <= sequence(of).length && (to == 0 || to >= cache_.shortest(of));
+    };
+    bool expected = true;
+    for (Index of = 0; of < config_.batch; of++) expected = expected && ((!all && of != b) || right(of));
+    log(all ? "truncate all to " : "truncate to ", to);
+    if (!changed(verdict(expected), [&] { all ? cache_.truncate(to) : cache_.truncate(b, to); })) return;
+    for (Index of = 0; of < config_.batch; of++) {
+      if (!all && of != b) continue;
+      sequence(of).length = to;
+      if (to == 0) sequence(of).kept = 0;
+      for (Index h = 0; h < config_.kv_heads; h++) {
+        numbers(of, h).k.resize(std::size_t(to * config_.head_dim));
+        numbers(of, h).v.resize(std::size_t(to * config_.value_dim));
+      }
+    }
+  }
+
+  /// A clone knows the same and is another; what was moved is what it was.
+  void copy(Input& in) {
+    log("clone");
+    const std::vector<T> before = answer();
+    Cache other = cache_.clone();
+    if (in.flag()) other.truncate(0);
+    promise(same_bits(answer(), before), "answers differently after a change of its clone");
+    if (in.flag()) cache_ = cache_.clone();
+    Cache moved = std::move(cache_);
+    cache_ = std::move(moved);
+    promise(same_bits(answer(), before), "a clone answers differently");
+  }
+
+  void expect_lengths() {
+    for (Index b = 0; b < config_.batch; b++) {
+      const Sequence& of = sequence(b);
+      const Index shortest = cache_.shortest(b);
+      promise(cache_.length(b) == of.length, "length ", cache_.length(b), "; expected ", of.length);
+      promise(0 <= shortest && shortest <= std::max<Index>(of.kept, 0), "shortest ", shortest, "; expected at most ",
+              of.kept);
+      for (Index h = 0; h < config_.kv_heads; h++) {
+        const Index first = cache_.first(b, h);
+        const double evicted = cache_.evicted_tolerance(b, h);
+        promise(first % 64 == 0 && 0 <= first && first <= of.length, "first key ", first, " of ", of.length);
+        promise(first == 0 || config_.window || evicted > 0, "first key ", first, ", and nothing lets keys leave");
+        promise(evicted == 0 || (first > 0 && evicted == *config_.eviction->tolerance), "evicted ", evicted);
+        // What the query next to shortest() sees, by a window alone, is held.
+        if (first > 0 && evicted == 0)
+          promise(first <= std::max<Index>(shortest - *config_.window, 0), "first key ", first, ", shortest ", shortest,
+                  ", window ", *config_.window);
+      }
+    }
+  }
+
+  template <class E>
+  void attend(Input& in);
+  template <class E>
+  Verdict verdict_of(const Array<E>& q, const std::vector<T>& slopes, Index heads, const alibi::Options& options);
+  template <class E>
+  void judge(const Array<E>& q, const std::vector<E>& output, const std::vector<T>& lse,
+             const std::vector<alibi::Pruning>& report, const std::vector<T>& slopes, const alibi::Options& options);
+
+  template <class... Parts>
+  void log(const Parts&... parts) {
+    std::ostringstream text;
+    (text << ... << parts);
+    context() += "\n  " + text.str();
+  }
+
+  Cache cache_;
+  KvCacheConfig config_;
+  Index group_;
+  std::vector<Sequence> sequences_;
+  std::vector<Numbers> heads_;  // [batch][kv_heads]
+  double work_ = 0;
+};
+
+/// Queries are as short as the eviction was promised, but for some.
+template <class E>
+void shorten(Input& in, const Array<E>& q, double most) {
+  if (in.one_in(16)) return;
+  const double part = in.one_in(4) ? 1 : in.byte() / 256.;
+  q.for_each_row([&](E* row, Index, Index, Index) {
+    double square = 0;
+    for (Index d = 0; d < q.view().head_dim; d++) square += double(row[d]) * double(row[d]);
+    const double norm = std::sqrt(square);
+    if (!(norm > 0 && norm <= 1e300)) return;
+    for (Index d = 0; d < q.view().head_dim; d++) row[d] = number<E>(double(row[d]) * (part * most / norm));
+  });
+}
+
+template <class S>
+template <class E>
+Verdict History<S>::verdict_of(const Array<E>& q, const std::vector<T>& slopes, Index heads,
+                               const alibi::Options& options) {
+  if (heads % config_.kv_heads != 0 || !all_finite(slopes) || !are_right<T>(options, config_.head_dim))
+    return Verdict::wrong;
+  if (config_.window && options.mask.window.value_or(1) > *config_.window) return Verdict::wrong;
+  Verdict all = Verdict::right;
+  const Index queries = q.view().tokens;
+  for (Index b = 0; b < config_.batch; b++) {
+    const Index first = options.mask.query_offset.value_or(sequence(b).length - queries);
+    if (queries > 0 && cache_.shortest(b) > 0) all = all & verdict(first >= cache_.shortest(b) - 1);
+    for (Index h = 0; h < heads && config_.eviction; h++) {  // what it was promised counts from the first call on
+      const alibi::Eviction& eviction = *config_.eviction;
+      if (Index(eviction.slopes.size()) != heads) return Verdict::wrong;
+      all = all & at_most(eviction.slopes[std::size_t(h)], double(slopes[std::size_t(b * heads + h)]));
+      const double scale = options.scale.value_or(1 / std::sqrt(double(config_.head_dim)));
+      all = all & at_most(std::abs(scale), std::abs(*eviction.scale));
+      for (Index i = 0; i < queries; i++) {
+        double square = 0;
+        for (Index d = 0; d < config_.head_dim; d++) square += std::pow(double(q.row(b, h, i)[d]), 2);
+        // NaN is no norm that could be too large; its row is NaN.
+        if (!std::isnan(square)) all = all & at_most(std::sqrt(square), eviction.query_norm);
+      }
+    }
+  }
+  return all;
+}
+
+template <class S>
+template <class E>
+void History<S>::attend(Input& in) {
+  constexpr std::array<Index, 8> few = {1, 1, 2, 8, 9, 5, 20, 60};
+  const Index queries = in.one_in(32) ? 0 : in.one_of(few);
+  const Index heads = in.one_in(64) ? config_.kv_heads * group_ + 1 : config_.kv_heads * group_;
+  const Array<E> q(in, true, config_.batch, heads, queries, config_.head_dim);
+  Array<E> output(in, false, config_.batch, heads, queries, config_.value_dim);
+  fill(in, q);
+  spoil(in, q);
+  std::vector<T> slopes = slopes_of<T>(in, config_.batch * heads), lse(std::size_t(config_.batch * heads * queries));
+  Index longest = 0;
+  for (const Sequence& of : sequences_) longest = std::max(longest, of.length);
+  alibi::Options options = options_of<E>(in, queries, longest);
+  if (config_.eviction && !in.one_in(8)) {
+    shorten(in, q, config_.eviction->query_norm);
+    options.scale = config_.eviction->scale;
+    for (std::size_t i = 0; i < slopes.size(); i++)
+      slopes[i] = std::max(slopes[i], T(config_.eviction->slopes[i % config_.eviction->slopes.size()]));
+  }
+  if (options.mask.query_offset && !in.one_in(4)) options.mask.query_offset.reset();
+  std::vector<alibi::Pruning> report(static_cast<std::size_t>(config_.batch * heads), {-1, -1, -1});
+  if (!in.one_in(8)) options.report = report;
+  {
+    std::ostringstream text;
+    text << "attend with " << queries << " queries of " << name_of<E>() << ", heads " << heads;
+    describe(text, options);
+    text << ", slopes";
+    for (const T slope : slopes) text << ' ' << slope;
+    log(text.str());
+  }
+
+  const Eigen::Map<const Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>> slope_map(
+      slopes.data(), config_.batch, heads);
+  const auto call = [&](alibi::Workspace& workspace) {
+    output.erase();
+    set_ones(lse);
+    alibi::attention_forward_into(output.view(), lse, q.view(), cache_, slope_map, options, workspace);
+  };
+  const Verdict expected = verdict_of(q, slopes, heads, options);
+  alibi::Workspace workspace;
+  soil(in, workspace);
+  std::string message;
+  const bool done = accepted([&] { call(workspace); }, message);
+  promise(expected == Verdict::either || done == (expected == Verdict::right),
+          done ? "accepted, and should be refused" : "refused: ", message);
+  if (!done) {
+    promise(output.erased() && all_ones(lse) &&
+                std::all_of(report.begin(), report.end(), [](const auto& of) { return of.tiles_visible == -1; }),
+            "written before: ", message);
+    return;
+  }
+  const std::vector<E> written = output.contents();
+  const std::vector<T> written_lse = lse;
+  const std::vector<alibi::Pruning> written_report = report;
+  promise(output.erase_inside(), "written outside of the output");
+  if (in.one_in(4)) {
+    options.executor = executor_of(1 + in.byte() % 7);
+    call(workspace);
+    promise(same_bits(output.contents(), written) && same_bits(lse, written_lse), "other bits with another executor");
+    for (std::size_t i = 0; i < report.size(); i++)
+      promise(report[i].bound == written_report[i].bound && report[i].tiles_visited == written_report[i].tiles_visited,
+              "another report with another executor");
+  }
+  judge(q, written, written_lse, options.report.empty() ? std::vector<alibi::Pruning>() : written_report, slopes,
+        options);
+}
+
+template <class S>
+template <class E>
+void History<S>::judge(const Array<E>& q, const std::vector<E>& output, const std::vector<T>& lse,
+                       const std::vector<alibi::Pruning>& report, const std::vector<T>& slopes,
+                       const alibi::Options& options) {
+  const Index queries = q.view().tokens, heads = q.view().heads;
+  const bool decodes = queries <= alibi::kernel::kMostQueries;
+  const std::vector<double> all_q = q.numbers(), all_lse(lse.begin(), lse.end());
+  std::vector<double> all_output;
+  for (const E x : output) all_output.push_back(double(x));
+  const bool pairs = !decodes && std::is_same_v<E, S> && options.dot_product.value_or(true);
+  for (Index b = 0; b < config_.batch; b++)
+    for (Index h = 0; h < heads; h++) {
+      const Index at = b * heads + h, kv = h / (heads / config_.kv_heads);
+      const double evicted = cache_.evicted_tolerance(b, kv), share = std::max(share_of<T>(options.tolerance), evicted);
+      if (!report.empty()) {
+        judge_reports({&report[std::size_t(at)], 1}, share);
+        promise(report[std::size_t(at)].bound >= evicted || queries == 0, "bound ", report[std::size_t(at)].bound,
+                ", and evicted were ", evicted);
+      }
+      const Numbers& of = numbers(b, kv);
+      Head head{all_q.data() + at * queries * config_.head_dim,
+                of.k.data(),
+                of.v.data(),
+                queries,
+                sequence(b).length,
+                config_.head_dim,
+                config_.value_dim,
+                double(slopes[std::size_t(at)]),
+                options.scale.value_or(1 / std::sqrt(double(config_.head_dim))),
+                options.mask};
+      if (config_.window && !head.mask.window) head.mask.window = config_.window;
+      const double lost = report.empty() ? share : report[std::size_t(at)].bound;
+      const Answer answer{all_output.data() + at * queries * config_.value_dim,
+                          all_lse.data() + at * queries,
+                          lost,
+                          share < 0x1p-100,
+                          decodes ? 1 : alibi::kernel::kBlock<T>,
+                          decodes};
+      Judge(head, Precision::of<E>(pairs), answer).run();
+      work_ += double(queries * head.keys * (config_.head_dim + config_.value_dim + 16));
+    }
+}
+
+template <class S>
+void run_history(Input& in) {
+  Index group = 1;
+  const KvCacheConfig config = config_of(in, group);
+  std::ostringstream text;
+  text << "KvCache<" << name_of<S>() << ">, batch " << config.batch << ", kv_heads " << config.kv_heads << ", group "
+       << group << ", head_dim " << config.head_dim << ", value_dim " << config.value_dim << ", capacity "
+       << config.capacity << ", rollback " << config.rollback;
+  if (config.window) text << ", window " << *config.window;
+  if (config.eviction) {
+    text << ", eviction with a norm of " << config.eviction->query_norm;
+    if (config.eviction->tolerance) text << ", tolerance " << *config.eviction->tolerance;
+    if (config.eviction->scale) text << ", scale " << *config.eviction->scale;
+    text << ", slopes";
+    for (const double slope : config.eviction->slopes) text << ' ' << slope;
+  }
+  context() = text.str();
+  std::optional<alibi::KvCache<S>> cache;
+  std::string message;
+  const bool done = accepted([&] { cache.emplace(config); }, message);
+  promise(done == is_right(config), done ? "accepted, and should be refused" : "refused: ", message);
+  if (done && config.batch <= 2 && config.kv_heads <= 2) History<S>(std::move(*cache), group).run(in);
+}
+
+}  // namespace
+
+void run_cache(Input& in) {
+  switch (in.byte() % 8) {
+    case 3:
+      return run_history<double>(in);
+    case 4:
+    case 5:
+      return run_history<Eigen::bfloat16>(in);
+    case 6:
+      return run_history<Eigen::half>(in);
+    default:
+      return run_history<float>(in);
+  }
+}
+
+}  // namespace fuzz

@@ -1,0 +1,289 @@
+// What a result must be, by the library's documentation, against the definition (reference.hpp) in double.
+//
+//   sees no key                           output 0, lse -inf
+//   a NaN in the query or a visible key   NaN, whatever the tolerance
+//   finite, and within the range of T     near the definition: a bound for every row, derived below
+//   an infinity, or beyond that range     NaN where it is NaN without pruning; else nothing is promised
+//
+// and columns of the output in which a value of the row's block is not finite are left out.
+//
+// The bound. Let each logit s_j, its bias measured from the row's nearest key as kernels do, be off by at most d_j in
+// rounding. Then its share of the softmax lies between e^{s_j - d_j} / Σ e^{s + d} and e^{s_j + d_j} / Σ e^{s - d}, and
+// the output is off by at most the sum of what the shares may differ by, times the spread of the values; at most by the
+// spread itself, however large the logits are, since any softmax gives a mean of the values. To this come the share
+// that may be left out times the spread, and rounding of probabilities, sums and outputs.
+#pragma once
+
+#include <alibi/kernel/tile.hpp>
+#include <alibi/mask.hpp>
+#include <alibi/reference.hpp>
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "input.hpp"
+
+namespace fuzz {
+
+inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+/// How numbers are rounded: arrays of E, sums in T, and for bfloat16 perhaps by the dot product instruction.
+struct Precision {
+  double unit, tiny, largest;           // of T: half an ulp of 1, the least and the largest number
+  double stored, stored_tiny;           // of E
+  double probability = 0, flushed = 0;  // of the instruction: half an ulp of 1, and what is 0 to it
+  bool pairs() const { return probability > 0; }
+
+  /// `may_pair`: the call may use the instruction, if the processor has it.
+  template <class E>
+  static Precision of(bool may_pair) {
+    using T = alibi::kernel::Sum<E>;
+    using Limits = std::numeric_limits<T>;
+    Precision p{double(Limits::epsilon()) / 2, double(Limits::denorm_min()), double((Limits::max)()), 0, 0};
+    constexpr bool kBfloat = std::is_same_v<E, Eigen::bfloat16>;
+    if (sizeof(E) == 2) p.stored = kBfloat ? 0x1p-8 : 0x1p-11;
+    // Conversions to bfloat16 by instruction know no subnormal numbers.
+    if (sizeof(E) == 2) p.stored_tiny = kBfloat ? 0x1p-126 : 0x1p-25;
+    if (kBfloat && may_pair && alibi::kernel::kDotsPairs) p.probability = 0x1p-8, p.flushed = 0x1p-126;
+    return p;
+  }
+};
+
+/// A query head of one sequence, in doubles, and what it was asked for.
+struct Head {
+  const double *q, *k, *v;  // [queries][head_dim], [keys][head_dim], [keys][value_dim]
+  Index queries, keys, head_dim, value_dim;
+  double slope, scale;
+  alibi::Mask mask;
+
+  Index position(Index i) const { return i + mask.query_offset.value_or(keys - queries); }
+  bool sees(Index i, Index j) const { return alibi::reference::sees(mask, position(i), j); }
+  const double* query(Index i) const { return q + i * head_dim; }
+  const double* key(Index j) const { return k + j * head_dim; }
+};
+
+/// What was answered, and how it may have been come by.
+struct Answer {
+  const double *output, *lse;  // [queries][value_dim], [queries]
+  double lost;                 // share of a row's softmax that may have been left out
+  bool dense;                  // whether every visible value was read
+  Index block;                 // queries that share a block, and with it values that are not finite
+  bool whole_tiles = false;    // whether a row reads all keys of each tile of which it sees one: decode does
+};
+
+class Judge {
+ public:
+  Judge(const Head& head, const Precision& precision, const Answer& answer)
+      : h_(head), p_(precision), a_(answer), bad_columns_(std::size_t(h_.value_dim)) {
+    for (Index j = 0; j < h_.keys; j++) {
+      Size key;
+      for (Index d = 0; d < h_.head_dim; d++) key.add(h_.key(j)[d]);
+      keys_.push_back(key);
+      for (Index d = 0; d < h_.value_dim; d++)
+        if (!std::isfinite(h_.v[j * h_.value_dim + d])) bad_values_.emplace_back(j, d);
+    }
+  }
+
+  /// Judges every row; returns those of which nothing is promised but whether they are NaN.
+  std::vector<Index> run() {
+    std::vector<Index> beyond;
+    for (row_ = 0; row_ < h_.queries; row_++)
+      if (!judge_row()) beyond.push_back(row_);
+    return beyond;
+  }
+
+ private:
+  /// The numbers of a key or a query.
+  struct Size {
+    double sum = 0, largest = 0;  // of absolute values
+    bool nan = false, infinite = false;
+    void add(double x) {
+      nan = nan || std::isnan(x);
+      infinite = infinite || std::isinf(x);
+      sum += std::abs(x);
+      largest = std::max(largest, std::abs(x));
+    }
+  };
+  struct Weight {
+    Index key;
+    double logit, error;  // s_j and d_j
+    double share = 0;
+  };
+
+  bool judge_row() {
+    find_bad_columns();
+    weights_.clear();
+    for (Index j = 0; j < h_.keys; j++)
+      if (h_.sees(row_, j)) weights_.push_back({j, 0, 0});
+    if (weights_.empty()) {
+      for (Index d = 0; d < h_.value_dim; d++) require(bad_column(d) || output(d) == 0, d, "0, as no key is seen");
+      require(lse() == -kInfinity, -1, "-inf, as no key is seen");
+      return true;
+    }
+    Size query;
+    for (Index d = 0; d < h_.head_dim; d++) query.add(h_.query(row_)[d]);
+    bool nan = query.nan, infinite = query.infinite;
+    for (const Weight& w : weights_) {
+      nan = nan || keys_[std::size_t(w.key)].nan;
+      infinite = infinite || keys_[std::size_t(w.key)].infinite;
+    }
+    if (nan) {
+      for (Index d = 0; d < h_.value_dim; d++) require(std::isnan(output(d)), d, "NaN, as the query or a key is");
+      require(std::isnan(lse()), -1, "NaN, as the query or a key is");
+      return true;
+    }
+    if (infinite || !weigh(query)) return false;
+    judge_finite();
+    return true;
+  }
+
+  /// Fills in logits and their errors; false where they are beyond the range of T.
+  bool weigh(const Size& query) {
+    const double m = std::abs(h_.slope), scale = std::abs(h_.scale), base_2 = std::numbers::log2e;
+    if (!p_.pairs() && query.largest * scale * base_2 > p_.largest / 2) return false;
+    const auto distance = [&](Index j) { return alibi::reference::distance(h_.position(row_), j); };
+    common_ = distance(weights_.front().key);
+    for (const Weight& w : weights_)
+      common_ = h_.slope >= 0 ? std::min(common_, distance(w.key)) : std::max(common_, distance(w.key));
+
+    largest_ = -kInfinity;
+    for (Weight& w : weights_) {
+      double dot = 0, size = 0;
+      const double *q = h_.query(row_), *k = h_.key(w.key);
+      for (Index d = 0; d < h_.head_dim; d++) {
+        dot += q[d] * k[d];
+        size += std::abs(q[d] * k[d]);
+      }
+      if (!(size * scale * base_2 <= p_.largest / 8 && (!p_.pairs() || size <= p_.largest / 8))) return false;
+      const double away = double(std::abs(distance(w.key) - common_)), bias = m * away, dims = double(h_.head_dim);
+      w.logit = h_.scale * dot - h_.slope * double(distance(w.key) - common_);
+      w.error = 2 * p_.unit * ((dims + 8) * (size * scale + bias) + 16);
+      // What is lost below the least numbers: of the scale, of the scaled query, of products and of the slope.
+      const Size& key = keys_[std::size_t(w.key)];
+      w.error += 2 * p_.tiny * (size + key.sum + dims + away + 64);
+      if (p_.pairs()) w.error += 2 * p_.flushed * scale * (query.sum + key.sum + dims);
+      if (m * base_2 > p_.largest) w.error += bias / 2;  // slopes are clamped
+      largest_ = std::max(largest_, w.logit);
+    }
+    for (Weight& w : weights_) w.error += 16 * p_.unit * (std::abs(w.logit) + std::abs(largest_) + 16);
+    return true;
+  }
+
+  void judge_finite() {
+    double sum = 0, least = 0, most = 0;
+    for (Weight& w : weights_) {
+      const double x = w.logit - largest_;
+      w.share = std::exp(x);
+      sum += w.share;
+      if (w.error < 1e-3) {
+        least += w.share * (1 - w.error);
+        most += w.share * (1 + 2 * w.error);
+      } else {
+        least += std::exp(x - w.error);
+        most += std::exp(x + w.error);
+      }
+    }
+    double moved = 0;  // the sum of what shares may differ by
+    for (Weight& w : weights_) {
+      const double up = w.error < 1e-3 ? w.share * (1 + 2 * w.error) : std::exp(w.logit - largest_ + w.error);
+      const double down = w.error < 1e-3 ? w.share * (1 - w.error) : std::exp(w.logit - largest_ - w.error);
+      w.share /= sum;
+      moved += std::max(up / least - w.share, w.share - down / most);
+    }
+    const double tiles = double(weights_.size()) / 64 + 2;
+    const double sums = p_.unit * (160 + 4 * tiles);  // 64 terms one after another, and their tiles; 2^x
+    moved = moved <= 1 ? moved : 1;                   // infinite or NaN, too
+
+    expected_.resize(std::size_t(h_.value_dim));
+    const alibi::View<const double> k{h_.k, 1, 1, h_.keys, h_.head_dim, 0, 0, h_.head_dim},
+        v{h_.v, 1, 1, h_.keys, h_.value_dim, 0, 0, h_.value_dim};
+    const double expected_lse = alibi::reference::attend(h_.query(row_), h_.position(row_), k, v, h_.slope, h_.mask,
+                                                         h_.scale, expected_.data());
+    judge_lse(expected_lse, std::max(std::log(most / sum), std::log(sum / least)) + sums);
+    for (Index d = 0; d < h_.value_dim; d++) judge_column(d, moved, sums);
+  }
+
+  void judge_lse(double expected, double rounding) {
+    const double shift = std::abs(h_.slope) * double(common_);
+    rounding += 2 * p_.unit * std::abs(expected) + 0x1p-50 * (shift + std::abs(expected));
+    if (!(std::abs(expected) + rounding < p_.largest)) return;  // legitimately infinite
+    const double low = expected + std::log1p(-a_.lost) - rounding, high = expected + rounding;
+    require(low <= lse() && lse() <= high, -1, expected, ", in [", low, ", ", high, ']');
+  }
+
+  void judge_column(Index d, double moved, double sums) {
+    if (bad_column(d)) {
+      bool nan = false, infinite = false;
+      for (const Weight& w : weights_) {
+        nan = nan || std::isnan(value(w.key, d));
+        infinite = infinite || std::isinf(value(w.key, d));
+      }
+      // All values are read; what is not finite has to show.
+      if (a_.dense && nan) require(std::isnan(output(d)), d, "NaN, as a value is");
+      if (a_.dense && infinite) require(!std::isfinite(output(d)), d, "not finite, as a value is");
+      return;
+    }
+    double low = kInfinity, high = -kInfinity, all = 0, weighted = 0;
+    for (const Weight& w : weights_) {
+      const double x = value(w.key, d);
+      low = std::min(low, x), high = std::max(high, x);
+      all += std::abs(x);
+      weighted += w.share * std::abs(x);
+    }
+    if (all * 0x1p9 > p_.largest) return;  // a sum of them may be beyond the range, where their mean is not
+    const double spread = high - low, size = std::max(high, -low), expected = expected_[std::size_t(d)];
+    double bound = std::min(moved + a_.lost, 1.) * spread;
+    bound += (sums + p_.probability) * (weighted + moved * size);
+    bound += (p_.tiny + p_.flushed) * 2 * double(weights_.size() + 16);
+    bound += p_.stored * (std::abs(expected) + bound) + p_.stored_tiny;
+    require(std::abs(output(d) - expected) <= bound, d, expected, " within ", bound);
+  }
+
+  /// The columns of the row's output in which a value that is not finite may show.
+  void find_bad_columns() {
+    std::fill(bad_columns_.begin(), bad_columns_.end(), false);
+    const Index begin = row_ / a_.block * a_.block, end = std::min(begin + a_.block, h_.queries);
+    for (const auto& [key, d] : bad_values_) {
+      bool near = false;
+      for (Index i = begin; i < end && !near; i++) near = h_.sees(i, key) || (p_.pairs() && h_.sees(i, key ^ 1));
+      const Index tile = key / alibi::kernel::kTile * alibi::kernel::kTile;
+      for (Index j = tile; a_.whole_tiles && !near && j < std::min(tile + alibi::kernel::kTile, h_.keys); j++)
+        near = h_.sees(row_, j);
+      if (near) bad_columns_[std::size_t(d)] = true;
+    }
+  }
+  bool bad_column(Index d) const { return bad_columns_[std::size_t(d)]; }
+
+  double value(Index j, Index d) const { return h_.v[j * h_.value_dim + d]; }
+  double output(Index d) const { return a_.output[row_ * h_.value_dim + d]; }
+  double lse() const { return a_.lse[row_]; }
+
+  template <class... Parts>
+  void require(bool kept, Index column, const Parts&... expected) const {
+    if (kept) [[likely]]
+      return;
+    std::ostringstream text;
+    text.precision(12);
+    text << "row " << row_ << " of " << h_.queries << " at position " << h_.position(row_) << " of " << h_.keys
+         << " keys, slope " << h_.slope << ": ";
+    if (column < 0)
+      text << "lse is " << lse();
+    else
+      text << "output[" << column << "] is " << output(column);
+    ((text << "; expected ") << ... << expected);
+    fail(text.str());
+  }
+
+  const Head h_;
+  const Precision p_;
+  const Answer a_;
+  Index row_ = 0, common_ = 0;  // the distance that the row's bias is measured from
+  double largest_ = 0;          // logit
+  std::vector<Size> keys_;
+  std::vector<Weight> weights_;  // of the keys that the row sees
+  std::vector<double> expected_;
+  std::vector<std::pair<Index, Index>> bad_values_;  // keys and columns that are not finite
+  std::vector<bool> bad_columns_;
+};
+
+}  // namespace fuzz

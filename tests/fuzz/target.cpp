@@ -1,0 +1,10 @@
+// The entry of libFuzzer: the first byte says what the others drive.
+#include <cstddef>
+
+#include "targets.hpp"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  fuzz::Input in(data, size);
+  in.flag() ? fuzz::run_cache(in) : fuzz::run_attention(in);
+  return 0;
+}
