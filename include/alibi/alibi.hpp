@@ -8,5 +8,8 @@
 #include "alibi/kv_cache.hpp"
 #include "alibi/mask.hpp"
 #include "alibi/packed.hpp"
+#include "alibi/position/rotary.hpp"
+#include "alibi/position/sinusoidal.hpp"
+#include "alibi/position/t5_bias.hpp"
 #include "alibi/slopes.hpp"
 #include "alibi/tensor.hpp"
