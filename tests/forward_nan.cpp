@@ -96,8 +96,8 @@ TYPED_TEST(ForwardNan, InAKeyReachesThoseWhoSeeIt) {
   }
 }
 
-// In the same column of queries of the same block that do not see the key, anything goes. Every value has to be read for
-// that: with a tolerance, one that cannot matter is not.
+// In the same column of queries of the same block that do not see the key, anything goes. Every value has to be read
+// for that: with a tolerance, one that cannot matter is not.
 TYPED_TEST(ForwardNan, InAValueReachesTheColumnOfThoseWhoSeeIt) {
   using T = TypeParam;
   std::vector<T> bad = test::nans<T>();

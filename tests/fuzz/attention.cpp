@@ -64,7 +64,7 @@ struct Call {
     return !flawed && s.head_dim > 0 && s.value_dim > 0 && (sequences == 0 || all_finite(slopes)) &&
            are_right<T>(options, s.head_dim);
   }
-  Precision precision() const { return Precision::of<E>(options.dot_product.value_or(true)); }
+  Precision precision() const { return Precision::of<E>(pairs<E>(options)); }
 
   SlopesMap<T> slope_map() const {
     return {slopes.data(), sequences, s.heads(), Eigen::OuterStride<>(repeats_slopes ? 0 : s.heads())};
@@ -206,8 +206,8 @@ void judge(Call<E>& call, const Written<E>& written) {
   if (!call.options.report.empty()) judge_reports(written.report, share);
   const std::vector<double> q = call.q_array.numbers(), k = call.k_array.numbers(), v = call.v_array.numbers(),
                             lse(written.lse.begin(), written.lse.end());
-  std::vector<double> output;
-  for (const E x : written.output) output.push_back(double(x));
+  std::vector<double> output(written.output.size());
+  std::transform(written.output.begin(), written.output.end(), output.begin(), [](E x) { return double(x); });
   std::vector<std::pair<Index, Index>> beyond;
   for (Index h = 0; h < s.batch * s.heads(); h++) {
     const Index kv = h / s.group;

@@ -123,10 +123,7 @@ class History {
           copy(in);
           break;
         default:
-          if (in.flag())
-            attend<T>(in);
-          else
-            attend<S>(in);
+          in.flag() ? attend<T>(in) : attend<S>(in);  // NOLINT(bugprone-branch-clone): S may be T
       }
       expect_lengths();
     }
@@ -194,10 +191,7 @@ class History {
   void append(Input& in) {
     constexpr std::array<Index, 8> few = {1, 64, 1, 7, 2, 128, 63, 65};
     const Index tokens = in.flag() ? in.integer(0, 255) : in.one_of(few);
-    if (in.flag())
-      append<S>(in, tokens);
-    else
-      append<T>(in, tokens);
+    in.flag() ? append<S>(in, tokens) : append<T>(in, tokens);  // NOLINT(bugprone-branch-clone): S may be T
   }
   template <class X>
   void append(Input& in, Index tokens) {
@@ -460,9 +454,9 @@ void History<S>::judge(const Array<E>& q, const std::vector<E>& output, const st
   const Index queries = q.view().tokens, heads = q.view().heads;
   const bool decodes = queries <= alibi::kernel::kMostQueries;
   const std::vector<double> all_q = q.numbers(), all_lse(lse.begin(), lse.end());
-  std::vector<double> all_output;
-  for (const E x : output) all_output.push_back(double(x));
-  const bool pairs = !decodes && std::is_same_v<E, S> && options.dot_product.value_or(true);
+  std::vector<double> all_output(output.size());
+  std::transform(output.begin(), output.end(), all_output.begin(), [](E x) { return double(x); });
+  const auto precision = Precision::of<E>(!decodes && std::is_same_v<E, S> && pairs<E>(options));
   for (Index b = 0; b < config_.batch; b++)
     for (Index h = 0; h < heads; h++) {
       const Index at = b * heads + h, kv = h / (heads / config_.kv_heads);
@@ -491,7 +485,7 @@ void History<S>::judge(const Array<E>& q, const std::vector<E>& output, const st
                           share < 0x1p-100,
                           decodes ? 1 : alibi::kernel::kBlock<T>,
                           decodes};
-      Judge(head, Precision::of<E>(pairs), answer).run();
+      Judge(head, precision, answer).run();
       work_ += double(queries * head.keys * (config_.head_dim + config_.value_dim + 16));
     }
 }

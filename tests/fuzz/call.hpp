@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <alibi/kernel/probe.hpp>
 #include <alibi/options.hpp>
 #include <memory>
 #include <numbers>
@@ -174,6 +175,15 @@ alibi::Options options_of(Input& in, Index queries, Index keys) {
   if (rest & 1) options.executor = executor_of(2 + rest / 2 % 4);
   if (rest & 16) options.dot_product = (rest & 32) != 0;
   return options;
+}
+
+/// Whether arrays of E are multiplied by the dot product instruction.
+template <class E>
+bool pairs(const alibi::Options& options) {
+  if constexpr (std::is_same_v<E, Eigen::bfloat16> && alibi::kernel::kDotsPairs)
+    return options.dot_product ? *options.dot_product : alibi::kernel::dots_are_faster();
+  else
+    return false;
 }
 
 template <class T>

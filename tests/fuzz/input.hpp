@@ -2,8 +2,10 @@
 // the last byte, so that short inputs are plain calls and each byte more makes them less so.
 #pragma once
 
+#include <algorithm>
 #include <alibi/attention.hpp>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -75,7 +77,9 @@ class Input {
   template <class X>
   X bits() {
     std::array<std::uint8_t, sizeof(X)> raw{};
-    for (auto& x : raw) x = byte();
+    const std::size_t count = std::min(left(), sizeof(X));
+    if (count > 0) std::memcpy(raw.data(), at_, count);
+    at_ += count;
     return std::bit_cast<X>(raw);
   }
   template <class X, std::size_t n>

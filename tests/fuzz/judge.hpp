@@ -34,9 +34,8 @@ struct Precision {
   double probability = 0, flushed = 0;  // of the instruction: half an ulp of 1, and what is 0 to it
   bool pairs() const { return probability > 0; }
 
-  /// `may_pair`: the call may use the instruction, if the processor has it.
   template <class E>
-  static Precision of(bool may_pair) {
+  static Precision of(bool pairs) {
     using T = alibi::kernel::Sum<E>;
     using Limits = std::numeric_limits<T>;
     Precision p{double(Limits::epsilon()) / 2, double(Limits::denorm_min()), double((Limits::max)()), 0, 0};
@@ -44,7 +43,7 @@ struct Precision {
     if (sizeof(E) == 2) p.stored = kBfloat ? 0x1p-8 : 0x1p-11;
     // Conversions to bfloat16 by instruction know no subnormal numbers.
     if (sizeof(E) == 2) p.stored_tiny = kBfloat ? 0x1p-126 : 0x1p-25;
-    if (kBfloat && may_pair && alibi::kernel::kDotsPairs) p.probability = 0x1p-8, p.flushed = 0x1p-126;
+    if (pairs) p.probability = 0x1p-8, p.flushed = 0x1p-126;
     return p;
   }
 };

@@ -1,5 +1,5 @@
-// That the test of the certificate sees a bound that is too low: by 6 in logarithms to base 2, a factor of 64. The headers
-// are a spoiled copy (CMakeLists.txt).
+// That the test of the certificate sees a bound that is too low: by 6 in logarithms to base 2, a factor of 64. The
+// headers are a spoiled copy (CMakeLists.txt).
 #include <iostream>
 
 #include "certificate_case.hpp"

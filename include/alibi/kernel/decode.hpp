@@ -193,6 +193,7 @@ DecodeTask<F>::DecodeTask(const Forward<F>& call, const DecodeItem& item, RowSta
   const Index queries = sequence.q.tokens;
   count_ = call.group() * queries;
   const auto take = [&scratch]<class X>(X*& to, Index size) {
+    // NOLINTNEXTLINE(bugprone-sizeof-expression): X may be a pointer
     to = reinterpret_cast<X*>(std::exchange(scratch, scratch + std::size_t(size) * sizeof(X)));
   };
   T* q;

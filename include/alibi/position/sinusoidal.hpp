@@ -23,7 +23,8 @@ Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> sinusoidal(Ind
   detail::require(std::isfinite(base) && base > 0, "base is ", base, "; expected a finite number above 0");
   Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> x(tokens, dim);
   for (Index d = 0; d < dim; d++) {
-    const double frequency = std::pow(base, -double(d / 2 * 2) / double(dim));
+    const Index even = d - d % 2;
+    const double frequency = std::pow(base, -double(even) / double(dim));
     for (Index t = 0; t < tokens; t++) {
       const double angle = double(first + t) * frequency;
       x(t, d) = T(d % 2 == 0 ? std::sin(angle) : std::cos(angle));
