@@ -26,6 +26,7 @@ inline std::size_t allocations_left = std::numeric_limits<std::size_t>::max();  
 
 }  // namespace heap
 
+// NOLINTBEGIN(misc-definitions-in-headers): of one program each
 void* operator new(std::size_t size) { return heap::allocate(size, alignof(std::max_align_t)); }
 void* operator new[](std::size_t size) { return heap::allocate(size, alignof(std::max_align_t)); }
 void* operator new(std::size_t size, std::align_val_t to) { return heap::allocate(size, std::size_t(to)); }
@@ -38,3 +39,4 @@ void operator delete(void* p, std::align_val_t) noexcept { heap::release(p); }
 void operator delete[](void* p, std::align_val_t) noexcept { heap::release(p); }
 void operator delete(void* p, std::size_t, std::align_val_t) noexcept { heap::release(p); }
 void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { heap::release(p); }
+// NOLINTEND(misc-definitions-in-headers)
