@@ -65,6 +65,7 @@ class CertificateCase {
   Outcome run() {
     const Result dense = attend(0);
     std::vector<Result> pruned;
+    pruned.reserve(kTolerances.size());
     for (const double tolerance : kTolerances) pruned.push_back(attend(tolerance));
     for (Index head = 0; head < batch_ * heads_; head++) judge(head, dense, pruned);
     return outcome_;
