@@ -324,9 +324,10 @@ const std::vector<Options> kOptions = {
 TYPED_TEST(Padded, OnTheLeftAndOnTheRight) {
   const std::vector<Index> lengths = {260, 1, 0, 64, 65, 199};
   for (const bool left : {true, false}) {
-    std::vector<KeyRange> ranges;
-    for (const Index length : lengths)
-      ranges.push_back(left ? KeyRange{this->kTokens - length, this->kTokens} : KeyRange{0, length});
+    std::vector<KeyRange> ranges(lengths.size());
+    std::transform(lengths.begin(), lengths.end(), ranges.begin(), [&](Index length) {
+      return left ? KeyRange{this->kTokens - length, this->kTokens} : KeyRange{0, length};
+    });
     for (const Options& options : kOptions) {
       this->expect_unpadded(this->kTokens, ranges, this->kTokens, ranges, false, options);
       this->expect_unpadded(this->kTokens, ranges, this->kTokens, ranges, true, options);

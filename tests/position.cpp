@@ -13,7 +13,6 @@
 namespace {
 
 using alibi::Rotary;
-using alibi::RotaryConfig;
 using alibi::RotaryPairs;
 using alibi::RotaryScaling;
 using test::Index;
