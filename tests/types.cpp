@@ -78,13 +78,13 @@ class TypesCall {
     const std::vector<double> is = output.take();
     for (Index i = 0; i < Index(is.size()); i++) {
       const double should = expected.output.data()[i], error = std::abs(is[std::size_t(i)] - should);
-      const double bound = 1e-5 + rounded * weight.output.data()[i] + half_ulp<T>(should);
-      worst.output = std::max(worst.output, std::isnan(error) ? test::kInfinity : error / bound);
+      const double share = error / (1e-5 + rounded * weight.output.data()[i] + half_ulp<T>(should));
+      worst.output = std::max(worst.output, std::isnan(share) ? test::kInfinity : share);
     }
     for (std::size_t i = 0; i < lse.size(); i++) {
       const double should = expected.lse[Index(i)], error = double(lse[i]) == should ? 0 : std::abs(lse[i] - should);
-      worst.lse = std::max(worst.lse, std::isnan(error) ? test::kInfinity
-                                                        : error / (kLseError + test::kBound<float> * std::abs(should)));
+      const double share = error / (kLseError + test::kBound<float> * std::abs(should));
+      worst.lse = std::max(worst.lse, std::isnan(share) ? test::kInfinity : share);
     }
     return worst;
   }
