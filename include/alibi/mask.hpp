@@ -10,6 +10,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
 
 #include "alibi/error.hpp"
@@ -54,6 +55,12 @@ struct ResolvedMask {
     const KeyRange keys_seen = visible(query);
     const Index c = nearest_key(query);
     return std::max<Index>({0, c - keys_seen.begin, keys_seen.end - 1 - c});
+  }
+
+  /// The distance that all keys of a query have in common, for a bias of this slope: that of the key where it is
+  /// largest.
+  Index common_distance(Index query, double slope) const {
+    return std::abs(position(query) - nearest_key(query)) + (slope >= 0 ? 0 : farthest(query));
   }
 };
 

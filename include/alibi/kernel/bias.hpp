@@ -12,6 +12,10 @@
 //
 // The second part, the ramp, is at most 0, and the same for every tile but for where it starts: one broadcast starts a
 // sum. The first, the offset, joins once per tile, where the softmax subtracts its reference anyway.
+//
+// A bias that is any function of p_i - j comes from a table: against one key consecutive queries have consecutive
+// entries, so that a sum starts with one load. Both kinds have left(), right() and edge(), which give what a tile
+// starts from: start(key, r) for a key of the tile and vector r of the queries, and by lane an offset.
 #pragma once
 
 #include <algorithm>
@@ -33,7 +37,8 @@ T log2_slope(double slope) {
 /// Where the queries of a block stand, for the bias; one lane a query.
 template <class T>
 struct Positions {
-  Index base;              // an integer near all of them
+  Index first;             // p_i of the first
+  Index base;              // an integer near all c_i
   T from_base[kBlock<T>];  // c_i - base
   T nearest[kBlock<T>];    // d_i
 };
@@ -48,18 +53,31 @@ struct SideBias {
   EIGEN_ALWAYS_INLINE Pack<T> start(Index key, int) const { return splat<T>(ramp[key + shift]); }
 };
 
+/// How far the keys of a tile are from the queries, measured as the linear bias is: |c_i - j| - d_i.
+template <class T>
+struct Distances {
+  Pack<T> position[kVectors];  // c_i - first key of the tile
+  Pack<T> nearest[kVectors];   // d_i
+
+  Distances(const Positions<T>& queries, Index tile) {
+    for (int r = 0; r < kVectors; r++) {
+      position[r] = add(splat<T>(T(queries.base - tile)), load<T>(queries.from_base + r * kLanes<T>));
+      nearest[r] = load<T>(queries.nearest + r * kLanes<T>);
+    }
+  }
+  EIGEN_ALWAYS_INLINE Pack<T> of(Index key, int r) const {
+    return sub(abs(sub(position[r], splat<T>(T(key)))), nearest[r]);
+  }
+};
+
 /// Starts the sums of a tile that holds the position of one of its queries, or an end of what it sees.
 template <class T>
 struct EdgeBias {
   T slope;
-  Pack<T> position[kVectors];  // c_i - first key of the tile
-  Pack<T> nearest[kVectors];   // d_i
-  Pack<T> offset[kVectors];    // 0
+  Distances<T> distances;
+  Pack<T> offset[kVectors];  // 0
 
-  EIGEN_ALWAYS_INLINE Pack<T> start(Index key, int r) const {
-    const Pack<T> distance = abs(sub(position[r], splat<T>(T(key))));
-    return mul(splat<T>(-slope), sub(distance, nearest[r]));
-  }
+  EIGEN_ALWAYS_INLINE Pack<T> start(Index key, int r) const { return mul(splat<T>(-slope), distances.of(key, r)); }
 };
 
 /// The bias of one head; `slope` is m log2 e, for logits in base 2.
@@ -93,12 +111,8 @@ class LinearBias {
 
   /// Any keys of the tile.
   EdgeBias<T> edge(const Positions<T>& queries, Index tile) const {
-    EdgeBias<T> bias{slope_, {}, {}, {}};
-    for (int r = 0; r < kVectors; r++) {
-      bias.position[r] = add(splat<T>(T(queries.base - tile)), position(queries, r));
-      bias.nearest[r] = nearest(queries, r);
-      bias.offset[r] = splat<T>(T(0));
-    }
+    EdgeBias<T> bias{slope_, {queries, tile}, {}};
+    for (Pack<T>& x : bias.offset) x = splat<T>(T(0));
     return bias;
   }
 
@@ -113,6 +127,40 @@ class LinearBias {
 
   T slope_;
   T falling_[kTile], rising_[kTile];  // -|m| j, and the same from the other end
+};
+
+/// Starts the sums of any tile from a table.
+template <class T>
+struct TableStart {
+  const T* entry;            // of the first query and the tile's first key
+  Pack<T> offset[kVectors];  // 0
+
+  EIGEN_ALWAYS_INLINE Pack<T> start(Index key, int r) const { return load<T>(entry - key + r * kLanes<T>); }
+};
+
+/// The bias of one head as a table of distances p_i - j, in base 2.
+template <class T>
+class TableLaw {
+ public:
+  /// Copies of the entry at either end that stand beyond it: no load has to look where it is.
+  static constexpr Index kPadding = kTile + kBlock<T>;
+
+  /// `padded` begins with the padding before the entry of distance `first`.
+  TableLaw(const T* padded, Index first, Index entries)
+      : at_first_(padded + kPadding), first_(first), last_(first + entries - 1) {}
+
+  TableStart<T> left(const Positions<T>& queries, Index tile, Index, Index) const { return edge(queries, tile); }
+  TableStart<T> right(const Positions<T>& queries, Index tile, Index, Index) const { return edge(queries, tile); }
+  TableStart<T> edge(const Positions<T>& queries, Index tile) const {
+    const Index distance = std::clamp(queries.first - tile, first_ - kBlock<T>, last_ + kTile);
+    TableStart<T> bias{at_first_ + (distance - first_), {}};
+    for (Pack<T>& x : bias.offset) x = splat<T>(T(0));
+    return bias;
+  }
+
+ private:
+  const T* at_first_;
+  Index first_, last_;
 };
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

@@ -49,6 +49,7 @@ class Block {
     const KeyRange of_first = mask.visible(first), of_last = mask.visible(first + rows - 1);
     some = {of_first.begin, of_last.end};
     all = {of_last.begin, of_first.end};
+    positions.first = mask.position(first);
     lowest = positions.base = mask.nearest_key(first);
     highest = mask.nearest_key(first + rows - 1);
     for (Index i = 0; i < kBlock<T>; i++) {

@@ -112,7 +112,7 @@ class ForwardTask {
   double slope_;      // m, per position
   double log_slope_;  // m log2 e
   T scale_;           // τ log2 e
-  LinearBias<T> bias_;
+  typename F::Bias bias_;
   T* probabilities_;  // [kScoreRows][kBlock]: scores first
   int count_ = 0;
 
@@ -148,7 +148,8 @@ void ForwardTask<F>::attend(ForwardBlock<F>& block, const TileKeys& keys, const 
   const U* p = reinterpret_cast<const U*>(s);
   Pack<T> largest[kVectors], factor[kVectors];
   for (auto& x : largest) x = splat<T>(-std::numeric_limits<T>::infinity());
-  score<F>(tile_, units<U>(head_dim_), block.q, scale_, keys, bias, visible, s, largest, ahead_);  // S = τ Q K' + bias
+  score<F>(tile_.k, tile_.key_stride, units<U>(head_dim_), block.q, scale_, keys, bias, ahead_,  // S = τ Q K' + bias
+           StoreScores<T, Visible>{visible, keys.end - 1, s, largest});
 
   bool outgrown = false;
   for (int r = 0; r < keys.vectors; r++) outgrown |= block.state[r].outgrown(add(largest[r], bias.offset[r]));
@@ -199,17 +200,9 @@ bool ForwardTask<F>::passed(ForwardBlock<F>& block, const TileKeys& keys, Index 
   const bool left = side == Side::left;
   if (left ? number > middle_ : number < middle_) return false;  // what lies farther out has been visited
   Unread<T>& unread = unread_[left];
-  if (std::exchange(unread_of_[left], number) != number) {
-    const Index first = number * kTile, at = number - radii_->first;
-    if (left) {
-      const Index last = std::min(first + kTile, mask_.keys) - 1, count = last + 1 - blocks_[0].some.begin;
-      unread = {last, count, tail<T>(log_slope_, count), radii_->before[at], *radii_, tails_ ? tails_ + at : nullptr};
-    } else {
-      const Index count = blocks_[count_ - 1].some.end - first;
-      const T* const weight = tails_ ? tails_ + radii_->tiles + at : nullptr;
-      unread = {first, count, tail<T>(log_slope_, count), radii_->behind[at], *radii_, weight};
-    }
-  }
+  if (std::exchange(unread_of_[left], number) != number)
+    unread = left ? unread_until<T>(*radii_, tails_, log_slope_, number, {blocks_[0].some.begin, mask_.keys})
+                  : unread_from<T>(*radii_, tails_, log_slope_, number, blocks_[count_ - 1].some.end);
   // A sixteenth is kept for the tiles that stand apart, and half of the rest for the other side while it is open.
   const bool both = mask_.right > 0 && !(left ? block.right < kNone : block.left >= 0);
   const T share = tolerance_ * T(both ? 0x1.ep-2 : 0x1.ep-1);
@@ -239,9 +232,7 @@ void ForwardTask<F>::visit_apart() {
       const TileKeys keys = block.keys_of(mask_, first);
       if (keys.begin >= keys.end || !block.dropped(number)) continue;
       const bool left = block.place_of(keys) == Side::left;
-      const Index nearest = left ? std::min(first + kTile, mask_.keys) - 1 : first;
-      const T series = tail<T>(log_slope_, kTile), radius = radii_->radius[number - radii_->first];
-      const Unread<T> unread(nearest, kTile, series, radius, *radii_, nullptr);
+      const Unread<T> unread = unread_tile<T>(*radii_, log_slope_, number, mask_.keys, left);
       if (!affordable(block.positions, block.content, block.state, T(log_slope_), unread, left, tolerance_, block.lost))
         visit(block, keys);
     }
@@ -253,7 +244,7 @@ ForwardTask<F>::ForwardTask(const Forward<F>& call, const ForwardItem& item, std
     : mask_(call.sequences[std::size_t(item.sequence)].mask_of(item.head / call.group())),
       head_dim_(call.head_dim),
       value_dim_(call.value_dim),
-      bias_(T(0)) {
+      bias_(call.sequences[std::size_t(item.sequence)].bias(item.head)) {
   const Sequence<F>& sequence = call.sequences[std::size_t(item.sequence)];
   const Index h = item.head, kv = h / call.group();
   q_ = rows_of(sequence.q, h);
@@ -266,7 +257,6 @@ ForwardTask<F>::ForwardTask(const Forward<F>& call, const ForwardItem& item, std
   slope_ = sequence.slope(h);
   log_slope_ = slope_ * std::numbers::log2e;
   scale_ = T(call.scale * std::numbers::log2e);
-  bias_ = LinearBias<T>(log2_slope<T>(slope_));
   report_ = call.report ? call.report + item.sequence * call.heads + h : nullptr;
   const double tolerance = sequence.tolerance_of(kv);
   tolerance_ = T(tolerance);
@@ -359,8 +349,7 @@ typename F::T ForwardTask<F>::lse_of(const ForwardBlock<F>& block, Index row) co
   store<T>(sum, state.sum);
   const Index lane = row % kLanes<T>, query = block.first + row;
   if (sum[lane] == 0) return -std::numeric_limits<T>::infinity();
-  const Index beyond = std::abs(mask_.position(query) - mask_.nearest_key(query));
-  const double shift = slope_ * (double(beyond) + double(block.positions.nearest[row]));
+  const double shift = slope_ * double(mask_.common_distance(query, slope_));
   return T(double(reference[lane]) * std::numbers::ln2 + std::log(double(sum[lane])) - shift);
 }
 

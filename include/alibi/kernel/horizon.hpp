@@ -31,6 +31,7 @@
 #include "alibi/kernel/rows.hpp"
 #include "alibi/kernel/simd.hpp"
 #include "alibi/kernel/softmax.hpp"
+#include "alibi/mask.hpp"
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
@@ -63,6 +64,28 @@ T tail(double slope, Index count) {
   const double nats = slope * std::numbers::ln2;
   const double sum = std::expm1(-nats * double(count)) / std::expm1(-nats);
   return T(std::log2(sum));
+}
+
+/// Of a head of base-2 slope m' and tails (weigh_tails() of measure.hpp; or null), the ordinary keys in `keys` up to
+/// those of tile `number`.
+template <class T>
+Unread<T> unread_until(const Radii<T>& radii, const T* tails, double slope, Index number, const KeyRange& keys) {
+  const Index at = number - radii.first, last = std::min((number + 1) * kTile, keys.end) - 1;
+  const Index count = last + 1 - keys.begin;
+  return {last, count, tail<T>(slope, count), radii.before[at], radii, tails ? tails + at : nullptr};
+}
+/// The same from tile `number` on, before key `end`; for radii that have `behind`.
+template <class T>
+Unread<T> unread_from(const Radii<T>& radii, const T* tails, double slope, Index number, Index end) {
+  const Index at = number - radii.first, first = number * kTile, count = end - first;
+  const T* const weight = tails ? tails + radii.tiles + at : nullptr;
+  return {first, count, tail<T>(slope, count), radii.behind[at], radii, weight};
+}
+/// One tile by itself, to the left of a block or to its right.
+template <class T>
+Unread<T> unread_tile(const Radii<T>& radii, double slope, Index number, Index keys, bool left) {
+  const Index nearest = left ? std::min((number + 1) * kTile, keys) - 1 : number * kTile;
+  return {nearest, kTile, tail<T>(slope, kTile), radii.radius[number - radii.first], radii, nullptr};
 }
 
 /// Content of a block's queries, one a lane: what (1) of horizon.hpp needs. Lanes without a query never object.

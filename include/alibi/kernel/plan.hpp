@@ -9,8 +9,10 @@
 #include <numbers>
 #include <span>
 #include <tuple>
+#include <type_traits>
 
 #include "alibi/horizon.hpp"
+#include "alibi/kernel/bias.hpp"
 #include "alibi/kernel/radii.hpp"
 #include "alibi/kernel/rows.hpp"
 #include "alibi/kernel/score.hpp"
@@ -28,6 +30,15 @@ Rows<X> rows_of(const View<X>& x, Index head) {
   return {x.data ? x.data + head * x.head_stride : x.data, x.token_stride};
 }
 
+/// The tables of a bias (bias.hpp), of all heads: [heads][size()], padded at both ends; none: slopes instead.
+template <class T>
+struct Tables {
+  const T* padded = nullptr;
+  Index entries = 0, first = 0;
+
+  Index size() const { return entries + 2 * TableLaw<T>::kPadding; }
+};
+
 /// One sequence with all its heads; the views have a batch of 1.
 template <class F>
 struct Sequence {
@@ -38,8 +49,9 @@ struct Sequence {
   const Cached<typename F::Stored, T>* cached = nullptr;  // [kv_heads]
   T* lse = nullptr;                                       // row i of head h at lse[h lse_stride + i]; null: not wanted
   Index lse_stride = 0;
-  const T* slopes = nullptr;  // of head h at slopes[h slope_stride]
+  const T* slopes = nullptr;  // of head h at slopes[h slope_stride]; 0 beside tables
   Index slope_stride = 0;
+  Tables<T> tables{};
   ResolvedMask mask{};
   double tolerance = 0;
   Index kv_heads = 1;
@@ -47,6 +59,13 @@ struct Sequence {
   const T* tails = nullptr;         // [heads][tails_size()], with the radii: before and, if they have it, behind
 
   double slope(Index head) const { return double(slopes[head * slope_stride]); }
+
+  typename F::Bias bias(Index head) const {
+    if constexpr (std::is_same_v<typename F::Bias, TableLaw<T>>)
+      return {tables.padded + head * tables.size(), tables.first, tables.entries};
+    else
+      return typename F::Bias(log2_slope<T>(slope(head)));
+  }
 
   /// What the queries of a kv head see: of a cache, what is still there.
   ResolvedMask mask_of(Index kv_head) const {

@@ -17,23 +17,23 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// Keys [key, key + kRows) against N vectors of queries from vector `r0` on. Behind the last key that one is repeated:
-/// its further rows are computed, change nothing in `largest`, and are never used.
-template <class F, int N, class T, class Bias, class Mask>
-EIGEN_ALWAYS_INLINE void score_rows(const Tile<typename F::Unit>& tile, Index dims, const typename F::Unit* q, T scale,
-                                    const TileKeys& keys, Index key, int r0, const Bias& bias, const Mask& mask, T* s,
-                                    Pack<T>* largest) {
-  constexpr int W = kLanes<T>;
+/// Rows of a buffer of scores. Keys come kRows at a time from any first one on, so that the last rows may be in excess.
+inline constexpr Index kScoreRows = kTile + kRows;
+
+/// Keys [key, key + kRows) against N vectors of queries from vector `r0` on. Behind the last key that one is repeated.
+template <class F, int N, class T, class Bias>
+EIGEN_ALWAYS_INLINE void score_rows(const typename F::Unit* k, Index key_stride, Index dims, const typename F::Unit* q,
+                                    T scale, const TileKeys& keys, Index key, int r0, const Bias& bias,
+                                    Pack<T> (&acc)[kRows][kVectors]) {
   const typename F::Unit* row[kRows];
-  Pack<T> acc[kRows][kVectors];
 #pragma GCC unroll 8
   for (int a = 0; a < kRows; a++) {
     const Index j = std::min(key + a, keys.end - 1);
-    row[a] = tile.k + j * tile.key_stride;
+    row[a] = k + j * key_stride;
 #pragma GCC unroll 4
     for (int r = 0; r < N; r++) acc[a][r] = F::kPairs ? splat<T>(T(0)) : bias.start(j, r0 + r);
   }
-  multiply_add<0, N>(row, F::kDimStep, q + r0 * W, kBlock<T>, dims, acc);
+  multiply_add<0, N>(row, F::kDimStep, q + r0 * kLanes<T>, kBlock<T>, dims, acc);
   if constexpr (F::kPairs) {
 #pragma GCC unroll 8
     for (int a = 0; a < kRows; a++)
@@ -41,42 +41,64 @@ EIGEN_ALWAYS_INLINE void score_rows(const Tile<typename F::Unit>& tile, Index di
       for (int r = 0; r < N; r++)
         acc[a][r] = fma(acc[a][r], splat<T>(scale), bias.start(std::min(key + a, keys.end - 1), r0 + r));
   }
+}
+
+/// Scores that the lanes do not see become -inf; `keys` as in score_rows().
+template <int N, class T, class Mask>
+EIGEN_ALWAYS_INLINE void hide(const Mask& mask, Index last, Index key, int r0, Pack<T> (&acc)[kRows][kVectors]) {
   if constexpr (!std::is_same_v<Mask, NoMask>) {
     const Pack<T> hidden = splat<T>(-std::numeric_limits<T>::infinity());
 #pragma GCC unroll 8
     for (int a = 0; a < kRows; a++) {
-      const Pack<T> j = splat<T>(T(std::min(key + a, keys.end - 1)));
+      const Pack<T> j = splat<T>(T(std::min(key + a, last)));
 #pragma GCC unroll 4
       for (int r = 0; r < N; r++) {
-        acc[a][r] = select_le(j, load<T>(mask.high + (r0 + r) * W), acc[a][r], hidden);
-        acc[a][r] = select_le(load<T>(mask.low + (r0 + r) * W), j, acc[a][r], hidden);
+        acc[a][r] = select_le(j, load<T>(mask.high + (r0 + r) * kLanes<T>), acc[a][r], hidden);
+        acc[a][r] = select_le(load<T>(mask.low + (r0 + r) * kLanes<T>), j, acc[a][r], hidden);
       }
     }
   }
-#pragma GCC unroll 8
-  for (int a = 0; a < kRows; a++)
-#pragma GCC unroll 4
-    for (int r = 0; r < N; r++) {
-      largest[r0 + r] = max(largest[r0 + r], acc[a][r]);
-      store<T>(s + (key + a) * kBlock<T> + (r0 + r) * W, acc[a][r]);
-    }
 }
 
-/// Rows of a buffer of scores. Keys come kRows at a time from any first one on, so that the last rows may be in excess.
-inline constexpr Index kScoreRows = kTile + kRows;
-
-/// Scores of the keys in use, into s [kScoreRows][kBlock]; `largest`, by lane, takes their maximum. `dims` counts
-/// units.
-template <class F, class T, class Bias, class Mask, class Ahead>
-void score(const Tile<typename F::Unit>& tile, Index dims, const typename F::Unit* q, T scale, const TileKeys& keys,
-           const Bias& bias, const Mask& mask, T* s, Pack<T>* largest, Ahead& ahead) {
+/// Scores of the keys in use, kRows at a time for as many vectors of queries as need them: finish(n, key, r0, acc) gets
+/// those of keys [key, key + kRows) in acc[kRows][0 … n), n a compile-time constant, for vectors r0 … r0 + n - 1.
+/// Behind the last key that one is repeated. `dims` counts units.
+template <class F, class T, class Bias, class Ahead, class Finish>
+void score(const typename F::Unit* k, Index key_stride, Index dims, const typename F::Unit* q, T scale,
+           const TileKeys& keys, const Bias& bias, Ahead& ahead, const Finish& finish) {
   int first = 0;  // the vectors before it need no more keys
   for (Index key = keys.begin; key < keys.end; key += kRows) {
     while (key >= keys.ends[first]) first++;
     ahead();
-    with_vectors(keys.vectors - first,
-                 [&](auto n) { score_rows<F, n>(tile, dims, q, scale, keys, key, first, bias, mask, s, largest); });
+    with_vectors(keys.vectors - first, [&](auto n) {
+      Pack<T> acc[kRows][kVectors];
+      score_rows<F, n>(k, key_stride, dims, q, scale, keys, key, first, bias, acc);
+      finish(n, key, first, acc);
+    });
   }
 }
+
+/// What the forward does with scores: into s [kScoreRows][kBlock], rows in excess included; `largest`, by lane, takes
+/// their maximum.
+template <class T, class Mask>
+struct StoreScores {
+  const Mask& mask;
+  Index last;  // of the keys in use
+  T* s;
+  Pack<T>* largest;
+
+  template <int N>
+  EIGEN_ALWAYS_INLINE void operator()(std::integral_constant<int, N>, Index key, int r0,
+                                      Pack<T> (&acc)[kRows][kVectors]) const {
+    hide<N, T>(mask, last, key, r0, acc);
+#pragma GCC unroll 8
+    for (int a = 0; a < kRows; a++)
+#pragma GCC unroll 4
+      for (int r = 0; r < N; r++) {
+        largest[r0 + r] = max(largest[r0 + r], acc[a][r]);
+        store<T>(s + (key + a) * kBlock<T> + (r0 + r) * kLanes<T>, acc[a][r]);
+      }
+  }
+};
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "alibi/kernel/bias.hpp"
 #include "alibi/kernel/cached.hpp"
 #include "alibi/kernel/rows.hpp"
 #include "alibi/kernel/simd.hpp"
@@ -23,12 +24,13 @@ template <class E>
 using Sum = std::conditional_t<std::is_same_v<E, double>, double, float>;
 
 /// How numbers are stored and multiplied: queries and output of E, keys and values of S, as rows or in a cache.
-/// `pairs`: bfloat16 is multiplied by the dot product instruction.
-template <class E, class S, bool cached, bool pairs = false>
+/// `pairs`: bfloat16 is multiplied by the dot product instruction. `Law` is the bias (bias.hpp).
+template <class E, class S, bool cached, bool pairs = false, template <class> class Law = LinearBias>
 struct Format {
   using Query = E;
   using Stored = S;
   using T = Sum<E>;
+  using Bias = Law<T>;
   static constexpr bool kPairs = pairs;
   static_assert(!pairs || (std::is_same_v<E, Bfloat16> && std::is_same_v<S, Bfloat16>));
   using Unit = std::conditional_t<kPairs, BfloatPair, T>;
