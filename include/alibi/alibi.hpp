@@ -2,6 +2,7 @@
 #pragma once
 
 #include "alibi/attention.hpp"
+#include "alibi/backward.hpp"
 #include "alibi/bias.hpp"
 #include "alibi/decode.hpp"
 #include "alibi/horizon.hpp"
@@ -12,4 +13,5 @@
 #include "alibi/position/sinusoidal.hpp"
 #include "alibi/position/t5_bias.hpp"
 #include "alibi/slopes.hpp"
+#include "alibi/table_bias.hpp"
 #include "alibi/tensor.hpp"

@@ -58,26 +58,27 @@ View<X> part_of(View<X> x, Index b, const KeyRange& tokens) {
 
 /// Checks a call and runs it; the errors are those that the comment above promises. Its sequences are part(0), part(1),
 /// …; `begin` is called once all is known to be right.
-template <class E, class T, class Parts, class Begin>
+template <class E, class T, template <class> class Law, class Parts, class Begin>
 void forward_parts(const View<E>& output, std::optional<std::span<T>> lse, const View<const E>& q,
-                   const View<const E>& k, const View<const E>& v, const SlopeView<T>& slopes, const Options& options,
-                   Workspace& workspace, const Sequences& sequences, const Parts& part, const Begin& begin) {
+                   const View<const E>& k, const View<const E>& v, const BiasView<T, Law>& bias,
+                   const Options& options, Workspace& workspace, const Sequences& sequences, const Parts& part,
+                   const Begin& begin) {
   check_inputs(q, k, v);
-  check_slopes(slopes, q.heads, sequences);
+  check_bias(bias, q.heads, sequences);
   check_output(output, q, v.head_dim);
   const double scale = scale_of<T>(options, q.head_dim), tolerance = tolerance_of<T>(options);
   Pruning* const report = report_of(options, sequences, q.heads);
   resolve(options.mask, q.tokens, k.tokens);
-  const std::pair of_q(q, "q"), of_k(k, "k"), of_v(v, "v");
-  require_apart(output, "output", slopes, of_q, of_k, of_v);
+  const std::pair of_q(q, "q"), of_k(k, "k"), of_v(v, "v"), of_bias = memory_of(bias);
+  require_apart(output, "output", of_q, of_k, of_v, of_bias);
   if (lse) {
     const View<T> row = lse_row(*lse, q.batch * q.heads * q.tokens);
-    require_apart(row, "lse", slopes, of_q, of_k, of_v);
+    require_apart(row, "lse", of_q, of_k, of_v, of_bias);
     require(!overlap(row, output), "lse overlaps output; expected memory of its own");
   }
   begin();
 
-  with_format<E, E, false>(options, [&]<class F>(F) {
+  with_format<E, E, false, Law>(options, [&]<class F>(F) {
     const auto sequence = [&](Index s) {
       const Part of = part(s);
       return kernel::Sequence<F>{
@@ -87,14 +88,14 @@ void forward_parts(const View<E>& output, std::optional<std::span<T>> lse, const
           .v = part_of(v, of.batch, of.keys),
           .lse = lse ? lse->data() + of.batch * q.heads * q.tokens + of.queries.begin : nullptr,
           .lse_stride = q.tokens,
-          .slopes = slopes.data + s * slopes.batch_stride,
-          .slope_stride = slopes.head_stride,
+          .slopes = bias.slopes.data + s * bias.slopes.batch_stride,
+          .slope_stride = bias.slopes.head_stride,
           .mask = resolve(options.mask, of.queries.end - of.queries.begin, of.keys.end - of.keys.begin),
           .tolerance = tolerance,
           .kv_heads = k.heads};
     };
     run(kernel::Forward<F>{{}, q.heads, k.heads, q.head_dim, v.head_dim, scale, report}, sequences.count, sequence,
-        options.executor, workspace);
+        options.executor, workspace, bias.table);
   });
 }
 
@@ -110,7 +111,7 @@ void forward_into(Output& output, std::optional<std::span<SumOf<Q>>> lse, const 
   check_scalars<E, typename Adapter<K>::Scalar, typename Adapter<V>::Scalar, decltype(into)>();
   const View<const E> queries = Adapter<Q>::of(q, "q"), keys = Adapter<K>::of(k, "k"), values = Adapter<V>::of(v, "v");
   const auto whole = [&](Index b) { return Part{b, {0, queries.tokens}, {0, keys.tokens}}; };
-  forward_parts<E, SumOf<Q>>(into, lse, queries, keys, values, slope_view<SumOf<Q>>(slopes), options, workspace,
+  forward_parts<E, SumOf<Q>>(into, lse, queries, keys, values, bias_view<SumOf<Q>>(slopes, queries.heads), options, workspace,
                              {queries.batch}, whole, [] {});
 }
 

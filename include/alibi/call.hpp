@@ -17,18 +17,19 @@
 #include "alibi/kernel/plan.hpp"
 #include "alibi/kernel/probe.hpp"
 #include "alibi/options.hpp"
+#include "alibi/table_bias.hpp"
 #include "alibi/workspace.hpp"
 
 namespace alibi::inline ALIBI_ISA::detail {
 
-/// Calls f with the format that numbers of E, in keys and values of S, are multiplied in.
-template <class E, class S, bool cached, class Body>
+/// Calls f with the format that numbers of E, in keys and values of S, are multiplied in; Law is the bias.
+template <class E, class S, bool cached, template <class> class Law = kernel::LinearBias, class Body>
 void with_format(const Options& options, const Body& body) {
   if constexpr (kernel::kDotsPairs && std::is_same_v<E, Eigen::bfloat16> && std::is_same_v<S, Eigen::bfloat16>) {
     if (options.dot_product ? *options.dot_product : kernel::dots_are_faster())
-      return body(kernel::Format<E, S, cached, true>());
+      return body(kernel::Format<E, S, cached, true, Law>());
   }
-  body(kernel::Format<E, S, cached>());
+  body(kernel::Format<E, S, cached, false, Law>());
 }
 
 /// Hands out pieces of a workspace, each on cache lines of its own. Without memory it only counts.
@@ -88,9 +89,10 @@ struct CallMemory {
   std::span<Measured<T>> measured;    // the same
   std::span<T> numbers;               // of each of them, then the tails of the heads of those sequences
   std::span<std::int32_t> apart;
+  std::span<T> table;  // of a bias that comes from one: [heads][kernel::Tables::size()]
 
   struct Sizes {
-    Index scratch = 0, sequences = 0, cached = 0, items = 0, measures = 0, radii = 0, numbers = 0, apart = 0;
+    Index scratch = 0, sequences = 0, cached = 0, items = 0, measures = 0, radii = 0, numbers = 0, apart = 0, table = 0;
   };
   CallMemory(Arena& arena, const Sizes& sizes)
       : scratch(arena.take<std::byte>(sizes.scratch)),
@@ -101,7 +103,8 @@ struct CallMemory {
         radii(arena.take<kernel::Radii<T>>(sizes.radii)),
         measured(arena.take<Measured<T>>(sizes.radii)),
         numbers(arena.take<T>(sizes.numbers)),
-        apart(arena.take<std::int32_t>(sizes.apart)) {}
+        apart(arena.take<std::int32_t>(sizes.apart)),
+        table(arena.take<T>(sizes.table)) {}
 };
 
 /// Measures the keys of every sequence with something to prune, and hands the sequences the result.
@@ -172,15 +175,16 @@ void make_sequences(std::span<kernel::Sequence<F>> sequences, std::span<Cached> 
   }
 }
 
-/// Runs a checked call whose sequences are make(0), …, make(count - 1); for those in a cache, make.head(s, kv_head) is
-/// where a kv head lies.
+/// Room for a call of so many sequences, make(0), …, make(count - 1), scratch aside.
 template <class F, class Make>
-void run(kernel::Forward<F> call, Index count, const Make& make, const Executor& executor, Workspace& workspace) {
+typename CallMemory<F>::Sizes sizes_of(const kernel::Forward<F>& call, Index count, const Make& make,
+                                       const TableBias<typename F::T>& table) {
   using T = typename F::T;
   const kernel::ForwardScratch<F> scratch(call.head_dim, call.value_dim);
   typename CallMemory<F>::Sizes sizes;
   sizes.sequences = count;
   sizes.cached = F::kCached ? count * call.kv_heads : 0;
+  if (table.entries > 0) sizes.table = call.heads * kernel::Tables<T>{nullptr, table.entries, table.first}.size();
   for (Index s = 0; s < count; s++) {
     const kernel::Sequence<F> sequence = make(s);
     const Index tiles = measured_tiles(sequence), heads = tiles > 0 ? call.kv_heads : 0;
@@ -191,21 +195,50 @@ void run(kernel::Forward<F> call, Index count, const Make& make, const Executor&
     sizes.numbers += heads * kernel::KeyNumbers<T>::size(call.head_dim, tiles, sides) + call.heads * sides * tiles;
     sizes.apart += heads * tiles;
   }
-  sizes.scratch = Index(scratch.bytes) * std::min<Index>(executor.slots(), sizes.items);
+  return sizes;
+}
+
+/// Everything that stands before the tasks: the sequences, the tables of a bias, what pruning knows of the keys.
+template <class F, class Make>
+void prepare(kernel::Forward<F>& call, CallMemory<F>& memory, const Make& make, const TableBias<typename F::T>& table,
+             const Executor& executor) {
+  make_sequences<F>(memory.sequences, memory.cached, call.kv_heads, make);
+  call.sequences = memory.sequences;
+  if (call.report) std::fill_n(call.report, memory.sequences.size() * std::size_t(call.heads), Pruning());
+  if (table.entries > 0) {
+    const kernel::Tables<typename F::T> tables{memory.table.data(), table.entries, table.first};
+    for (Index h = 0; h < call.heads; h++)
+      kernel::pad_table(table.data + h * table.head_stride, table.entries, &memory.table[std::size_t(h * tables.size())]);
+    for (auto& sequence : memory.sequences) sequence.tables = tables;
+  }
+  measure_keys(memory, call, executor);
+}
+
+/// The tasks of the forward; `scratch` has ForwardScratch's bytes for every slot.
+template <class F>
+void run_forward(const kernel::Forward<F>& call, std::span<kernel::ForwardItem> items, std::byte* scratch,
+                 const Executor& executor) {
+  const kernel::ForwardScratch<F> size(call.head_dim, call.value_dim);
+  kernel::list_items(call, size, items);
+  executor.for_each(Index(items.size()), [&](Index i, int slot) {
+    kernel::ForwardTask<F>(call, items[std::size_t(i)], scratch + std::size_t(slot) * size.bytes).run();
+  });
+}
+
+/// Runs a checked call whose sequences are make(0), …, make(count - 1); for those in a cache, make.head(s, kv_head) is
+/// where a kv head lies. `table`: of a bias that comes from one.
+template <class F, class Make>
+void run(kernel::Forward<F> call, Index count, const Make& make, const Executor& executor, Workspace& workspace,
+         const TableBias<typename F::T>& table = {}) {
+  typename CallMemory<F>::Sizes sizes = sizes_of(call, count, make, table);
+  sizes.scratch = Index(kernel::ForwardScratch<F>(call.head_dim, call.value_dim).bytes) *
+                  std::min<Index>(executor.slots(), sizes.items);
   Arena counted;
   CallMemory<F>(counted, sizes);
   Arena arena(workspace.reserve(counted.used()));
   CallMemory<F> memory(arena, sizes);
-
-  make_sequences<F>(memory.sequences, memory.cached, call.kv_heads, make);
-  call.sequences = memory.sequences;
-  if (call.report) std::fill_n(call.report, count * call.heads, Pruning());
-  measure_keys(memory, call, executor);
-  kernel::list_items(call, scratch, memory.items);
-  executor.for_each(sizes.items, [&](Index i, int slot) {
-    std::byte* mine = memory.scratch.data() + std::size_t(slot) * scratch.bytes;
-    kernel::ForwardTask<F>(call, memory.items[std::size_t(i)], mine).run();
-  });
+  prepare(call, memory, make, table, executor);
+  run_forward(call, memory.items, memory.scratch.data(), executor);
 }
 
 }  // namespace alibi::inline ALIBI_ISA::detail

@@ -12,6 +12,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "alibi/bias_view.hpp"
 #include "alibi/error.hpp"
 #include "alibi/options.hpp"
 #include "alibi/view.hpp"
@@ -27,7 +28,34 @@ bool is_empty(const View<T>& x) {
   return x.batch * x.heads * x.tokens * x.head_dim == 0;
 }
 
-/// Whether two views share a byte of the range from their first to their last element.
+/// Whether two views of numbers of one size lie between one another's rows, as q, k and v do that are slices of one
+/// array: seen modulo one of the strides, no two of their numbers are in the same place.
+template <class T, class U>
+bool interleaved(const View<T>& a, const View<U>& b) {
+  if (sizeof(T) != sizeof(U)) return false;
+  // The numbers of a view within one period, or 0 if they are not the same in every one.
+  const auto extent = [](const auto& x, Index period) {
+    Index all = x.head_dim;
+    for (const auto& [size, stride] :
+         {std::pair(x.batch, x.batch_stride), std::pair(x.heads, x.head_stride), std::pair(x.tokens, x.token_stride)}) {
+      if (size <= 1 || stride % period == 0) continue;
+      if (stride < 0 || stride > period) return Index(0);
+      all += (size - 1) * stride;
+    }
+    return all;
+  };
+  const auto gap = std::intptr_t(reinterpret_cast<std::uintptr_t>(b.data) - reinterpret_cast<std::uintptr_t>(a.data));
+  if (gap % std::intptr_t(sizeof(T)) != 0) return false;
+  for (const Index period : {a.batch_stride, a.head_stride, a.token_stride}) {
+    if (period <= 0) continue;
+    const Index of_a = extent(a, period), of_b = extent(b, period);
+    const Index from = (Index(gap / std::intptr_t(sizeof(T))) % period + period) % period;
+    if (of_a > 0 && of_b > 0 && of_a <= from && from + of_b <= period) return true;
+  }
+  return false;
+}
+
+/// Whether two views may share a byte.
 template <class T, class U>
 bool overlap(const View<T>& a, const View<U>& b) {
   const auto range = []<class X>(const View<X>& x) {
@@ -40,7 +68,7 @@ bool overlap(const View<T>& a, const View<U>& b) {
   if (is_empty(a) || is_empty(b)) return false;
   const auto [a_low, a_high] = range(a);
   const auto [b_low, b_high] = range(b);
-  return a_low < b_high && b_low < a_high;
+  return a_low < b_high && b_low < a_high && !interleaved(a, b);
 }
 
 /// Whether rows of a view may share memory with one another.
@@ -116,26 +144,54 @@ void check_slopes(const SlopeView<T>& slopes, Index heads, const Sequences& sequ
     }
 }
 
-/// That an array which is written, `x`, shares no memory with the slopes or with any array that is read.
-template <class X, class T, class... Read>
-void require_apart(const View<X>& x, const char* name, const SlopeView<T>& m,
-                   const std::pair<View<Read>, const char*>&... read) {
+template <class Bias>
+void check_bias(const Bias& bias, Index heads, const Sequences& sequences) {
+  Bias::kTable ? check_table(bias.table, heads) : check_slopes(bias.slopes, heads, sequences);
+}
+
+/// That an array which is written, `x`, shares no memory with any array that is read.
+template <class X, class... Read>
+void require_apart(const View<X>& x, const char* name, const std::pair<View<Read>, const char*>&... read) {
   const auto apart = [&](const auto& other, const char* other_name) {
     require(!overlap(x, other), name, " overlaps ", other_name, "; expected memory of its own");
   };
   (apart(read.first, read.second), ...);
-  apart(View<const T>{m.data, m.batch, 1, m.heads, 1, m.batch_stride, 0, m.head_stride}, "slopes");
 }
+
+/// The memory of a bias and its name, for require_apart().
+template <class T>
+std::pair<View<const T>, const char*> memory_of(const SlopeView<T>& m) {
+  return {{m.data, m.batch, 1, m.heads, 1, m.batch_stride, 0, m.head_stride}, "slopes"};
+}
+template <class T, template <class> class Law>
+std::pair<View<const T>, const char*> memory_of(const BiasView<T, Law>& bias) {
+  if (!bias.kTable) return memory_of(bias.slopes);
+  const TableBias<T>& table = bias.table;
+  return {{table.data, 1, 1, table.heads, table.entries, 0, 0, table.head_stride}, "the table"};
+}
+
+/// That x is as large as `like` in all but its head_dim; `what` says whose sizes these are.
+template <class X, class L>
+void check_shape(const View<X>& x, const char* name, const View<L>& like, Index head_dim, const char* what) {
+  require(x.batch == like.batch && x.heads == like.heads && x.tokens == like.tokens && x.head_dim == head_dim, name,
+          " is [", x.batch, ", ", x.heads, ", ", x.tokens, ", ", x.head_dim, "]; expected [", like.batch, ", ",
+          like.heads, ", ", like.tokens, ", ", head_dim, "], ", what);
+  require_memory(x, name);
+}
+
+/// That rows which are to be written do not overlap.
+template <class X>
+void require_rows(const View<X>& x, const char* name) {
+  require(!overlaps_itself(x), name, " has strides ", x.batch_stride, ", ", x.head_stride, ", ", x.token_stride,
+          " of batch, heads and tokens; expected rows that do not overlap");
+}
+
+inline constexpr const char* kLikeOutput = "batch, heads and tokens of q, head_dim of v";
 
 template <class E>
 void check_output(const View<E>& output, const View<const E>& q, Index value_dim) {
-  require(
-      output.batch == q.batch && output.heads == q.heads && output.tokens == q.tokens && output.head_dim == value_dim,
-      "output is [", output.batch, ", ", output.heads, ", ", output.tokens, ", ", output.head_dim, "]; expected [",
-      q.batch, ", ", q.heads, ", ", q.tokens, ", ", value_dim, "], batch, heads and tokens of q, head_dim of v");
-  require_memory(output, "output");
-  require(!overlaps_itself(output), "output has strides ", output.batch_stride, ", ", output.head_stride, ", ",
-          output.token_stride, " of batch, heads and tokens; expected rows that do not overlap");
+  check_shape(output, "output", q, value_dim, kLikeOutput);
+  require_rows(output, "output");
 }
 
 /// An lse array as a view of one row, so that its memory can be compared with others'.

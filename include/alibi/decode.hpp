@@ -190,11 +190,11 @@ void decode_views(const View<E>& output, std::optional<std::span<T>> lse, const 
   const double scale = scale_of<T>(options, q.head_dim), tolerance = tolerance_of<T>(options);
   Pruning* const report = report_of(options, {q.batch}, q.heads);
   const Mask mask = cache_mask(cache, options.mask);
-  const std::pair of_q(q, "q");
-  require_apart(output, "output", slopes, of_q);
+  const std::pair of_q(q, "q"), of_slopes = memory_of(slopes);
+  require_apart(output, "output", of_q, of_slopes);
   if (lse) {
     const View<T> row = lse_row(*lse, q.batch * q.heads * q.tokens);
-    require_apart(row, "lse", slopes, of_q);
+    require_apart(row, "lse", of_q, of_slopes);
     require(!overlap(row, output), "lse overlaps output; expected memory of its own");
   }
   check_reach(cache, q, slopes, mask, scale);
@@ -222,7 +222,10 @@ void decode_into(Output& output, std::optional<std::span<SumOf<Q>>> lse, const Q
                 "alibi: q must hold the scalar of the cache, or float for a cache of bfloat16 or half.");
   const auto into = Adapter<std::remove_const_t<Output>>::of(output, "output");
   check_scalars<E, E, E, decltype(into)>();
-  decode_views<E, S, T>(into, lse, Adapter<Q>::of(q, "q"), cache, slope_view<T>(slopes), options, workspace);
+  const View<const E> queries = Adapter<Q>::of(q, "q");
+  const auto bias = bias_view<T>(slopes, queries.heads);
+  static_assert(!bias.kTable, "alibi: attention over a cache takes slopes or alibi::no_bias, not a table.");
+  decode_views<E, S, T>(into, lse, queries, cache, bias.slopes, options, workspace);
 }
 
 /// The result of q's kind for the values of the cache.

@@ -86,7 +86,7 @@ void packed_into(Output& output, std::optional<std::span<PackedSumOf<Q>>> lse, c
     const auto s = std::size_t(sequence);
     return Part{0, {of_q[s], of_q[s + 1]}, {of_k[s], of_k[s + 1]}};
   };
-  forward_parts<E, T>(into, lse, queries, keys, values, slope_view<T>(slopes), options, workspace,
+  forward_parts<E, T>(into, lse, queries, keys, values, bias_view<T>(slopes, queries.heads), options, workspace,
                       {Index(of_q.size()) - 1, true}, part, [] {});
 }
 
@@ -119,7 +119,7 @@ void padded_into(Output& output, std::optional<std::span<SumOf<Q>>> lse, const Q
         }
     }
   };
-  forward_parts<E, T>(into, lse, queries, keys, values, slope_view<T>(slopes), options, workspace, {queries.batch},
+  forward_parts<E, T>(into, lse, queries, keys, values, bias_view<T>(slopes, queries.heads), options, workspace, {queries.batch},
                       part, clear_padding);
 }
 

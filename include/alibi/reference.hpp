@@ -1,11 +1,14 @@
-// The definition of attention, naive, in double: for tests and research, not for speed. It shares no code with the
-// kernels.
+// The definition of attention and of its gradients, naive, in double: for tests and research, not for speed. It shares
+// no code with the kernels.
 //
-//   s_ij = τ q_i·k_j - m_h |p_i - j|        p_i = i + query_offset, for the keys j that the mask lets query i see
+//   s_ij = τ q_i·k_j + bias_ij              p_i = i + query_offset, for the keys j that the mask lets query i see
 //   o_i  = Σ_j exp(s_ij) v_j / Σ_j exp(s_ij)
 //   lse_i = ln Σ_j exp(s_ij)
 //
-// Cost: batch x heads x queries x keys x (head_dim + value_dim) multiply-adds, one at a time.
+// The bias is -m_h |p_i - j|, or an entry of a table for p_i - j (table_bias.hpp), or none.
+//
+// Cost: batch x heads x queries x keys x (head_dim + value_dim) multiply-adds, one at a time; three times that for the
+// gradients.
 #pragma once
 
 #include <Eigen/Core>
@@ -14,10 +17,12 @@
 #include <cstddef>
 #include <limits>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "alibi/error.hpp"
 #include "alibi/mask.hpp"
+#include "alibi/table_bias.hpp"
 #include "alibi/view.hpp"
 
 namespace alibi::inline ALIBI_ISA::reference {
@@ -29,6 +34,12 @@ struct Result {
   Eigen::VectorXd lse;  ///< [batch x heads x queries]
 };
 
+struct Gradients {
+  Matrix q;     ///< [batch x heads x queries, head_dim], row (b * heads + h) * queries + i
+  Matrix k, v;  ///< [batch x kv_heads x keys, head_dim or value_dim], row (b * kv_heads + h) * keys + j
+  Matrix bias;  ///< [batch, heads] of slopes; [heads, entries] of a table, summed over the batch; empty for no_bias
+};
+
 /// |p - j|
 inline Index distance(Index p, Index j) { return p < j ? j - p : p - j; }
 
@@ -37,76 +48,233 @@ inline bool sees(const Mask& mask, Index p, Index j) {
   return (!mask.causal || j <= p) && (!mask.window || distance(p, j) < *mask.window);
 }
 
-template <class T>
-double dot(const T* x, const T* y, Index size) {
+template <class T, class U>
+double dot(const T* x, const U* y, Index size) {
   double sum = 0;
   for (Index d = 0; d < size; d++) sum += double(x[d]) * double(y[d]);
   return sum;
 }
 
-/// One query at position p against keys [keys, head_dim] and values [keys, value_dim] of one head, each given by a
-/// pointer and a stride of tokens. Writes the output to o, [value_dim], and returns the lse.
+/// y += a x
+template <class T>
+void add(double a, const T* x, Index size, double* y) {
+  for (Index d = 0; d < size; d++) y[d] += a * double(x[d]);
+}
+
+template <class T>
+T* token(const View<T>& x, Index b, Index h, Index i) {
+  return x.data + b * x.batch_stride + h * x.head_stride + i * x.token_stride;
+}
+
+/// The bias -m |p - j| of one head.
+///
+/// The distance where it is largest, the row's origin, is taken out of the row in integers, which softmax does not see,
+/// and goes back into the lse: a position of 2^40 would cost the logits most of their digits. Nor does the gradient see
+/// it, as Σ_j dS_ij = 0.
+struct SlopeOfHead {
+  double m;
+
+  Index origin(Index p, const std::vector<Index>& keys) const {
+    const auto nearer = [p](Index a, Index b) { return distance(p, a) < distance(p, b); };
+    const auto [nearest, farthest] = std::minmax_element(keys.begin(), keys.end(), nearer);
+    return distance(p, m >= 0 ? *nearest : *farthest);
+  }
+  double at_origin(Index origin) const { return -m * double(origin); }
+  double beyond(Index origin, Index p, Index j) const { return -m * double(distance(p, j) - origin); }
+  /// dm -= dS |p - j|
+  void add_gradient(double dS, Index origin, Index p, Index j, double* dm) const {
+    *dm -= dS * double(distance(p, j) - origin);
+  }
+};
+
+/// The bias of one head from its row of a table; it has no origin to take out.
+template <class T>
+struct TableOfHead {
+  const T* entry;
+  Index entries, first;
+
+  Index at(Index p, Index j) const { return std::clamp<Index>(p - j - first, 0, entries - 1); }
+  Index origin(Index, const std::vector<Index>&) const { return 0; }
+  double at_origin(Index) const { return 0; }
+  double beyond(Index, Index p, Index j) const { return double(entry[at(p, j)]); }
+  void add_gradient(double dS, Index, Index p, Index j, double* dtable) const { dtable[at(p, j)] += dS; }
+};
+
+/// The biases of all heads, and where their gradients go.
+template <class T>
+struct Slopes {
+  SlopeView<T> m;
+
+  bool fit(Index batch, Index heads) const { return m.heads == heads && (m.batch == batch || m.batch_stride == 0); }
+  SlopeOfHead head(Index b, Index h) const { return {double(m.data[b * m.batch_stride + h * m.head_stride])}; }
+  Matrix no_gradient(Index batch) const { return Matrix::Zero(batch, m.heads); }
+  double* gradient(Matrix& bias, Index b, Index h) const { return &bias(b, h); }
+};
+
+template <class T>
+struct Table {
+  TableBias<T> table;
+
+  bool fit(Index, Index heads) const { return table.heads == heads && table.entries >= 1; }
+  TableOfHead<T> head(Index, Index h) const { return {table.data + h * table.head_stride, table.entries, table.first}; }
+  Matrix no_gradient(Index) const { return Matrix::Zero(table.heads, table.entries); }
+  double* gradient(Matrix& bias, Index, Index h) const { return &bias(h, 0); }
+};
+
+template <class T, class S>
+Slopes<T> bias_of(const S& slopes, Index) {
+  return {slope_view<T>(slopes)};
+}
+template <class T>
+Table<T> bias_of(const TableBias<T>& table, Index) {
+  return {table};
+}
+template <class T>
+Slopes<T> bias_of(const NoBias&, Index heads) {
+  static constexpr T zero = 0;
+  return {{&zero, 1, heads, 0, 0}};
+}
+
+/// What one query sees.
+struct Row {
+  std::vector<Index> keys;
+  std::vector<double> p;  ///< the softmax of their logits
+  Index origin = 0;       ///< of the bias
+  double lse = -std::numeric_limits<double>::infinity();
+};
+
+/// One query at position p against keys [keys, head_dim] of one head, given by a pointer and a stride of tokens.
+template <class T, class Bias>
+Row softmax(const T* q, Index p, const View<const T>& k, const Bias& bias, const Mask& mask, double scale) {
+  Row row;
+  for (Index j = 0; j < k.tokens; j++)
+    if (sees(mask, p, j)) row.keys.push_back(j);
+  if (row.keys.empty()) return row;
+
+  row.origin = bias.origin(p, row.keys);
+  for (const Index j : row.keys)
+    row.p.push_back(scale * dot(q, k.data + j * k.token_stride, k.head_dim) + bias.beyond(row.origin, p, j));
+  const double largest = *std::max_element(row.p.begin(), row.p.end());
+  double sum = 0;
+  for (double& x : row.p) sum += x = std::exp(x - largest);
+  for (double& x : row.p) x /= sum;
+  row.lse = largest + std::log(sum) + bias.at_origin(row.origin);
+  return row;
+}
+
+/// The row's mean of values [keys, value_dim] of one head, to o, [value_dim].
+template <class T>
+void mean(const Row& row, const View<const T>& v, double* o) {
+  std::fill_n(o, v.head_dim, 0.0);
+  for (std::size_t n = 0; n < row.keys.size(); n++) add(row.p[n], v.data + row.keys[n] * v.token_stride, v.head_dim, o);
+}
+
+/// The two of them for one query and a slope. Writes the output to o and returns the lse.
 template <class T>
 double attend(const T* q, Index p, View<const T> k, View<const T> v, double slope, const Mask& mask, double scale,
               double* o) {
-  std::fill_n(o, v.head_dim, 0.0);
-  std::vector<Index> visible;
-  for (Index j = 0; j < k.tokens; j++)
-    if (sees(mask, p, j)) visible.push_back(j);
-  if (visible.empty()) return -std::numeric_limits<double>::infinity();
-
-  // The distance where the bias is largest is taken out of the row in integers, which softmax does not see, and goes
-  // back into the lse: a position of 2^40 would cost the logits most of their digits.
-  const auto nearer = [p](Index a, Index b) { return distance(p, a) < distance(p, b); };
-  const auto [nearest, farthest] = std::minmax_element(visible.begin(), visible.end(), nearer);
-  const Index common = distance(p, slope >= 0 ? *nearest : *farthest);
-
-  std::vector<double> s;
-  s.reserve(visible.size());
-  for (const Index j : visible)
-    s.push_back(scale * dot(q, k.data + j * k.token_stride, k.head_dim) - slope * double(distance(p, j) - common));
-
-  const double largest = *std::max_element(s.begin(), s.end());
-  double sum = 0;
-  for (double& x : s) sum += x = std::exp(x - largest);
-  for (std::size_t n = 0; n < visible.size(); n++)
-    for (Index d = 0; d < v.head_dim; d++) o[d] += s[n] / sum * double(v.data[visible[n] * v.token_stride + d]);
-  return largest + std::log(sum) - slope * double(common);
+  const Row row = softmax(q, p, k, SlopeOfHead{slope}, mask, scale);
+  mean(row, v, o);
+  return row.lse;
 }
 
-/// q [batch, heads, queries, head_dim], k [batch, kv_heads, keys, head_dim], v [batch, kv_heads, keys, value_dim],
-/// slopes [heads] or [batch, heads]: arrays as in view.hpp, of float or double. The default scale is 1 /
-/// sqrt(head_dim). Throws std::invalid_argument for shapes that do not fit.
-template <class Q, class K, class V, class Slopes>
-Result attention(const Q& q_array, const K& k_array, const V& v_array, const Slopes& slopes, const Mask& mask = {},
-                 std::optional<double> scale = std::nullopt) {
+/// The inputs, of one scalar.
+template <class T, class Bias>
+struct Inputs {
+  View<const T> q, k, v;
+  Bias bias;
+  Mask mask;
+  double scale;
+
+  Index kv_head(Index h) const { return h / (q.heads / k.heads); }
+  Index position(Index i) const { return i + mask.query_offset.value_or(k.tokens - q.tokens); }
+  View<const T> of_kv_head(View<const T> x, Index b, Index h) const {
+    x.data = token(x, b, kv_head(h), 0);
+    return x;
+  }
+  Row row(Index b, Index h, Index i) const {
+    return softmax(token(q, b, h, i), position(i), of_kv_head(k, b, h), bias.head(b, h), mask, scale);
+  }
+  void mean(const Row& row, Index b, Index h, double* o) const { reference::mean(row, of_kv_head(v, b, h), o); }
+
+  /// body(row's number, b, h, i)
+  template <class Body>
+  void for_each_row(Body body) const {
+    Index number = 0;
+    for (Index b = 0; b < q.batch; b++)
+      for (Index h = 0; h < q.heads; h++)
+        for (Index i = 0; i < q.tokens; i++) body(number++, b, h, i);
+  }
+};
+
+template <class Q, class K, class V, class Biases>
+auto inputs(const Q& q_array, const K& k_array, const V& v_array, const Biases& biases, const Mask& mask,
+            std::optional<double> scale) {
   using T = typename Adapter<Q>::Scalar;
   const View<const T> q = Adapter<Q>::of(q_array, "q"), k = Adapter<K>::of(k_array, "k"),
                       v = Adapter<V>::of(v_array, "v");
-  const SlopeView<T> m = slope_view<T>(slopes);
+  const auto bias = bias_of<T>(biases, q.heads);
   detail::require(k.batch == q.batch && v.batch == q.batch && v.heads == k.heads && k.head_dim == q.head_dim &&
                       v.tokens == k.tokens && (k.heads > 0 ? q.heads % k.heads == 0 : q.heads == 0) &&
-                      m.heads == q.heads && (m.batch == q.batch || m.batch_stride == 0),
-                  "reference: the shapes of q, k, v and slopes do not fit");
-  const double tau = scale.value_or(1 / std::sqrt(double(q.head_dim)));
-  const Index offset = mask.query_offset.value_or(k.tokens - q.tokens), rows = q.batch * q.heads * q.tokens;
+                      bias.fit(q.batch, q.heads),
+                  "reference: the shapes of q, k, v and slopes or table do not fit");
+  return Inputs<T, std::remove_const_t<decltype(bias)>>{q,    k,    v,
+                                                        bias, mask, scale.value_or(1 / std::sqrt(double(q.head_dim)))};
+}
 
-  Result result{Matrix(rows, v.head_dim), Eigen::VectorXd(rows)};
-  Index row = 0;
-  for (Index b = 0; b < q.batch; b++)
-    for (Index h = 0; h < q.heads; h++) {
-      const Index kv = h / (q.heads / k.heads);
-      View<const T> keys = k, values = v;
-      keys.data += b * k.batch_stride + kv * k.head_stride;
-      values.data += b * v.batch_stride + kv * v.head_stride;
-      for (Index i = 0; i < q.tokens; i++, row++) {
-        const T* query = q.data + b * q.batch_stride + h * q.head_stride + i * q.token_stride;
-        const double slope = double(m.data[b * m.batch_stride + h * m.head_stride]);
-        result.lse[row] =
-            attend(query, i + offset, keys, values, slope, mask, tau, result.output.data() + row * v.head_dim);
-      }
-    }
+/// q [batch, heads, queries, head_dim], k [batch, kv_heads, keys, head_dim], v [batch, kv_heads, keys, value_dim],
+/// biases: slopes [heads] or [batch, heads], a table_bias() or no_bias. Arrays as in view.hpp, of float or double. The
+/// default scale is 1 / sqrt(head_dim). Throws std::invalid_argument for shapes that do not fit.
+template <class Q, class K, class V, class Biases>
+Result attention(const Q& q, const K& k, const V& v, const Biases& biases, const Mask& mask = {},
+                 std::optional<double> scale = std::nullopt) {
+  const auto in = inputs(q, k, v, biases, mask, scale);
+  const Index rows = in.q.batch * in.q.heads * in.q.tokens;
+  Result result{Matrix(rows, in.v.head_dim), Eigen::VectorXd(rows)};
+  in.for_each_row([&](Index number, Index b, Index h, Index i) {
+    const Row row = in.row(b, h, i);
+    in.mean(row, b, h, result.output.data() + number * in.v.head_dim);
+    result.lse[number] = row.lse;
+  });
   return result;
+}
+
+/// The gradients of f, any function of the output, for grad_output dO = ∂f/∂o, [batch, heads, queries, value_dim] of an
+/// array kind and scalar of its own; otherwise as attention().
+///
+///   dP_ij = dO_i·v_j      D_i = dO_i·o_i      dS_ij = P_ij (dP_ij - D_i)
+///   dV_j = Σ_i P_ij dO_i  dQ_i = τ Σ_j dS_ij k_j  dK_j = τ Σ_i dS_ij q_i  dm = -Σ_ij dS_ij |p_i - j|
+///
+/// The entry of a table has the sum of dS_ij over the pairs that read it; k and v that of all heads that share them.
+template <class O, class Q, class K, class V, class Biases>
+Gradients attention_backward(const O& grad_output, const Q& q, const K& k, const V& v, const Biases& biases,
+                             const Mask& mask = {}, std::optional<double> scale = std::nullopt) {
+  const auto in = inputs(q, k, v, biases, mask, scale);
+  const View<const typename Adapter<O>::Scalar> dO = Adapter<O>::of(grad_output, "grad_output");
+  detail::require(
+      dO.batch == in.q.batch && dO.heads == in.q.heads && dO.tokens == in.q.tokens && dO.head_dim == in.v.head_dim,
+      "reference: the shape of grad_output does not fit");
+  const Index kv_rows = in.k.batch * in.k.heads * in.k.tokens, dim = in.q.head_dim, value_dim = in.v.head_dim;
+  Gradients grad{Matrix::Zero(in.q.batch * in.q.heads * in.q.tokens, dim), Matrix::Zero(kv_rows, dim),
+                 Matrix::Zero(kv_rows, value_dim), in.bias.no_gradient(in.q.batch)};
+  std::vector<double> o(std::size_t(value_dim), 0.0);
+  in.for_each_row([&](Index number, Index b, Index h, Index i) {
+    const Row row = in.row(b, h, i);
+    in.mean(row, b, h, o.data());
+    const auto* dO_i = token(dO, b, h, i);
+    const double D = dot(dO_i, o.data(), value_dim);
+    const Index kv = in.kv_head(h), first_key = (b * in.k.heads + kv) * in.k.tokens;
+    for (std::size_t n = 0; n < row.keys.size(); n++) {
+      const Index j = row.keys[n];
+      const double dP = dot(dO_i, token(in.v, b, kv, j), value_dim), dS = row.p[n] * (dP - D);
+      add(row.p[n], dO_i, value_dim, grad.v.data() + (first_key + j) * value_dim);
+      add(in.scale * dS, token(in.k, b, kv, j), dim, grad.q.data() + number * dim);
+      add(in.scale * dS, token(in.q, b, h, i), dim, grad.k.data() + (first_key + j) * dim);
+      in.bias.head(b, h).add_gradient(dS, row.origin, in.position(i), j, in.bias.gradient(grad.bias, b, h));
+    }
+  });
+  if constexpr (std::is_same_v<Biases, NoBias>) grad.bias.resize(0, 0);
+  return grad;
 }
 
 }  // namespace alibi::inline ALIBI_ISA::reference

@@ -26,10 +26,16 @@ struct TensorAdapter {
     return View<T>{x.data(), size(0), heads, tokens, head_dim, heads * tokens * head_dim, tokens * head_dim, head_dim};
   }
 
-  using Output = Eigen::Tensor<Scalar, 4, Plain::Layout>;
+  template <class T>
+  using Like = Eigen::Tensor<T, 4, Plain::Layout>;
+  template <class T>
+  static Like<T> like(Index batch, Index heads, Index tokens, Index head_dim) {
+    return kRowMajor ? Like<T>(batch, heads, tokens, head_dim) : Like<T>(head_dim, tokens, heads, batch);
+  }
+  using Output = Like<Scalar>;
   using Lse = Eigen::Tensor<LseScalar<Scalar>, 3, Plain::Layout>;
   static Output output(Index batch, Index heads, Index tokens, Index head_dim) {
-    return kRowMajor ? Output(batch, heads, tokens, head_dim) : Output(head_dim, tokens, heads, batch);
+    return like<Scalar>(batch, heads, tokens, head_dim);
   }
   static Lse lse(Index batch, Index heads, Index tokens) {
     return kRowMajor ? Lse(batch, heads, tokens) : Lse(tokens, heads, batch);
@@ -52,10 +58,16 @@ struct PackedTensorAdapter {
     return View<T>{x.data(), 1, heads, tokens, head_dim, tokens * heads * head_dim, head_dim, heads * head_dim};
   }
 
-  using Output = Eigen::Tensor<Scalar, 3, Plain::Layout>;
+  template <class T>
+  using Like = Eigen::Tensor<T, 3, Plain::Layout>;
+  template <class T>
+  static Like<T> like(Index tokens, Index heads, Index head_dim) {
+    return kRowMajor ? Like<T>(tokens, heads, head_dim) : Like<T>(head_dim, heads, tokens);
+  }
+  using Output = Like<Scalar>;
   using Lse = Eigen::Tensor<LseScalar<Scalar>, 2, Plain::Layout>;
   static Output output(Index tokens, Index heads, Index head_dim) {
-    return kRowMajor ? Output(tokens, heads, head_dim) : Output(head_dim, heads, tokens);
+    return like<Scalar>(tokens, heads, head_dim);
   }
   static Lse lse(Index heads, Index tokens) { return kRowMajor ? Lse(heads, tokens) : Lse(tokens, heads); }
 };
@@ -75,5 +87,19 @@ struct PackedAdapter<Eigen::Tensor<T, rank, options, I>>
 template <class Plain, int options, template <class> class MakePointer>
 struct PackedAdapter<Eigen::TensorMap<Plain, options, MakePointer>>
     : detail::PackedTensorAdapter<std::remove_const_t<Plain>> {};
+
+template <class T, class S, int rank, int options, class I>
+struct SlopesLike<T, Eigen::Tensor<S, rank, options, I>> {
+  using Tensor = Eigen::Tensor<T, rank, int(Eigen::Tensor<S, rank, options, I>::Layout)>;
+  static Tensor make(const Eigen::Tensor<S, rank, options, I>& slopes) { return Tensor(slopes.dimensions()); }
+};
+
+template <class T, class Plain, int options, template <class> class MakePointer>
+struct SlopesLike<T, Eigen::TensorMap<Plain, options, MakePointer>> {
+  using Tensor = Eigen::Tensor<T, Plain::NumDimensions, int(Plain::Layout)>;
+  static Tensor make(const Eigen::TensorMap<Plain, options, MakePointer>& slopes) {
+    return Tensor(slopes.dimensions());
+  }
+};
 
 }  // namespace alibi::inline ALIBI_ISA

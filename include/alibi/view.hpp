@@ -11,8 +11,10 @@
 
 #include <Eigen/Core>
 #include <array>
+#include <cstddef>
 #include <span>
 #include <type_traits>
+#include <vector>
 
 #include "alibi/error.hpp"
 #include "alibi/kernel/isa.hpp"
@@ -61,6 +63,7 @@ View<T> view(T* data, const std::array<Index, 4>& sizes, const std::array<Index,
 ///                                                   `name` says which argument it is, for an error message
 ///   Output, static Output output(b, h, n, d)        what attention() returns; not needed for attention_into()
 ///   Lse,    static Lse lse(b, h, n)                 what attention_forward() returns beside it: data() and size()
+///   Like<T>, static Like<T> like<T>(b, h, n, d)     an array of another scalar: what attention_backward() returns
 template <class Array>
 struct Adapter {
   static_assert(!sizeof(Array),
@@ -128,9 +131,15 @@ struct Adapter<Array> {
     return View<T>{x.data(), 1, 1, x.rows(), x.cols(), 0, 0, x.outerStride()};
   }
 
-  using Output = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  template <class T>
+  using Like = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  template <class T>
+  static Like<T> like(Index, Index, Index tokens, Index head_dim) {
+    return Like<T>(tokens, head_dim);
+  }
+  using Output = Like<Scalar>;
   using Lse = Eigen::Matrix<detail::LseScalar<Scalar>, Eigen::Dynamic, 1>;
-  static Output output(Index, Index, Index tokens, Index head_dim) { return Output(tokens, head_dim); }
+  static Output output(Index b, Index h, Index tokens, Index head_dim) { return like<Scalar>(b, h, tokens, head_dim); }
   static Lse lse(Index, Index, Index tokens) { return Lse(tokens); }
 };
 
@@ -171,12 +180,30 @@ SlopeView<T> slope_view(const Slopes& slopes) {
   }
 }
 
+/// A new array of T like slopes, [heads] or [batch, heads], for their gradient. Specialised in tensor.hpp.
+template <class T, class Slopes>
+struct SlopesLike {
+  static auto make(const Slopes& slopes) {
+    if constexpr (std::is_arithmetic_v<Slopes>) {
+      return T(0);
+    } else if constexpr (detail::is_matrix<Slopes>) {
+      if constexpr (bool(Slopes::IsVectorAtCompileTime))
+        return Eigen::Matrix<T, Eigen::Dynamic, 1>(slopes.size());
+      else
+        return Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>(slopes.rows(), slopes.cols());
+    } else {
+      return std::vector<T>(std::size_t(slopes.size()));
+    }
+  }
+};
+
 /// A log-sum-exp array as a span, [batch, heads, queries] side by side: an Eigen vector or row-major matrix, a tensor
 /// of that rank (column-major: mirrored), or a contiguous range. Of packed sequences, rank 2, it is [heads, queries].
 template <class T, int rank = 3, class Lse>
 std::span<T> lse_view(Lse& lse) {
+  using Held = std::remove_reference_t<decltype(*lse.data())>;
   static_assert(
-      std::is_same_v<std::remove_reference_t<decltype(*lse.data())>, T>,
+      std::is_same_v<Held, T> || std::is_same_v<const Held, T>,
       "alibi: lse must hold the scalar of q, k and v, or float where that is bfloat16 or half, and not be const.");
   using Array = std::remove_const_t<Lse>;
   if constexpr (detail::is_matrix<Array>) {

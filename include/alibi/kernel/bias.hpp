@@ -27,11 +27,11 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// m log2 e, within the range of T.
+/// x log2 e: a slope or a bias for logits in base 2, within the range of T.
 template <class T>
-T log2_slope(double slope) {
+T base2(double x) {
   constexpr double kLargest = std::numeric_limits<T>::max();
-  return T(std::clamp(slope * std::numbers::log2e, -kLargest, kLargest));
+  return T(std::clamp(x * std::numbers::log2e, -kLargest, kLargest));
 }
 
 /// Where the queries of a block stand, for the bias; one lane a query.
@@ -162,5 +162,12 @@ class TableLaw {
   const T* at_first_;
   Index first_, last_;
 };
+
+/// A table of `entries` biases in base 2 with its padding, into `padded`.
+template <class T>
+void pad_table(const T* table, Index entries, T* padded) {
+  for (Index i = 0; i < entries + 2 * TableLaw<T>::kPadding; i++)
+    padded[i] = base2<T>(double(table[std::clamp<Index>(i - TableLaw<T>::kPadding, 0, entries - 1)]));
+}
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

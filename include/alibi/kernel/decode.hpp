@@ -45,12 +45,6 @@ inline constexpr int kTogether = 8;       // rows of a register tile acc[M][span
 /// Vectors of a register tile of so many rows.
 constexpr int span(Index rows) { return (kManyRegisters ? 4 : 2) / (rows > kTogether / 2 ? 2 : 1); }
 
-/// n, rounded up to whole vectors.
-template <class T>
-constexpr Index padded(Index n) {
-  return pieces(n, kLanes<T>) * kLanes<T>;
-}
-
 inline constexpr double kNothing = -std::numeric_limits<double>::infinity();  // log2 of no mass
 
 /// log2(2^a + 2^b)
@@ -223,7 +217,7 @@ DecodeTask<F>::DecodeTask(const Forward<F>& call, const DecodeItem& item, RowSta
     rows_[r] = {.q = q,
                 .o = o,
                 .state = states + r,
-                .slope = log2_slope<T>(slope),
+                .slope = base2<T>(slope),
                 .position = mask.nearest_key(query),
                 .nearest = slope >= 0 ? 0 : mask.farthest(query),
                 .seen = seen,

@@ -109,6 +109,7 @@ class ForwardTask {
   Source<F> source_;
   Rows<typename F::Query> output_;
   T* lse_;            // of the head, or null
+  bool framed_;
   double slope_;      // m, per position
   double log_slope_;  // m log2 e
   T scale_;           // τ log2 e
@@ -254,6 +255,7 @@ ForwardTask<F>::ForwardTask(const Forward<F>& call, const ForwardItem& item, std
   else
     source_ = {rows_of(sequence.k, kv), rows_of(sequence.v, kv)};
   lse_ = sequence.lse ? sequence.lse + h * sequence.lse_stride : nullptr;
+  framed_ = sequence.framed;
   slope_ = sequence.slope(h);
   log_slope_ = slope_ * std::numbers::log2e;
   scale_ = T(call.scale * std::numbers::log2e);
@@ -349,7 +351,7 @@ typename F::T ForwardTask<F>::lse_of(const ForwardBlock<F>& block, Index row) co
   store<T>(sum, state.sum);
   const Index lane = row % kLanes<T>, query = block.first + row;
   if (sum[lane] == 0) return -std::numeric_limits<T>::infinity();
-  const double shift = slope_ * double(mask_.common_distance(query, slope_));
+  const double shift = framed_ ? 0 : slope_ * double(mask_.common_distance(query, slope_));
   return T(double(reference[lane]) * std::numbers::ln2 + std::log(double(sum[lane])) - shift);
 }
 

@@ -49,6 +49,7 @@ struct Sequence {
   const Cached<typename F::Stored, T>* cached = nullptr;  // [kv_heads]
   T* lse = nullptr;                                       // row i of head h at lse[h lse_stride + i]; null: not wanted
   Index lse_stride = 0;
+  bool framed = false;        // lse as if each row's nearest key had no bias (bias.hpp): as many digits however far it is
   const T* slopes = nullptr;  // of head h at slopes[h slope_stride]; 0 beside tables
   Index slope_stride = 0;
   Tables<T> tables{};
@@ -64,7 +65,7 @@ struct Sequence {
     if constexpr (std::is_same_v<typename F::Bias, TableLaw<T>>)
       return {tables.padded + head * tables.size(), tables.first, tables.entries};
     else
-      return typename F::Bias(log2_slope<T>(slope(head)));
+      return typename F::Bias(base2<T>(slope(head)));
   }
 
   /// What the queries of a kv head see: of a cache, what is still there.

@@ -30,6 +30,12 @@ struct Rows {
 /// n / unit, rounded up.
 constexpr Index pieces(Index n, Index unit) { return (n + unit - 1) / unit; }
 
+/// n, rounded up to whole vectors.
+template <class T>
+constexpr Index padded(Index n) {
+  return pieces(n, kLanes<T>) * kLanes<T>;
+}
+
 /// Units in `dims` dims: a unit is a dim, or a pair of them.
 template <class U>
 inline constexpr Index kDepth = std::is_same_v<U, BfloatPair> ? 2 : 1;
@@ -79,8 +85,9 @@ EIGEN_ALWAYS_INLINE void pack_transposed(Rows<const E> rows, Index first, Index 
   }
 }
 
-/// The other way round: lane i of dim d at from[d * kBlock + i], times the lane's `scale`, to rows[first + i].
-template <class T, class E>
+/// The other way round: lane i of dim d at from[d * kBlock + i], times the lane's `scale`, to rows[first + i]. With
+/// `adds` it joins what is there.
+template <bool adds = false, class T, class E>
 EIGEN_ALWAYS_INLINE void unpack_transposed(const T* from, Pack<T> scale, Index dims, Rows<E> rows, Index first,
                                            Index count) {
   constexpr int W = kLanes<T>;
@@ -89,7 +96,11 @@ EIGEN_ALWAYS_INLINE void unpack_transposed(const T* from, Pack<T> scale, Index d
     Pack<T> square[W];
     for (int i = 0; i < W; i++) square[i] = i < n ? mul(load<T>(from + (d + i) * kBlock<T>), scale) : splat<T>(T(0));
     transpose<T>(square);
-    for (int i = 0; i < W && i < count; i++) narrow_first(rows[first + i] + d, square[i], n);
+    for (int i = 0; i < W && i < count; i++) {
+      E* const to = rows[first + i] + d;
+      if constexpr (adds) square[i] = add(square[i], load_units<T>(to, n));
+      narrow_first(to, square[i], n);
+    }
   }
 }
 

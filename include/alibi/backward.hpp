@@ -1,0 +1,290 @@
+// Gradients of attention (attention.hpp), from the gradient of its output.
+//
+//   P_ij = exp(s_ij - lse_i)                   the softmax, from the forward's log-sum-exp
+//   dV_j = Σ_i P_ij dO_i                       dP_ij = dO_i·v_j
+//   dS_ij = P_ij (dP_ij - Σ_d dO_id o_id)
+//   dQ_i = τ Σ_j dS_ij k_j                     dK_j = τ Σ_i dS_ij q_i
+//   dm_h = -Σ_ij dS_ij |p_i - j|               of a table: dtable_ht = Σ_{p_i - j at entry t} dS_ij
+//
+// Arrays, options and errors are those of attention(); `output` and `lse` are what attention_forward() gave for the same
+// arguments, grad_output [batch, heads, queries, value_dim] holds their scalar or the one that they are summed up in.
+// Gradients hold the latter: double for double, float for float, bfloat16 and half. Of kv heads that several query heads
+// read the gradient is the sum, of slopes or a table that the whole batch shares as well.
+//
+// Five products of 2 head_dim operations for every visible pair of query and key, in one pass; memory grows with the
+// tokens (backward_call.hpp). With a tolerance above 0 each row may leave out that share of its softmax mass, as in the
+// forward. The same input gives the same bits on any number of threads.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+#include "alibi/attention.hpp"
+#include "alibi/backward_call.hpp"
+#include "alibi/bias_view.hpp"
+#include "alibi/check.hpp"
+#include "alibi/options.hpp"
+#include "alibi/table_bias.hpp"
+#include "alibi/view.hpp"
+#include "alibi/workspace.hpp"
+
+namespace alibi::inline ALIBI_ISA {
+
+/// What attention_backward() returns: of q, k and v, and of the slopes, [heads] or [batch, heads] as they were given.
+template <class Q, class K, class V, class Slopes>
+struct BackwardResult {
+  Q q;
+  K k;
+  V v;
+  Slopes slopes;
+};
+/// The same of a table, a row-major matrix [heads, entries].
+template <class Q, class K, class V, class Table>
+struct TableBackwardResult {
+  Q q;
+  K k;
+  V v;
+  Table table;
+};
+/// The same without a bias.
+template <class Q, class K, class V>
+struct NoBiasBackwardResult {
+  Q q;
+  K k;
+  V v;
+};
+
+namespace detail {
+
+/// What the forward gave, in place of which a call is written {output, lse} or a ForwardResult. E is the scalar of q.
+template <class E, template <class> class AdapterOf = Adapter>
+struct Given {
+  static constexpr int kRank = std::is_same_v<AdapterOf<View<E>>, Adapter<View<E>>> ? 3 : 2;
+  View<const E> output;
+  std::span<const kernel::Sum<E>> lse;
+
+  template <class Output, class Lse>
+  Given(const Output& o, const Lse& l)
+      : output(AdapterOf<Output>::of(o, "output")), lse(lse_view<const kernel::Sum<E>, kRank>(l)) {
+    static_assert(std::is_same_v<typename AdapterOf<Output>::Scalar, E>,
+                  "alibi: output must hold the same scalar as q, k and v.");
+  }
+  template <class Output, class Lse>
+  Given(const ForwardResult<Output, Lse>& result) : Given(result.output, result.lse) {}
+};
+
+/// Entries side by side, of the gradient of slopes or of a table.
+template <class T, class Array>
+std::span<T> entries_of(Array& array) {
+  if constexpr (std::is_same_v<Array, T>) {
+    return {&array, 1};
+  } else {
+    static_assert(std::is_same_v<std::remove_reference_t<decltype(*array.data())>, T>,
+                  "alibi: the gradient of the bias must hold the scalar that q, k and v are summed up in, float for "
+                  "bfloat16 and half, and not be const.");
+    if constexpr (is_matrix<Array>) {
+      static_assert(bool(Array::IsVectorAtCompileTime) || bool(Array::IsRowMajor),
+                    "alibi: the gradient of the bias is a matrix and must be row-major; Eigen's default is not.");
+      require(array.innerStride() == 1 && (array.rows() <= 1 || array.cols() <= 1 ||
+                                           array.outerStride() == array.cols()),
+              "the gradient of the bias has gaps between its entries; expected them side by side");
+    }
+    return {array.data(), std::size_t(array.size())};
+  }
+}
+
+/// Where gradients go, in place of which a call is written {grad_q, grad_k, grad_v, grad_slopes}; without the last one
+/// the gradient of the bias is not wanted.
+template <class T, template <class> class AdapterOf = Adapter>
+struct Gradients {
+  View<T> q, k, v;
+  std::span<T> bias;
+
+  template <class Q, class K, class V>
+  Gradients(Q&& to_q, K&& to_k, V&& to_v)
+      : q(AdapterOf<std::remove_cvref_t<Q>>::of(to_q, "grad_q")),
+        k(AdapterOf<std::remove_cvref_t<K>>::of(to_k, "grad_k")),
+        v(AdapterOf<std::remove_cvref_t<V>>::of(to_v, "grad_v")) {}
+  template <class Q, class K, class V, class Bias>
+  Gradients(Q&& to_q, K&& to_k, V&& to_v, Bias&& to_bias) : Gradients(to_q, to_k, to_v) {
+    bias = entries_of<T>(to_bias);
+  }
+};
+
+/// The arrays of a call of the backward pass; G is what grad_output holds.
+template <class E, class G, class T, template <class> class Law>
+struct BackwardArrays {
+  View<const G> grad_output;
+  View<const E> q, k, v, output;
+  std::span<const T> lse;
+  BiasView<T, Law> bias;
+  View<T> grad_q, grad_k, grad_v;
+  std::span<T> grad_bias;
+};
+
+template <class E, class G, class T, template <class> class Law>
+void check_backward(const BackwardArrays<E, G, T, Law>& x, const Sequences& sequences) {
+  check_inputs(x.q, x.k, x.v);
+  check_bias(x.bias, x.q.heads, sequences);
+  check_shape(x.output, "output", x.q, x.v.head_dim, kLikeOutput);
+  check_shape(x.grad_output, "grad_output", x.q, x.v.head_dim, kLikeOutput);
+  const auto lse = lse_row(x.lse, x.q.batch * x.q.heads * x.q.tokens);
+  check_shape(x.grad_q, "grad_q", x.q, x.q.head_dim, "the sizes of q");
+  check_shape(x.grad_k, "grad_k", x.k, x.k.head_dim, "the sizes of k");
+  check_shape(x.grad_v, "grad_v", x.v, x.v.head_dim, "the sizes of v");
+  const Index slopes = x.q.heads * (x.bias.slopes.batch_stride == 0 ? 1 : sequences.count);
+  const Index entries = x.bias.kTable ? x.q.heads * x.bias.table.entries : slopes;
+  require(x.grad_bias.empty() || Index(x.grad_bias.size()) == entries, "the gradient of the bias has ",
+          x.grad_bias.size(), " entries; expected ", entries,
+          x.bias.kTable ? ", as many as the table" : ", as many as there are slopes");
+
+  const View<T> grad_bias{x.grad_bias.data(), 1, 1, 1, Index(x.grad_bias.size()), 0, 0, 0};
+  const auto apart = [&](const auto& written, const char* name) {
+    require_apart(written, name, std::pair(x.q, "q"), std::pair(x.k, "k"), std::pair(x.v, "v"),
+                  std::pair(x.output, "output"), std::pair(x.grad_output, "grad_output"), std::pair(lse, "lse"),
+                  memory_of(x.bias));
+    require_rows(written, name);
+  };
+  apart(x.grad_q, "grad_q");
+  apart(x.grad_k, "grad_k");
+  apart(x.grad_v, "grad_v");
+  apart(grad_bias, "the gradient of the bias");
+  require_apart(x.grad_k, "grad_k", std::pair(x.grad_q, "grad_q"), std::pair(grad_bias, "the gradient of the bias"));
+  require_apart(x.grad_v, "grad_v", std::pair(x.grad_q, "grad_q"), std::pair(x.grad_k, "grad_k"),
+                std::pair(grad_bias, "the gradient of the bias"));
+  require_apart(x.grad_q, "grad_q", std::pair(grad_bias, "the gradient of the bias"));
+}
+
+/// Checks a call and runs it. Its sequences are part(0), part(1), …; `begin` is called once all is known to be right.
+template <class E, class G, class T, template <class> class Law, class Parts, class Begin>
+void backward_parts(const BackwardArrays<E, G, T, Law>& x, const Options& options, Workspace& workspace,
+                    const Sequences& sequences, const Parts& part, const Begin& begin) {
+  using F = kernel::Format<E, E, false, false, Law>;
+  check_backward(x, sequences);
+  const double scale = scale_of<T>(options, x.q.head_dim), tolerance = tolerance_of<T>(options);
+  Pruning* const report = report_of(options, sequences, x.q.heads);
+  resolve(options.mask, x.q.tokens, x.k.tokens);
+  begin();
+
+  struct Make {
+    const BackwardArrays<E, G, T, Law>& x;
+    const Options& options;
+    double tolerance;
+    const Parts& part;
+
+    kernel::Sequence<F> operator()(Index s) const {
+      const Part of = part(s);
+      return {.q = part_of(x.q, of.batch, of.queries),
+              .output = {},
+              .k = part_of(x.k, of.batch, of.keys),
+              .v = part_of(x.v, of.batch, of.keys),
+              .slopes = x.bias.slopes.data + s * x.bias.slopes.batch_stride,
+              .slope_stride = x.bias.slopes.head_stride,
+              .mask = resolve(options.mask, of.queries.end - of.queries.begin, of.keys.end - of.keys.begin),
+              .tolerance = tolerance,
+              .kv_heads = x.k.heads};
+    }
+    kernel::BackwardSequence<F, G> backward(Index s) const {
+      const Part of = part(s);
+      return {.grad_output = part_of(x.grad_output, of.batch, of.queries),
+              .output = part_of(x.output, of.batch, of.queries),
+              .lse = x.lse.data() + of.batch * x.q.heads * x.q.tokens + of.queries.begin,
+              .lse_stride = x.q.tokens,
+              .grad_q = part_of(x.grad_q, of.batch, of.queries),
+              .grad_k = part_of(x.grad_k, of.batch, of.keys),
+              .grad_v = part_of(x.grad_v, of.batch, of.keys)};
+    }
+  };
+  run_backward<F, G>(kernel::Forward<F>{{}, x.q.heads, x.k.heads, x.q.head_dim, x.v.head_dim, scale, report},
+                     sequences.count, Make{x, options, tolerance, part}, x.bias.table, x.grad_bias, options.executor,
+                     workspace);
+}
+
+/// Compile-time misuse, and the arrays as views. E of q, K of k, V of v.
+template <class E, class K, class V, template <class> class AdapterOf, class GradOutput, class Bias>
+auto backward_arrays(const View<const E>& q, const View<const K>& k, const View<const V>& v,
+                     const Gradients<kernel::Sum<E>, AdapterOf>& to, const GradOutput& grad_output, const Bias& bias,
+                     const Given<E, AdapterOf>& given) {
+  using T = kernel::Sum<E>;
+  using G = typename AdapterOf<GradOutput>::Scalar;
+  check_scalars<E, K, V, View<E>>();
+  static_assert(std::is_same_v<G, E> || std::is_same_v<G, T>,
+                "alibi: grad_output must hold the scalar of q, or float where that is bfloat16 or half.");
+  const auto view = bias_view<T>(bias, q.heads);
+  return [&]<template <class> class Law>(const BiasView<T, Law>& law) {
+    return BackwardArrays<E, G, T, Law>{AdapterOf<GradOutput>::of(grad_output, "grad_output"), q, k, v, given.output,
+                                        given.lse, law, to.q, to.k, to.v, to.bias};
+  }(view);
+}
+
+/// New arrays for the gradients, handed to fill().
+template <class T, template <class> class AdapterOf, class Q, class K, class V, class Bias, class New, class Fill>
+auto new_gradients(const Q& q, const K& k, const V& v, const Bias& bias, const New& make, const Fill& fill) {
+  static_assert(
+      requires { typename AdapterOf<Q>::Output; } && requires { typename AdapterOf<K>::Output; } &&
+          requires { typename AdapterOf<V>::Output; },
+      "alibi: for views there is no array type to return; use the form that ends in _into() with your memory.");
+  auto grad_q = make.template operator()<Q>(q, "q");
+  auto grad_k = make.template operator()<K>(k, "k");
+  auto grad_v = make.template operator()<V>(v, "v");
+  if constexpr (std::is_same_v<Bias, NoBias>) {
+    fill(Gradients<T, AdapterOf>(grad_q, grad_k, grad_v));
+    return NoBiasBackwardResult<decltype(grad_q), decltype(grad_k), decltype(grad_v)>{
+        std::move(grad_q), std::move(grad_k), std::move(grad_v)};
+  } else if constexpr (requires { bias.entries; }) {
+    Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> table(bias.heads, bias.entries);
+    fill(Gradients<T, AdapterOf>(grad_q, grad_k, grad_v, table));
+    return TableBackwardResult<decltype(grad_q), decltype(grad_k), decltype(grad_v), decltype(table)>{
+        std::move(grad_q), std::move(grad_k), std::move(grad_v), std::move(table)};
+  } else {
+    auto slopes = SlopesLike<T, Bias>::make(bias);
+    fill(Gradients<T, AdapterOf>(grad_q, grad_k, grad_v, slopes));
+    return BackwardResult<decltype(grad_q), decltype(grad_k), decltype(grad_v), decltype(slopes)>{
+        std::move(grad_q), std::move(grad_k), std::move(grad_v), std::move(slopes)};
+  }
+}
+
+}  // namespace detail
+
+/// Gradients into memory of the caller, {grad_q, grad_k, grad_v, grad_slopes}, which may not overlap an input or one
+/// another; what was there is overwritten. The last of them may be left out where it is not wanted. Allocates nothing
+/// once `workspace` has served a call of these shapes, as long as the executor does not.
+template <class GradOutput, class Q, class K, class V, class Bias>
+void attention_backward_into(const detail::Gradients<detail::SumOf<Q>>& to, const GradOutput& grad_output, const Q& q,
+                             const K& k, const V& v, const Bias& slopes,
+                             const detail::Given<typename Adapter<Q>::Scalar>& forward, const Options& options,
+                             Workspace& workspace) {
+  const View<const typename Adapter<Q>::Scalar> queries = Adapter<Q>::of(q, "q");
+  const View<const typename Adapter<K>::Scalar> keys = Adapter<K>::of(k, "k");
+  const View<const typename Adapter<V>::Scalar> values = Adapter<V>::of(v, "v");
+  const auto whole = [&](Index b) { return detail::Part{b, {0, queries.tokens}, {0, keys.tokens}}; };
+  detail::backward_parts(detail::backward_arrays(queries, keys, values, to, grad_output, slopes, forward), options,
+                         workspace, {queries.batch}, whole, [] {});
+}
+template <class GradOutput, class Q, class K, class V, class Bias>
+void attention_backward_into(const detail::Gradients<detail::SumOf<Q>>& to, const GradOutput& grad_output, const Q& q,
+                             const K& k, const V& v, const Bias& slopes,
+                             const detail::Given<typename Adapter<Q>::Scalar>& forward, const Options& options = {}) {
+  Workspace workspace;
+  attention_backward_into(to, grad_output, q, k, v, slopes, forward, options, workspace);
+}
+
+/// Gradients as new arrays of the kinds of q, k, v and the slopes:
+///   auto grad = attention_backward(grad_output, q, k, v, slopes, {output, lse});
+///   grad.q, grad.k, grad.v, grad.slopes      grad.table for a table_bias()
+template <class GradOutput, class Q, class K, class V, class Bias>
+auto attention_backward(const GradOutput& grad_output, const Q& q, const K& k, const V& v, const Bias& slopes,
+                        const detail::Given<typename Adapter<Q>::Scalar>& forward, const Options& options = {}) {
+  using T = detail::SumOf<Q>;
+  const auto make = []<class X>(const X& x, const char* name) {
+    const auto like = Adapter<X>::of(x, name);
+    return Adapter<X>::template like<T>(like.batch, like.heads, like.tokens, like.head_dim);
+  };
+  return detail::new_gradients<T, Adapter>(q, k, v, slopes, make, [&](const detail::Gradients<T>& to) {
+    attention_backward_into(to, grad_output, q, k, v, slopes, forward, options);
+  });
+}
+
+}  // namespace alibi::inline ALIBI_ISA

@@ -1,0 +1,163 @@
+// What a call of the backward pass is made of, and how it is cut into tasks.
+//
+// A task is a chunk of queries against a chunk of keys, of one kv head with all the query heads that read it. It adds
+// to the gradients of both chunks. Tasks come in waves: in wave w those of chunks (i, j) with i + j = w modulo the
+// number of chunks. So no two tasks of a wave share a chunk, each gradient is added up in the order of the waves on any
+// number of threads, and every wave has the same share of a causal triangle, half of its chunks.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <tuple>
+
+#include "alibi/kernel/bias_gradient.hpp"
+#include "alibi/kernel/horizon.hpp"
+#include "alibi/kernel/key_sums.hpp"
+#include "alibi/kernel/plan.hpp"
+#include "alibi/view.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+/// Tiles of keys, first … last; none where last < first.
+struct TileRange {
+  std::int32_t first = 0, last = -1;
+
+  bool meets(Index from, Index to) const { return first < to && from <= last; }
+};
+
+/// What a block of queries brings to all its tiles: one lane a query.
+template <class T>
+struct BlockNumbers {
+  T lse[kBlock<T>];    // base 2, in the bias's frame; inf where a query sees no key, or is none
+  T minus[kBlock<T>];  // -Σ_d dO o
+  Content<T> content;
+  TileRange tiles;  // that may matter, those that stand apart aside
+};
+
+/// How the queries and keys of a sequence are cut into chunks.
+struct BackwardPlan {
+  static constexpr Index kMostTiles = 8;
+
+  Index tiles = kMostTiles;           // of keys in a chunk
+  Index blocks = 0;                   // of queries in a chunk, about as many queries as there are keys
+  Index query_chunks = 0, key_chunks = 0;
+
+  Index waves() const { return std::max(query_chunks, key_chunks); }
+
+  template <class F>
+  static BackwardPlan of(const Sequence<F>& sequence) {
+    BackwardPlan plan;
+    for (;; plan.tiles /= 2) {
+      plan.blocks = pieces(plan.tiles * kTile, kBlock<typename F::T>);
+      plan.query_chunks = pieces(sequence.q.tokens, plan.blocks * kBlock<typename F::T>);
+      plan.key_chunks = pieces(sequence.mask.keys, plan.tiles * kTile);
+      // A wave should have work for a few threads, a chunk more of it than its gradients take to be added up.
+      if (plan.tiles <= 4 || sequence.kv_heads * plan.waves() >= 16) return plan;
+    }
+  }
+};
+
+/// A sequence's part in the backward pass beside its Sequence; G is what grad_output holds, views have a batch of 1.
+template <class F, class G>
+struct BackwardSequence {
+  using T = typename F::T;
+  View<const G> grad_output;
+  View<const typename F::Query> output;
+  const T* lse;  // row i of head h at lse[h lse_stride + i]
+  Index lse_stride;
+  View<T> grad_q, grad_k, grad_v;
+  BackwardPlan plan{};
+  const T* framed = nullptr;          // [heads][queries], the lse in the bias's frame, where `lse` has too few digits
+  BlockNumbers<T>* blocks = nullptr;  // [heads][blocks of queries]
+  TileRange* reach = nullptr;         // [heads][query_chunks], of the blocks together
+  double* slots = nullptr;            // [heads][query_chunks][slot_size()] of the bias's gradient
+};
+
+/// A checked call of the backward pass.
+template <class F, class G>
+struct Backward {
+  Forward<F> forward;
+  std::span<const BackwardSequence<F, G>> sequences;
+};
+
+/// One task of a wave.
+struct BackwardItem {
+  float cost;  // pairs of query and key, by estimate
+  std::int32_t sequence, kv_head, queries, keys;
+};
+
+/// Bytes of a task.
+template <class F>
+struct BackwardScratch {
+  using T = typename F::T;
+  std::size_t bytes;
+
+  BackwardScratch(Index head_dim, Index value_dim, const BackwardPlan& plan) {
+    const Index dims = padded<T>(head_dim), values = padded<T>(value_dim);
+    const Index block = (2 * head_dim + value_dim + dims + values + kScoreRows) * kBlock<T>;
+    const Index keys = (plan.tiles * kTile + kRows) * (dims + values);
+    const Index near = plan.tiles * tile_units<F>(head_dim, value_dim);
+    const Index bias =
+        BiasGradient<typename F::Bias>::scratch_size(plan.blocks * kBlock<T>, plan.tiles * kTile);
+    bytes = std::size_t(pieces((block + keys + near + bias) * Index(sizeof(T)), 64)) * 64;
+  }
+};
+
+/// The tiles of a chunk of keys.
+inline TileRange tiles_of(const BackwardPlan& plan, Index chunk, Index keys) {
+  const Index first = chunk * plan.tiles, end = std::min(first + plan.tiles, pieces(keys, kTile));
+  return {std::int32_t(first), std::int32_t(end - 1)};
+}
+
+/// Whether some tile that stands apart is among them.
+template <class T>
+bool any_apart(const Radii<T>* radii, const TileRange& tiles) {
+  if (!radii) return false;
+  const auto* const end = radii->apart + radii->apart_count;
+  const auto* const at = std::lower_bound(radii->apart, end, tiles.first);
+  return at != end && *at <= tiles.last;
+}
+
+/// The tasks of wave `wave`, the most expensive first; returns their number.
+template <class F, class G>
+Index list_wave(const Backward<F, G>& call, Index wave, std::span<BackwardItem> items) {
+  constexpr Index kRowsOfBlock = kBlock<typename F::T>;
+  std::size_t count = 0;
+  for (std::size_t s = 0; s < call.sequences.size(); s++) {
+    const Sequence<F>& sequence = call.forward.sequences[s];
+    const BackwardSequence<F, G>& mine = call.sequences[s];
+    const BackwardPlan& plan = mine.plan;
+    if (wave >= plan.waves()) continue;
+    for (Index chunk = 0; chunk < plan.query_chunks; chunk++) {
+      const Index keys = (wave - chunk + plan.waves()) % plan.waves();
+      if (keys >= plan.key_chunks) continue;
+      const Index begin = chunk * plan.blocks * kRowsOfBlock,
+                  end = std::min(begin + plan.blocks * kRowsOfBlock, sequence.q.tokens);
+      const TileRange tiles = tiles_of(plan, keys, sequence.mask.keys);
+      const Index seen_from = std::max(sequence.mask.visible(begin).begin, tiles.first * Index(kTile)),
+                  seen_to = std::min(sequence.mask.visible(end - 1).end, (tiles.last + 1) * Index(kTile));
+      if (seen_from >= seen_to) continue;
+      for (Index kv = 0; kv < call.forward.kv_heads; kv++) {
+        const bool apart = any_apart(sequence.radii_of(kv), tiles);
+        float cost = 0;
+        for (Index h = kv * call.forward.group(); h < (kv + 1) * call.forward.group(); h++) {
+          const TileRange reach = mine.reach[h * plan.query_chunks + chunk];
+          const Index from = std::max(reach.first, tiles.first), to = std::min(reach.last, tiles.last);
+          const bool diagonal = sequence.mask.position(begin) < seen_to && sequence.mask.right == 0;
+          if (from <= to) cost += float(end - begin) * float(to - from + 1) * (diagonal ? 0.5F : 1.F);
+          if (apart) cost += 1;
+        }
+        if (cost > 0)
+          items[count++] = {cost, std::int32_t(s), std::int32_t(kv), std::int32_t(chunk), std::int32_t(keys)};
+      }
+    }
+  }
+  std::sort(items.begin(), items.begin() + std::ptrdiff_t(count), [](const BackwardItem& a, const BackwardItem& b) {
+    return std::tuple(a.cost, a.sequence, a.kv_head, a.queries) > std::tuple(b.cost, b.sequence, b.kv_head, b.queries);
+  });
+  return Index(count);
+}
+
+}  // namespace alibi::inline ALIBI_ISA::kernel

@@ -1,0 +1,101 @@
+// Gradients of the bias: dS summed up over one head's pairs of a chunk of queries and a chunk of keys.
+//
+//   slope    dm = -Σ_ij dS_ij (|c_i - j| - d_i)      what a row's distances have in common counts for nothing: a row of
+//                                                    dS sums up to 0
+//   table    dtable[t] = Σ_{p_i - j = t} dS_ij
+//
+// A sum goes to a slot of slot_size() doubles, which the calls of a head add up in a fixed order.
+#pragma once
+
+#include <algorithm>
+
+#include "alibi/kernel/bias.hpp"
+#include "alibi/kernel/rows.hpp"
+#include "alibi/kernel/simd.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+template <class Bias>
+class BiasGradient;
+
+template <class T>
+class BiasGradient<LinearBias<T>> {
+ public:
+  static Index slot_size(Index, Index) { return 1; }
+  static Index scratch_size(Index, Index) { return 0; }
+
+  BiasGradient() = default;
+  /// For chunks of so many queries and keys, the first of them at position `query` and `key`; to be cleared first.
+  BiasGradient(T*, Index, Index, Index, Index) {}
+
+  void clear() {
+    for (Pack<T>& x : sum_) x = splat<T>(T(0));
+  }
+  /// A tile's turn: of add(), which gets rows of dS.
+  struct Tile {
+    Distances<T> distances;
+    Pack<T>* sum;
+
+    EIGEN_ALWAYS_INLINE void add(Index key, int r, Pack<T> ds) const { sum[r] = fma(ds, distances.of(key, r), sum[r]); }
+  };
+  Tile tile(const Positions<T>& queries, Index first_key) { return {{queries, first_key}, sum_}; }
+
+  void add_to(double* slot) const {
+    for (const Pack<T>& x : sum_) {
+      T all[kLanes<T>];
+      store<T>(all, x);
+      for (const T lane : all) *slot -= double(lane);
+    }
+  }
+
+ private:
+  Pack<T> sum_[kVectors];
+};
+
+/// Consecutive keys add to entries that overlap but for one, and a load that waits for two stores to meet is slow. So
+/// there are kLanes tables, each for the distances whose sums begin at a whole vector of it.
+template <class T>
+class BiasGradient<TableLaw<T>> {
+ public:
+  /// Distances, from `query` - (`key` + keys - 1) - kRows on: rows in excess add zeros.
+  static Index slot_size(Index queries, Index keys) { return queries + keys + kRows; }
+  static Index scratch_size(Index queries, Index keys) {
+    return kLanes<T> * (pieces(slot_size(queries, keys), kLanes<T>) + 1) * kLanes<T>;
+  }
+  /// The distance of a slot's first entry.
+  static Index first_distance(Index query, Index key, Index keys) { return query - (key + keys - 1) - kRows; }
+
+  BiasGradient() = default;
+  BiasGradient(T* scratch, Index query, Index queries, Index key, Index keys)
+      : sums_(scratch),
+        first_(first_distance(query, key, keys)),
+        size_(slot_size(queries, keys)),
+        table_(scratch_size(queries, keys) / kLanes<T>) {}
+
+  void clear() { std::fill_n(sums_, kLanes<T> * table_, T(0)); }
+
+  struct Tile {
+    T* sums;
+    Index table, at;  // `at`: the entry of the first query and the tile's first key
+
+    EIGEN_ALWAYS_INLINE void add(Index key, int r, Pack<T> ds) const {
+      const Index entry = at - key + r * kLanes<T>, rest = entry % kLanes<T>;
+      T* const to = sums + rest * table + (entry - rest);
+      store<T>(to, kernel::add(load<T>(to), ds));
+    }
+  };
+  Tile tile(const Positions<T>& queries, Index first_key) const {
+    return {sums_, table_, queries.first - first_key - first_};
+  }
+
+  void add_to(double* slot) const {
+    for (Index rest = 0; rest < kLanes<T>; rest++)
+      for (Index i = 0; i + rest < size_; i++) slot[i + rest] += double(sums_[rest * table_ + i]);
+  }
+
+ private:
+  T* sums_ = nullptr;  // [kLanes][table_]
+  Index first_ = 0, size_ = 0, table_ = 0;
+};
+
+}  // namespace alibi::inline ALIBI_ISA::kernel
