@@ -9,6 +9,7 @@
 #include "alibi/kv_cache.hpp"
 #include "alibi/mask.hpp"
 #include "alibi/packed.hpp"
+#include "alibi/packed_backward.hpp"
 #include "alibi/position/rotary.hpp"
 #include "alibi/position/sinusoidal.hpp"
 #include "alibi/position/t5_bias.hpp"

@@ -60,16 +60,16 @@ View<X> part_of(View<X> x, Index b, const KeyRange& tokens) {
 /// …; `begin` is called once all is known to be right.
 template <class E, class T, template <class> class Law, class Parts, class Begin>
 void forward_parts(const View<E>& output, std::optional<std::span<T>> lse, const View<const E>& q,
-                   const View<const E>& k, const View<const E>& v, const BiasView<T, Law>& bias,
-                   const Options& options, Workspace& workspace, const Sequences& sequences, const Parts& part,
-                   const Begin& begin) {
+                   const View<const E>& k, const View<const E>& v, const BiasView<T, Law>& bias, const Options& options,
+                   Workspace& workspace, const Sequences& sequences, const Parts& part, const Begin& begin) {
   check_inputs(q, k, v);
   check_bias(bias, q.heads, sequences);
   check_output(output, q, v.head_dim);
   const double scale = scale_of<T>(options, q.head_dim), tolerance = tolerance_of<T>(options);
   Pruning* const report = report_of(options, sequences, q.heads);
   resolve(options.mask, q.tokens, k.tokens);
-  const std::pair of_q(q, "q"), of_k(k, "k"), of_v(v, "v"), of_bias = memory_of(bias);
+  const std::pair of_q(q, "q"), of_k(k, "k"), of_v(v, "v");
+  const auto of_bias = memory_of(bias);
   require_apart(output, "output", of_q, of_k, of_v, of_bias);
   if (lse) {
     const View<T> row = lse_row(*lse, q.batch * q.heads * q.tokens);
@@ -111,8 +111,8 @@ void forward_into(Output& output, std::optional<std::span<SumOf<Q>>> lse, const 
   check_scalars<E, typename Adapter<K>::Scalar, typename Adapter<V>::Scalar, decltype(into)>();
   const View<const E> queries = Adapter<Q>::of(q, "q"), keys = Adapter<K>::of(k, "k"), values = Adapter<V>::of(v, "v");
   const auto whole = [&](Index b) { return Part{b, {0, queries.tokens}, {0, keys.tokens}}; };
-  forward_parts<E, SumOf<Q>>(into, lse, queries, keys, values, bias_view<SumOf<Q>>(slopes, queries.heads), options, workspace,
-                             {queries.batch}, whole, [] {});
+  forward_parts<E, SumOf<Q>>(into, lse, queries, keys, values, bias_view<SumOf<Q>>(slopes, queries.heads), options,
+                             workspace, {queries.batch}, whole, [] {});
 }
 
 /// The result of q's kind for `v`'s head_dim.

@@ -6,10 +6,10 @@
 //   dQ_i = τ Σ_j dS_ij k_j                     dK_j = τ Σ_i dS_ij q_i
 //   dm_h = -Σ_ij dS_ij |p_i - j|               of a table: dtable_ht = Σ_{p_i - j at entry t} dS_ij
 //
-// Arrays, options and errors are those of attention(); `output` and `lse` are what attention_forward() gave for the same
-// arguments, grad_output [batch, heads, queries, value_dim] holds their scalar or the one that they are summed up in.
-// Gradients hold the latter: double for double, float for float, bfloat16 and half. Of kv heads that several query heads
-// read the gradient is the sum, of slopes or a table that the whole batch shares as well.
+// Arrays, options and errors are those of attention(); `output` and `lse` are what attention_forward() gave for the
+// same arguments, grad_output [batch, heads, queries, value_dim] holds their scalar or the one that they are summed up
+// in. Gradients hold the latter: double for double, float for float, bfloat16 and half. Of kv heads that several query
+// heads read the gradient is the sum, of slopes or a table that the whole batch shares as well.
 //
 // Five products of 2 head_dim operations for every visible pair of query and key, in one pass; memory grows with the
 // tokens (backward_call.hpp). With a tolerance above 0 each row may leave out that share of its softmax mass, as in the
@@ -87,9 +87,9 @@ std::span<T> entries_of(Array& array) {
     if constexpr (is_matrix<Array>) {
       static_assert(bool(Array::IsVectorAtCompileTime) || bool(Array::IsRowMajor),
                     "alibi: the gradient of the bias is a matrix and must be row-major; Eigen's default is not.");
-      require(array.innerStride() == 1 && (array.rows() <= 1 || array.cols() <= 1 ||
-                                           array.outerStride() == array.cols()),
-              "the gradient of the bias has gaps between its entries; expected them side by side");
+      require(
+          array.innerStride() == 1 && (array.rows() <= 1 || array.cols() <= 1 || array.outerStride() == array.cols()),
+          "the gradient of the bias has gaps between its entries; expected them side by side");
     }
     return {array.data(), std::size_t(array.size())};
   }
@@ -214,10 +214,29 @@ auto backward_arrays(const View<const E>& q, const View<const K>& k, const View<
                 "alibi: grad_output must hold the scalar of q, or float where that is bfloat16 or half.");
   const auto view = bias_view<T>(bias, q.heads);
   return [&]<template <class> class Law>(const BiasView<T, Law>& law) {
-    return BackwardArrays<E, G, T, Law>{AdapterOf<GradOutput>::of(grad_output, "grad_output"), q, k, v, given.output,
-                                        given.lse, law, to.q, to.k, to.v, to.bias};
+    return BackwardArrays<E, G, T, Law>{AdapterOf<GradOutput>::of(grad_output, "grad_output"),
+                                        q,
+                                        k,
+                                        v,
+                                        given.output,
+                                        given.lse,
+                                        law,
+                                        to.q,
+                                        to.k,
+                                        to.v,
+                                        to.bias};
   }(view);
 }
+
+/// Makes a new array of T as large as another, [batch, heads, tokens, head_dim].
+template <class T>
+struct NewLike {
+  template <class X>
+  auto operator()(const X& x, const char* name) const {
+    const auto like = Adapter<X>::of(x, name);
+    return Adapter<X>::template like<T>(like.batch, like.heads, like.tokens, like.head_dim);
+  }
+};
 
 /// New arrays for the gradients, handed to fill().
 template <class T, template <class> class AdapterOf, class Q, class K, class V, class Bias, class New, class Fill>
@@ -226,9 +245,9 @@ auto new_gradients(const Q& q, const K& k, const V& v, const Bias& bias, const N
       requires { typename AdapterOf<Q>::Output; } && requires { typename AdapterOf<K>::Output; } &&
           requires { typename AdapterOf<V>::Output; },
       "alibi: for views there is no array type to return; use the form that ends in _into() with your memory.");
-  auto grad_q = make.template operator()<Q>(q, "q");
-  auto grad_k = make.template operator()<K>(k, "k");
-  auto grad_v = make.template operator()<V>(v, "v");
+  auto grad_q = make(q, "q");
+  auto grad_k = make(k, "k");
+  auto grad_v = make(v, "v");
   if constexpr (std::is_same_v<Bias, NoBias>) {
     fill(Gradients<T, AdapterOf>(grad_q, grad_k, grad_v));
     return NoBiasBackwardResult<decltype(grad_q), decltype(grad_k), decltype(grad_v)>{
@@ -278,11 +297,7 @@ template <class GradOutput, class Q, class K, class V, class Bias>
 auto attention_backward(const GradOutput& grad_output, const Q& q, const K& k, const V& v, const Bias& slopes,
                         const detail::Given<typename Adapter<Q>::Scalar>& forward, const Options& options = {}) {
   using T = detail::SumOf<Q>;
-  const auto make = []<class X>(const X& x, const char* name) {
-    const auto like = Adapter<X>::of(x, name);
-    return Adapter<X>::template like<T>(like.batch, like.heads, like.tokens, like.head_dim);
-  };
-  return detail::new_gradients<T, Adapter>(q, k, v, slopes, make, [&](const detail::Gradients<T>& to) {
+  return detail::new_gradients<T, Adapter>(q, k, v, slopes, detail::NewLike<T>(), [&](const detail::Gradients<T>& to) {
     attention_backward_into(to, grad_output, q, k, v, slopes, forward, options);
   });
 }

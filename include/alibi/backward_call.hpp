@@ -61,8 +61,7 @@ struct BackwardMemory {
 /// Doubles in a slot of the bias's gradient.
 template <class F>
 Index slot_size(const kernel::BackwardPlan& plan) {
-  return kernel::BiasGradient<typename F::Bias>::slot_size(plan.blocks * kernel::kBlock<typename F::T>,
-                                                           plan.tiles * kernel::kTile);
+  return kernel::BiasGradient<typename F::Bias>::slot_size(plan.rows<typename F::T>(), plan.tiles * kernel::kTile);
 }
 
 /// Whether an lse may be so far from the scores, by what all keys of a row have in common, that its last digits are
@@ -73,9 +72,8 @@ bool is_coarse(const kernel::Sequence<F>& sequence) {
   for (Index h = 0; h < sequence.q.heads; h++)
     for (const Index query : {Index(0), sequence.q.tokens - 1}) {
       const double slope = sequence.slope(h);
-      const double common =
-          std::abs(double(sequence.mask.position(query) - sequence.mask.nearest_key(query))) +
-          (slope < 0 ? double(sequence.mask.keys) : 0);
+      const double common = std::abs(double(sequence.mask.position(query) - sequence.mask.nearest_key(query))) +
+                            (slope < 0 ? double(sequence.mask.keys) : 0);
       if (std::abs(slope) * common > kNats) return true;
     }
   return false;
@@ -174,7 +172,7 @@ void add_tables(BackwardMemory<F, G>& memory, const kernel::Forward<F>& call, In
     const kernel::BackwardItem& item = memory.items[std::size_t(i)];
     const auto& mine = memory.sequences[std::size_t(item.sequence)];
     const kernel::BackwardPlan& plan = mine.plan;
-    const Index query = item.queries * plan.blocks * kernel::kBlock<T>, keys = plan.tiles * kernel::kTile;
+    const Index query = item.queries * plan.rows<T>(), keys = plan.tiles * kernel::kTile;
     const Index first = kernel::BiasGradient<kernel::TableLaw<T>>::first_distance(
         memory.call.sequences[std::size_t(item.sequence)].mask.position(query), item.keys * keys, keys);
     for (Index h = item.kv_head * call.group(); h < (item.kv_head + 1) * call.group(); h++) {
@@ -202,8 +200,7 @@ void write_bias(const BackwardMemory<F, G>& memory, Index heads, std::span<typen
     for (std::size_t s = shared ? 0 : i / std::size_t(heads); s < (shared ? all : i / std::size_t(heads) + 1); s++) {
       const auto& mine = memory.sequences[s];
       const Index chunks = mine.plan.query_chunks;
-      for (Index chunk = 0; chunk < chunks; chunk++)
-        sum += mine.slots[(Index(i) % heads) * chunks + chunk];
+      for (Index chunk = 0; chunk < chunks; chunk++) sum += mine.slots[(Index(i) % heads) * chunks + chunk];
     }
     to[i] = T(sum);
   }

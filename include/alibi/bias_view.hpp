@@ -31,7 +31,10 @@ auto bias_view(const Bias& bias, Index heads) {
   const SlopeView<T> zero{&kZeroSlope<T>, 1, heads, 0, 0};
   if constexpr (std::is_same_v<Bias, NoBias>) {
     return BiasView<T, kernel::LinearBias>{zero};
-  } else if constexpr (requires { typename Bias::Scalar; bias.entries; }) {
+  } else if constexpr (requires {
+                         typename Bias::Scalar;
+                         bias.entries;
+                       }) {
     static_assert(std::is_same_v<typename Bias::Scalar, T>,
                   "alibi: a table must hold the scalar of q, k and v, or float where that is bfloat16 or half.");
     return BiasView<T, kernel::TableLaw>{zero, bias};

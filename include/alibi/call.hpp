@@ -208,7 +208,8 @@ void prepare(kernel::Forward<F>& call, CallMemory<F>& memory, const Make& make, 
   if (table.entries > 0) {
     const kernel::Tables<typename F::T> tables{memory.table.data(), table.entries, table.first};
     for (Index h = 0; h < call.heads; h++)
-      kernel::pad_table(table.data + h * table.head_stride, table.entries, &memory.table[std::size_t(h * tables.size())]);
+      kernel::pad_table(table.data + h * table.head_stride, table.entries,
+                        &memory.table[std::size_t(h * tables.size())]);
     for (auto& sequence : memory.sequences) sequence.tables = tables;
   }
   measure_keys(memory, call, executor);

@@ -190,7 +190,8 @@ void decode_views(const View<E>& output, std::optional<std::span<T>> lse, const 
   const double scale = scale_of<T>(options, q.head_dim), tolerance = tolerance_of<T>(options);
   Pruning* const report = report_of(options, {q.batch}, q.heads);
   const Mask mask = cache_mask(cache, options.mask);
-  const std::pair of_q(q, "q"), of_slopes = memory_of(slopes);
+  const std::pair of_q(q, "q");
+  const auto of_slopes = memory_of(slopes);
   require_apart(output, "output", of_q, of_slopes);
   if (lse) {
     const View<T> row = lse_row(*lse, q.batch * q.heads * q.tokens);

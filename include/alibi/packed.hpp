@@ -65,6 +65,48 @@ inline void check_ranges(std::span<const KeyRange> ranges, Index batch, Index to
             ", the tokens of ", of);
 }
 
+/// The sequences of packed arrays with so many tokens, once the starts are known to fit.
+inline auto packed_parts(const PackedStarts& starts, Index queries, Index keys) {
+  const std::span<const Index> of_q = starts.queries, of_k = starts.keys.empty() ? of_q : starts.keys;
+  check_starts(of_q, queries, "queries", "q");
+  check_starts(of_k, keys, starts.keys.empty() ? "queries" : "keys", "k");
+  require(of_k.size() == of_q.size(), "starts.keys has ", of_k.size(), " entries; expected ", of_q.size(),
+          ", as many as starts.queries");
+  return [of_q, of_k](Index sequence) {
+    const auto s = std::size_t(sequence);
+    return Part{0, {of_q[s], of_q[s + 1]}, {of_k[s], of_k[s + 1]}};
+  };
+}
+
+/// The sequences of padded arrays, once the ranges are known to fit.
+inline auto padded_parts(const Padding& padding, Index batch, Index queries, Index keys) {
+  check_ranges(padding.keys, batch, keys, "keys", "k");
+  if (!padding.queries.empty()) check_ranges(padding.queries, batch, queries, "queries", "q");
+  const auto of_q = padding.queries.empty() && queries == keys ? padding.keys : padding.queries;
+  return [of_q, of_k = padding.keys, queries](Index b) {
+    const auto at = std::size_t(b);
+    return Part{b, of_q.empty() ? KeyRange{0, queries} : of_q[at], of_k[at]};
+  };
+}
+
+/// Calls f(b, h, i) for every token of a view that is not in tokens(b).
+template <class X, class Tokens, class Body>
+void for_each_padding(const View<X>& x, const Tokens& tokens, const Body& f) {
+  for (Index b = 0; b < x.batch; b++) {
+    const KeyRange real = tokens(b);
+    for (Index h = 0; h < x.heads; h++)
+      for (Index i = 0; i < x.tokens; i++)
+        if (i < real.begin || real.end <= i) f(b, h, i);
+  }
+}
+/// Sets the rows of padding to 0.
+template <class X, class Tokens>
+void clear_padding(const View<X>& x, const Tokens& tokens) {
+  for_each_padding(x, tokens, [&](Index b, Index h, Index i) {
+    std::fill_n(x.data + b * x.batch_stride + h * x.head_stride + i * x.token_stride, x.head_dim, X(0));
+  });
+}
+
 template <class Array>
 using PackedSumOf = kernel::Sum<typename PackedAdapter<Array>::Scalar>;
 
@@ -77,17 +119,9 @@ void packed_into(Output& output, std::optional<std::span<PackedSumOf<Q>>> lse, c
   check_scalars<E, typename PackedAdapter<K>::Scalar, typename PackedAdapter<V>::Scalar, decltype(into)>();
   const View<const E> queries = PackedAdapter<Q>::of(q, "q"), keys = PackedAdapter<K>::of(k, "k"),
                       values = PackedAdapter<V>::of(v, "v");
-  const std::span<const Index> of_q = starts.queries, of_k = starts.keys.empty() ? of_q : starts.keys;
-  check_starts(of_q, queries.tokens, "queries", "q");
-  check_starts(of_k, keys.tokens, starts.keys.empty() ? "queries" : "keys", "k");
-  require(of_k.size() == of_q.size(), "starts.keys has ", of_k.size(), " entries; expected ", of_q.size(),
-          ", as many as starts.queries");
-  const auto part = [&](Index sequence) {
-    const auto s = std::size_t(sequence);
-    return Part{0, {of_q[s], of_q[s + 1]}, {of_k[s], of_k[s + 1]}};
-  };
   forward_parts<E, T>(into, lse, queries, keys, values, bias_view<T>(slopes, queries.heads), options, workspace,
-                      {Index(of_q.size()) - 1, true}, part, [] {});
+                      {Index(starts.queries.size()) - 1, true}, packed_parts(starts, queries.tokens, keys.tokens),
+                      [] {});
 }
 
 template <class Output, class Q, class K, class V, class Slopes>
@@ -98,29 +132,17 @@ void padded_into(Output& output, std::optional<std::span<SumOf<Q>>> lse, const Q
   const auto into = Adapter<std::remove_const_t<Output>>::of(output, "output");
   check_scalars<E, typename Adapter<K>::Scalar, typename Adapter<V>::Scalar, decltype(into)>();
   const View<const E> queries = Adapter<Q>::of(q, "q"), keys = Adapter<K>::of(k, "k"), values = Adapter<V>::of(v, "v");
-  check_ranges(padding.keys, queries.batch, keys.tokens, "keys", "k");
-  if (!padding.queries.empty()) check_ranges(padding.queries, queries.batch, queries.tokens, "queries", "q");
-  const auto part = [&](Index b) {
-    const auto at = std::size_t(b);
-    const bool same = padding.queries.empty() && queries.tokens == keys.tokens;
-    const KeyRange all{0, queries.tokens};
-    return Part{b, same ? padding.keys[at] : padding.queries.empty() ? all : padding.queries[at], padding.keys[at]};
+  const auto part = padded_parts(padding, queries.batch, queries.tokens, keys.tokens);
+  const auto real = [&](Index b) { return part(b).queries; };
+  const auto clear = [&] {
+    clear_padding(into, real);
+    if (lse)
+      for_each_padding(into, real, [&](Index b, Index h, Index i) {
+        (*lse)[std::size_t((b * queries.heads + h) * queries.tokens + i)] = -std::numeric_limits<T>::infinity();
+      });
   };
-  const auto clear_padding = [&] {
-    for (Index b = 0; b < queries.batch; b++) {
-      const KeyRange real = part(b).queries;
-      for (Index h = 0; h < queries.heads; h++)
-        for (Index i = 0; i < queries.tokens; i++) {
-          if (real.begin <= i && i < real.end) continue;
-          std::fill_n(into.data + b * into.batch_stride + h * into.head_stride + i * into.token_stride, into.head_dim,
-                      E(0));
-          if (lse)
-            (*lse)[std::size_t((b * queries.heads + h) * queries.tokens + i)] = -std::numeric_limits<T>::infinity();
-        }
-    }
-  };
-  forward_parts<E, T>(into, lse, queries, keys, values, bias_view<T>(slopes, queries.heads), options, workspace, {queries.batch},
-                      part, clear_padding);
+  forward_parts<E, T>(into, lse, queries, keys, values, bias_view<T>(slopes, queries.heads), options, workspace,
+                      {queries.batch}, part, clear);
 }
 
 template <class Q, class V>

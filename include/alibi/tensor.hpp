@@ -66,9 +66,7 @@ struct PackedTensorAdapter {
   }
   using Output = Like<Scalar>;
   using Lse = Eigen::Tensor<LseScalar<Scalar>, 2, Plain::Layout>;
-  static Output output(Index tokens, Index heads, Index head_dim) {
-    return like<Scalar>(tokens, heads, head_dim);
-  }
+  static Output output(Index tokens, Index heads, Index head_dim) { return like<Scalar>(tokens, heads, head_dim); }
   static Lse lse(Index heads, Index tokens) { return kRowMajor ? Lse(heads, tokens) : Lse(tokens, heads); }
 };
 

@@ -47,7 +47,7 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// P = 2^(S - lse) of the forward's scores, rows in excess 0.
+/// P = 2^(S - lse) of the forward's scores; 0 in rows in excess, and for queries before the first that needs a row.
 template <class T, class Mask>
 struct Probabilities {
   const Mask& mask;
@@ -61,15 +61,16 @@ struct Probabilities {
     constexpr bool kMasked = !std::is_same_v<Mask, NoMask>;
     hide<N, T>(mask, end - 1, key, r0, acc);
 #pragma GCC unroll 8
-    for (int a = 0; a < kRows; a++)
+    for (int a = 0; a < kRows; a++) {
+      T* const row = p + (key + a) * kBlock<T>;
+      for (int r = 0; r < r0; r++) store<T>(row + r * kLanes<T>, splat<T>(T(0)));
 #pragma GCC unroll 4
       for (int r = 0; r < N; r++) {
-        // No weight is above 1; where rounding of huge scores says so, the exponential keeps within its range.
-        const Pack<T> exponent = min(sub(acc[a][r], shift[r0 + r]), splat<T>(kSlack<T>));
-        Pack<T> weight = probability<kMasked, T>(exponent);
+        Pack<T> weight = probability<kMasked, T>(sub(acc[a][r], shift[r0 + r]));
         if (key + a >= end) weight = splat<T>(T(0));
-        store<T>(p + (key + a) * kBlock<T> + (r0 + r) * kLanes<T>, weight);
+        store<T>(row + (r0 + r) * kLanes<T>, weight);
       }
+    }
   }
 };
 
@@ -82,15 +83,17 @@ struct ScoreGradients {
   template <int N>
   EIGEN_ALWAYS_INLINE void operator()(std::integral_constant<int, N>, Index key, int r0,
                                       Pack<T> (&acc)[kRows][kVectors]) const {
-#pragma GCC unroll 8
-    for (int a = 0; a < kRows; a++)
 #pragma GCC unroll 4
-      for (int r = 0; r < N; r++) {
+    for (int r = 0; r < N; r++) {
+      Pack<T> ds[kRows];
+#pragma GCC unroll 8
+      for (int a = 0; a < kRows; a++) {
         T* const at = p + (key + a) * kBlock<T> + (r0 + r) * kLanes<T>;
-        const Pack<T> ds = mul(load<T>(at), acc[a][r]);
-        store<T>(at, ds);
-        bias.add(key + a, r0 + r, ds);
+        ds[a] = mul(load<T>(at), acc[a][r]);
+        store<T>(at, ds[a]);
       }
+      bias.add(key, r0 + r, ds);
+    }
   }
 };
 
@@ -176,8 +179,9 @@ class BackwardRows {
       numbers.lse[i] = i < block.rows ? lse_of(query) : std::numeric_limits<T>::infinity();
       numbers.minus[i] = T(0);
       if (i >= block.rows) continue;
-      numbers.minus[i] = -dot(output[query], grad_output[query], mine_.output.head_dim);
       std::fill_n(grad_q[query], call_.head_dim, T(0));
+      if (numbers.lse[i] != std::numeric_limits<T>::infinity())
+        numbers.minus[i] = -dot(output[query], grad_output[query], mine_.output.head_dim);
     }
   }
 
@@ -297,9 +301,10 @@ class BackwardTask {
   void visit_tiles();
   bool matters(Index tile) const;
   void open();
+  void silence(Index row);
   void visit(Index tile);
   template <class Bias, class Visible>
-  void attend(const Tile<T>& tile, const TileKeys& keys, const Bias& bias, const Visible& visible);
+  void attend(const Tile<T>& tile, const TileKeys& keys, Side side, const Bias& bias, const Visible& visible);
   void close();
   void end_head();
   void write_keys(const View<T>& to, const T* from, Index stride) const;
@@ -317,18 +322,20 @@ class BackwardTask {
   double slope_ = 0;
   T scale_;  // τ log2 e
 
+  Index rows_;  // keys of a chunk
+
   // Scratch.
-  T* p_;                 // [kScoreRows][kBlock]: P, then dS
-  T *q_, *grad_output_;  // [head_dim][kBlock], [value_dim][kBlock]
-  T* grad_q_;            // [head_dim][kBlock]
+  T* p_;                           // [kScoreRows][kBlock]: P, then dS
+  T *q_, *grad_output_;            // [head_dim][kBlock], [value_dim][kBlock]
+  T* grad_q_;                      // [head_dim][kBlock]
   T *q_rows_, *grad_output_rows_;  // [kBlock][dims_], times τ; [kBlock][values_]
   T *grad_k_, *grad_v_;            // [rows_][dims_], [rows_][values_]
-  Index rows_;                     // keys of the chunk, and kRows in excess
   T* near_;                        // tiles that are not read in place
+  BiasGradient<typename F::Bias> bias_gradient_;
+
   Tile<T> tile_[BackwardPlan::kMostTiles];
   bool brought_[BackwardPlan::kMostTiles] = {};
 
-  BiasGradient<typename F::Bias> bias_gradient_;
   Index visited_ = 0;
 
   // The block in use.
@@ -341,7 +348,8 @@ class BackwardTask {
 /// A tile against a block: the lines at the top of this file.
 template <class F, class G>
 template <class Bias, class Visible>
-void BackwardTask<F, G>::attend(const Tile<T>& tile, const TileKeys& keys, const Bias& bias, const Visible& visible) {
+void BackwardTask<F, G>::attend(const Tile<T>& tile, const TileKeys& keys, Side side, const Bias& bias,
+                                const Visible& visible) {
   const Index at = keys.tile - tiles_.first * Index(kTile);
   Pack<T> shift[kVectors];
   for (int r = 0; r < kVectors; r++) shift[r] = sub(load<T>(numbers_->lse + r * kLanes<T>), bias.offset[r]);
@@ -352,16 +360,15 @@ void BackwardTask<F, G>::attend(const Tile<T>& tile, const TileKeys& keys, const
   // dV += P' dO                                          O = P V
   add_to_keys(p_, keys, grad_output_rows_, values_, grad_v_ + at * values_);
   // dP = dO V', dS = P ∘ (dP - D), dbias += dS           O = P V, P = softmax(S)
-  const auto bias_tile = bias_gradient_.tile(block_.positions, keys.tile);
+  const auto bias_tile = bias_gradient_.tile(block_.positions, keys.tile, side);
   score<F>(tile.v, tile.value_stride, value_dim_, grad_output_, T(1), keys, LaneStart<T>{numbers_->minus}, none_,
            ScoreGradients<T, std::remove_const_t<decltype(bias_tile)>>{bias_tile, p_});
   // dK += τ dS' Q                                        S = τ Q K' + bias
   add_to_keys(p_, keys, q_rows_, dims_, grad_k_ + at * dims_);
   // dQ += dS K, times τ in the end                       S = τ Q K' + bias
   const Before before = started_ ? Before::keep : Before::none;
-  with_vectors(keys.vectors, [&](auto n) {
-    accumulate<n>(tile.k, tile.key_stride, head_dim_, p_, keys, before, shift, grad_q_);
-  });
+  with_vectors(keys.vectors,
+               [&](auto n) { accumulate<n>(tile.k, tile.key_stride, head_dim_, p_, keys, before, shift, grad_q_); });
   started_ = true;
 }
 
@@ -374,17 +381,18 @@ void BackwardTask<F, G>::visit(Index number) {
   const Index at = number - tiles_.first;
   if (!std::exchange(brought_[at], true)) {
     const Index count = std::min<Index>(kTile, mask_.keys - number * kTile);
-    tile_[at] = bring<F>(source_, number, count, head_dim_, value_dim_,
-                         near_ + at * tile_units<F>(head_dim_, value_dim_));
+    tile_[at] =
+        bring<F>(source_, number, count, head_dim_, value_dim_, near_ + at * tile_units<F>(head_dim_, value_dim_));
   }
   const typename F::Bias bias = sequence_.bias(head_);
-  switch (block_.side_of(keys)) {
+  const Side side = block_.side_of(keys);
+  switch (side) {
     case Side::left:
-      return attend(tile_[at], keys, bias.left(block_.positions, keys.tile, keys.begin, keys.end), NoMask());
+      return attend(tile_[at], keys, side, bias.left(block_.positions, keys.tile, keys.begin, keys.end), NoMask());
     case Side::right:
-      return attend(tile_[at], keys, bias.right(block_.positions, keys.tile, keys.begin, keys.end), NoMask());
+      return attend(tile_[at], keys, side, bias.right(block_.positions, keys.tile, keys.begin, keys.end), NoMask());
     case Side::edge:
-      return attend(tile_[at], keys, bias.edge(block_.positions, keys.tile), block_.mask_of(mask_, keys.tile));
+      return attend(tile_[at], keys, side, bias.edge(block_.positions, keys.tile), block_.mask_of(mask_, keys.tile));
   }
 }
 
@@ -435,6 +443,7 @@ BackwardTask<F, G>::BackwardTask(const Backward<F, G>& call, const BackwardItem&
       tiles_(tiles_of(mine_.plan, item.keys, mask_.keys)),
       source_{rows_of(sequence_.k, kv_head_), rows_of(sequence_.v, kv_head_)},
       scale_(T(call_.scale * std::numbers::log2e)),
+      rows_(mine_.plan.tiles * kTile),
       p_(reinterpret_cast<T*>(scratch)),
       q_(p_ + kScoreRows * kBlock<T>),
       grad_output_(q_ + head_dim_ * kBlock<T>),
@@ -442,14 +451,11 @@ BackwardTask<F, G>::BackwardTask(const Backward<F, G>& call, const BackwardItem&
       q_rows_(grad_q_ + head_dim_ * kBlock<T>),
       grad_output_rows_(q_rows_ + kBlock<T> * dims_),
       grad_k_(grad_output_rows_ + kBlock<T> * values_),
-      rows_(mine_.plan.tiles * kTile + kRows) {
-  grad_v_ = grad_k_ + rows_ * dims_;
-  near_ = grad_v_ + rows_ * values_;
-  T* const sums = near_ + mine_.plan.tiles * tile_units<F>(head_dim_, value_dim_);
-  const Index queries = mine_.plan.blocks * kBlock<T>;
-  bias_gradient_ = BiasGradient<typename F::Bias>(sums, mask_.position(item.queries * queries), queries,
-                                                  tiles_.first * Index(kTile), mine_.plan.tiles * kTile);
-}
+      grad_v_(grad_k_ + rows_ * dims_),
+      near_(grad_v_ + rows_ * values_),
+      bias_gradient_(near_ + mine_.plan.tiles * tile_units<F>(head_dim_, value_dim_),
+                     mask_.position(item.queries * mine_.plan.template rows<T>()), mine_.plan.template rows<T>(),
+                     tiles_.first * Index(kTile), rows_) {}
 
 template <class F, class G>
 void BackwardTask<F, G>::begin_head() {
@@ -483,8 +489,17 @@ void BackwardTask<F, G>::open() {
     widen_row(grad_output[block_.first + i], value_dim_, grad_row);
     std::fill(grad_row + value_dim_, grad_row + values_, T(0));
   }
+  for (Index i = 0; i < block_.rows; i++)
+    if (numbers_->lse[i] == std::numeric_limits<T>::infinity()) silence(i);
   open_ = true;
   started_ = false;
+}
+
+/// A row that sees no key has no part in anything, whatever its grad_output holds.
+template <class F, class G>
+void BackwardTask<F, G>::silence(Index row) {
+  for (Index d = 0; d < value_dim_; d++) grad_output_[d * kBlock<T> + row] = T(0);
+  std::fill_n(grad_output_rows_ + row * values_, values_, T(0));
 }
 
 /// Adds the block's dQ to the caller's rows.
@@ -501,7 +516,7 @@ void BackwardTask<F, G>::close() {
 template <class F, class G>
 void BackwardTask<F, G>::end_head() {
   using Gradient = BiasGradient<typename F::Bias>;
-  const Index slot = Gradient::slot_size(mine_.plan.blocks * kBlock<T>, mine_.plan.tiles * kTile);
+  const Index slot = Gradient::slot_size(mine_.plan.template rows<T>(), rows_);
   bias_gradient_.add_to(mine_.slots + (head_ * mine_.plan.query_chunks + item_.queries) * slot);
   if (call_.report)
     std::atomic_ref(call_.report[item_.sequence * call_.heads + head_].tiles_visited)

@@ -40,11 +40,16 @@ struct BlockNumbers {
 struct BackwardPlan {
   static constexpr Index kMostTiles = 8;
 
-  Index tiles = kMostTiles;           // of keys in a chunk
-  Index blocks = 0;                   // of queries in a chunk, about as many queries as there are keys
+  Index tiles = kMostTiles;  // of keys in a chunk
+  Index blocks = 0;          // of queries in a chunk, about as many queries as there are keys
   Index query_chunks = 0, key_chunks = 0;
 
   Index waves() const { return std::max(query_chunks, key_chunks); }
+  /// Queries in a chunk.
+  template <class T>
+  Index rows() const {
+    return blocks * kBlock<T>;
+  }
 
   template <class F>
   static BackwardPlan of(const Sequence<F>& sequence) {
@@ -54,7 +59,7 @@ struct BackwardPlan {
       plan.query_chunks = pieces(sequence.q.tokens, plan.blocks * kBlock<typename F::T>);
       plan.key_chunks = pieces(sequence.mask.keys, plan.tiles * kTile);
       // A wave should have work for a few threads, a chunk more of it than its gradients take to be added up.
-      if (plan.tiles <= 4 || sequence.kv_heads * plan.waves() >= 16) return plan;
+      if (plan.tiles <= 4 || sequence.kv_heads * plan.waves() >= 8) return plan;
     }
   }
 };
@@ -97,10 +102,9 @@ struct BackwardScratch {
   BackwardScratch(Index head_dim, Index value_dim, const BackwardPlan& plan) {
     const Index dims = padded<T>(head_dim), values = padded<T>(value_dim);
     const Index block = (2 * head_dim + value_dim + dims + values + kScoreRows) * kBlock<T>;
-    const Index keys = (plan.tiles * kTile + kRows) * (dims + values);
+    const Index keys = plan.tiles * kTile * (dims + values);
     const Index near = plan.tiles * tile_units<F>(head_dim, value_dim);
-    const Index bias =
-        BiasGradient<typename F::Bias>::scratch_size(plan.blocks * kBlock<T>, plan.tiles * kTile);
+    const Index bias = BiasGradient<typename F::Bias>::scratch_size(plan.blocks * kBlock<T>, plan.tiles * kTile);
     bytes = std::size_t(pieces((block + keys + near + bias) * Index(sizeof(T)), 64)) * 64;
   }
 };
@@ -123,7 +127,6 @@ bool any_apart(const Radii<T>* radii, const TileRange& tiles) {
 /// The tasks of wave `wave`, the most expensive first; returns their number.
 template <class F, class G>
 Index list_wave(const Backward<F, G>& call, Index wave, std::span<BackwardItem> items) {
-  constexpr Index kRowsOfBlock = kBlock<typename F::T>;
   std::size_t count = 0;
   for (std::size_t s = 0; s < call.sequences.size(); s++) {
     const Sequence<F>& sequence = call.forward.sequences[s];
@@ -133,8 +136,8 @@ Index list_wave(const Backward<F, G>& call, Index wave, std::span<BackwardItem> 
     for (Index chunk = 0; chunk < plan.query_chunks; chunk++) {
       const Index keys = (wave - chunk + plan.waves()) % plan.waves();
       if (keys >= plan.key_chunks) continue;
-      const Index begin = chunk * plan.blocks * kRowsOfBlock,
-                  end = std::min(begin + plan.blocks * kRowsOfBlock, sequence.q.tokens);
+      const Index rows = plan.rows<typename F::T>(), begin = chunk * rows;
+      const Index end = std::min(begin + rows, sequence.q.tokens);
       const TileRange tiles = tiles_of(plan, keys, sequence.mask.keys);
       const Index seen_from = std::max(sequence.mask.visible(begin).begin, tiles.first * Index(kTile)),
                   seen_to = std::min(sequence.mask.visible(end - 1).end, (tiles.last + 1) * Index(kTile));

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "alibi/kernel/bias.hpp"
+#include "alibi/kernel/block.hpp"
 #include "alibi/kernel/rows.hpp"
 #include "alibi/kernel/simd.hpp"
 
@@ -31,14 +32,31 @@ class BiasGradient<LinearBias<T>> {
   void clear() {
     for (Pack<T>& x : sum_) x = splat<T>(T(0));
   }
-  /// A tile's turn: of add(), which gets rows of dS.
+  /// A tile's turn: add() gets dS of keys [key, key + kRows) and a vector of queries.
   struct Tile {
     Distances<T> distances;
+    Side side;
     Pack<T>* sum;
 
-    EIGEN_ALWAYS_INLINE void add(Index key, int r, Pack<T> ds) const { sum[r] = fma(ds, distances.of(key, r), sum[r]); }
+    EIGEN_ALWAYS_INLINE void add(Index key, int r, const Pack<T> (&ds)[kRows]) const {
+      Pack<T> all = ds[0], ramp = splat<T>(T(0));
+      if (side == Side::edge) {
+        all = sum[r];
+#pragma GCC unroll 8
+        for (int a = 0; a < kRows; a++) all = fma(ds[a], distances.of(key + a, r), all);
+        sum[r] = all;
+        return;
+      }
+      // To one side distances are one apart: two operations an entry, not four.
+#pragma GCC unroll 8
+      for (int a = 1; a < kRows; a++) {
+        all = kernel::add(all, ds[a]);
+        ramp = fma(ds[a], splat<T>(T(side == Side::left ? -a : a)), ramp);
+      }
+      sum[r] = kernel::add(sum[r], fma(all, distances.of(key, r), ramp));
+    }
   };
-  Tile tile(const Positions<T>& queries, Index first_key) { return {{queries, first_key}, sum_}; }
+  Tile tile(const Positions<T>& queries, Index first_key, Side side) { return {{queries, first_key}, side, sum_}; }
 
   void add_to(double* slot) const {
     for (const Pack<T>& x : sum_) {
@@ -78,13 +96,16 @@ class BiasGradient<TableLaw<T>> {
     T* sums;
     Index table, at;  // `at`: the entry of the first query and the tile's first key
 
-    EIGEN_ALWAYS_INLINE void add(Index key, int r, Pack<T> ds) const {
-      const Index entry = at - key + r * kLanes<T>, rest = entry % kLanes<T>;
-      T* const to = sums + rest * table + (entry - rest);
-      store<T>(to, kernel::add(load<T>(to), ds));
+    EIGEN_ALWAYS_INLINE void add(Index key, int r, const Pack<T> (&ds)[kRows]) const {
+#pragma GCC unroll 8
+      for (int a = 0; a < kRows; a++) {
+        const Index entry = at - (key + a) + r * kLanes<T>, rest = entry % kLanes<T>;
+        T* const to = sums + rest * table + (entry - rest);
+        store<T>(to, kernel::add(load<T>(to), ds[a]));
+      }
     }
   };
-  Tile tile(const Positions<T>& queries, Index first_key) const {
+  Tile tile(const Positions<T>& queries, Index first_key, Side) const {
     return {sums_, table_, queries.first - first_key - first_};
   }
 

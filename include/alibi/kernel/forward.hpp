@@ -108,7 +108,7 @@ class ForwardTask {
   Rows<const typename F::Query> q_;
   Source<F> source_;
   Rows<typename F::Query> output_;
-  T* lse_;            // of the head, or null
+  T* lse_;  // of the head, or null
   bool framed_;
   double slope_;      // m, per position
   double log_slope_;  // m log2 e

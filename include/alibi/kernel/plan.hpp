@@ -49,7 +49,7 @@ struct Sequence {
   const Cached<typename F::Stored, T>* cached = nullptr;  // [kv_heads]
   T* lse = nullptr;                                       // row i of head h at lse[h lse_stride + i]; null: not wanted
   Index lse_stride = 0;
-  bool framed = false;        // lse as if each row's nearest key had no bias (bias.hpp): as many digits however far it is
+  bool framed = false;  // lse as if each row's nearest key had no bias (bias.hpp): as many digits however far it is
   const T* slopes = nullptr;  // of head h at slopes[h slope_stride]; 0 beside tables
   Index slope_stride = 0;
   Tables<T> tables{};

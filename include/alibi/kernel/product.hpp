@@ -35,7 +35,7 @@ EIGEN_ALWAYS_INLINE void multiply_add(const X* const (&x)[M], Index step, const 
   }
 }
 
-/// Calls f with n, 1 <= n <= kVectors, as a compile-time constant.
+/// Calls f with n, 1 <= n <= N, as a compile-time constant.
 template <int N = kVectors, class F>
 EIGEN_ALWAYS_INLINE void with_vectors(int n, const F& f) {
   if constexpr (N > 1) {

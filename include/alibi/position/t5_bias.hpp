@@ -10,6 +10,7 @@
 // of keys behind it after those of keys before it.
 #pragma once
 
+#include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -41,6 +42,56 @@ inline Index t5_bucket(Index relative, const T5Buckets& config = {}) {
   const double octaves =
       std::log(double(distance) / double(exact)) / std::log(double(config.max_distance) / double(exact));
   return start + std::min(exact + Index(octaves * double(n - exact)), n - 1);
+}
+
+/// The distance of the first entry of t5_table(): 0, or -max_distance if bidirectional.
+inline Index t5_first_distance(const T5Buckets& config = {}) { return config.bidirectional ? -config.max_distance : 0; }
+
+/// How many distances have an entry of their own in t5_table(); farther ones share that at the end.
+inline Index t5_entries(const T5Buckets& config = {}) { return config.max_distance + 1 - t5_first_distance(config); }
+
+namespace detail {
+
+/// [heads, ·], zeros.
+template <class T>
+auto zero_table(Index heads, Index columns) {
+  using Table = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  return Table(Table::Zero(heads, columns));
+}
+
+/// Calls f(entry, bucket) for every distance that has an entry.
+template <class Body>
+void for_each_entry(const T5Buckets& config, const Body& f) {
+  for (Index entry = 0; entry < t5_entries(config); entry++)
+    f(entry, t5_bucket(-(t5_first_distance(config) + entry), config));
+}
+
+}  // namespace detail
+
+/// Weights [heads, buckets], an Eigen matrix, as a table [heads, t5_entries()] of a bias of distance:
+///   const auto table = t5_table(weights, config);
+///   attention(q, k, v, table_bias(table, t5_first_distance(config)))
+/// Throws as t5_bucket(), and std::invalid_argument for another number of buckets.
+template <class Weights>
+auto t5_table(const Eigen::MatrixBase<Weights>& weights, const T5Buckets& config = {}) {
+  t5_bucket(0, config);
+  detail::require(weights.cols() == config.buckets, "weights has ", weights.cols(), " columns; expected ",
+                  config.buckets, ", the buckets");
+  auto table = detail::zero_table<typename Weights::Scalar>(weights.rows(), t5_entries(config));
+  detail::for_each_entry(config, [&](Index entry, Index bucket) { table.col(entry) = weights.col(bucket); });
+  return table;
+}
+
+/// The gradient of the weights, [heads, buckets], from that of their table, [heads, t5_entries()]. Throws as
+/// t5_table().
+template <class Table>
+auto t5_weights_gradient(const Eigen::MatrixBase<Table>& grad_table, const T5Buckets& config = {}) {
+  t5_bucket(0, config);
+  detail::require(grad_table.cols() == t5_entries(config), "grad_table has ", grad_table.cols(), " columns; expected ",
+                  t5_entries(config), ", the distances of the buckets");
+  auto weights = detail::zero_table<typename Table::Scalar>(grad_table.rows(), config.buckets);
+  detail::for_each_entry(config, [&](Index entry, Index bucket) { weights.col(bucket) += grad_table.col(entry); });
+  return weights;
 }
 
 }  // namespace alibi::inline ALIBI_ISA

@@ -1,0 +1,199 @@
+// Gradients against finite differences of the definition and against the definition's own, over random calls of every
+// kind. ALIBI_TEST_CASES in the environment sets the number of each; a failure prints the seed, from which the whole
+// call follows.
+#include <iostream>
+#include <numeric>
+
+#include "backward_case.hpp"
+
+namespace {
+
+using test::BackwardCall, test::BackwardErrors, test::Exact, test::Gradients;
+using test::Index;
+using Arrays = std::array<std::vector<double>, 4>;
+
+int cases(int usual) {
+  const char* text = std::getenv("ALIBI_TEST_CASES");
+  return text ? std::atoi(text) : usual;
+}
+
+/// Runs calls from seeds 1, 2, … until five have failed, and reports the worst errors.
+class Runs {
+ public:
+  explicit Runs(double bound) : bound_(bound) {}
+  ~Runs() {
+    std::cout << "bound " << bound_ << '\n';
+    for (std::size_t a = 0; a < 4; a++)
+      std::cout << "  worst d" << BackwardErrors::kNames[a] << ' ' << worst_.of_magnitude[a] << " of its terms ("
+                << worst_.of_gradient[a] << " of itself): " << where_[a] << '\n';
+  }
+  Runs(const Runs&) = delete;
+  Runs& operator=(const Runs&) = delete;
+
+  bool failing() const { return failures_ >= 5; }
+  void see(const BackwardErrors& errors, const std::string& description) {
+    for (std::size_t a = 0; a < 4; a++) {
+      EXPECT_LE(errors.of_magnitude[a], bound_) << 'd' << BackwardErrors::kNames[a] << ": " << description;
+      if (errors.of_magnitude[a] > worst_.of_magnitude[a]) where_[a] = description;
+      worst_.of_magnitude[a] = std::max(worst_.of_magnitude[a], errors.of_magnitude[a]);
+      worst_.of_gradient[a] = std::max(worst_.of_gradient[a], errors.of_gradient[a]);
+    }
+    failures_ += errors.worst() > bound_;
+  }
+
+ private:
+  double bound_;
+  int failures_ = 0;
+  BackwardErrors worst_;
+  std::array<std::string, 4> where_;
+};
+
+test::Shape small_shape(test::Random& random) {
+  return {random.integer(1, 2), random.integer(1, 2), random.integer(1, 2), random.integer(0, 8),
+          random.integer(0, 8), random.integer(1, 5), random.integer(1, 5)};
+}
+
+/// f = Σ dO∘o along lines through the inputs, in double.
+class Lines {
+ public:
+  explicit Lines(const Exact& at) : at_(at), magnitudes_(at.magnitudes()) {}
+
+  /// The largest error of gradients `is` along one random direction and three coordinates of every array.
+  BackwardErrors errors(test::Random& random, const Arrays& is) {
+    BackwardErrors errors;
+    for (std::size_t a = 0; a < 4; a++) {
+      const std::vector<double>& gradient = is[a];
+      EXPECT_EQ(Index(gradient.size()), size(a));
+      for (int line = 0; line < 4 && !gradient.empty(); line++) {
+        std::vector<double> u(gradient.size());
+        if (line == 0)
+          random.fill(u);
+        else
+          u[std::size_t(random.integer(0, Index(u.size()) - 1))] = 1;
+        double along = 0, length = 0;
+        for (std::size_t n = 0; n < u.size(); n++) along += gradient[n] * u[n], length += std::abs(u[n]);
+        const double difference = std::abs(derivative(a, u) - along);
+        if (difference == 0) continue;
+        const double share = difference / (length * test::largest(*test::arrays(magnitudes_)[a]));
+        errors.of_magnitude[a] = std::max(errors.of_magnitude[a], std::isnan(share) ? test::kInfinity : share);
+      }
+    }
+    return errors;
+  }
+
+ private:
+  double* data(std::size_t a) {
+    return std::array{at_.q.data(), at_.k.data(), at_.v.data(), at_.bias.numbers.data()}[a];
+  }
+  Index size(std::size_t a) const {
+    return std::array<Index, 4>{at_.q.size(), at_.k.size(), at_.v.size(), at_.bias.numbers.size()}[a];
+  }
+  double f() const {
+    const auto output = at_.forward().output;
+    return std::inner_product(output.data(), output.data() + output.size(), at_.grad_output.data(), 0.);
+  }
+  double f(std::size_t a, const std::vector<double>& u, double t) {
+    const std::vector<double> before(data(a), data(a) + u.size());
+    for (std::size_t n = 0; n < u.size(); n++) data(a)[n] += t * u[n];
+    const double value = f();
+    std::copy(before.begin(), before.end(), data(a));
+    return value;
+  }
+
+  /// How far a logit moves along u at the most; f is linear in v.
+  double move(std::size_t a, const std::vector<double>& u) const {
+    using test::largest;
+    const double product = std::abs(at_.scale) * double(at_.q.dimension(3)) * largest(u);
+    const bool table = at_.bias.kind == test::Bias<double>::Kind::kTable;
+    return std::array{product * largest(at_.k), product * largest(at_.q), 1.,
+                      largest(u) * (table ? 1 : double(at_.k.dimension(2)))}[a];
+  }
+
+  /// Central differences of the fourth order, f' + O(t^4 f'''''). With logits that move by 2^-9 the remainder is some
+  /// 1e-11 of f and what rounding makes of the difference some 1e-13.
+  double derivative(std::size_t a, const std::vector<double>& u) {
+    const double t = 0x1p-9 / std::max(move(a, u), 1e-3);
+    return (8 * (f(a, u, t) - f(a, u, -t)) - (f(a, u, 2 * t) - f(a, u, -2 * t))) / (12 * t);
+  }
+
+  Exact at_;
+  Gradients magnitudes_;
+};
+
+Arrays flat(const Gradients& grad) {
+  Arrays all;
+  for (std::size_t a = 0; a < 4; a++) {
+    const auto& x = *test::arrays(grad)[a];
+    all[a].assign(x.data(), x.data() + x.size());
+  }
+  return all;
+}
+
+constexpr double kDifferences = 1e-6;
+
+TEST(BackwardDifferences, OfTheDefinition) {
+  Runs runs(kDifferences);
+  for (int seed = 1; seed <= cases(500) && !runs.failing(); seed++) {
+    test::Random random{std::uint64_t(seed)};
+    const BackwardCall<double> call(random, small_shape(random));
+    const Exact exact = call.exact();
+    runs.see(Lines(exact).errors(random, flat(exact.backward())),
+             "seed " + std::to_string(seed) + ": " + call.description());
+  }
+}
+
+TEST(BackwardDifferences, OfTheKernels) {
+  Runs runs(kDifferences);
+  for (int seed = 1; seed <= cases(500) && !runs.failing(); seed++) {
+    test::Random random{std::uint64_t(seed)};
+    BackwardCall<double> call(random, small_shape(random));
+    runs.see(Lines(call.exact()).errors(random, call.run()),
+             "seed " + std::to_string(seed) + ": " + call.description());
+  }
+}
+
+template <class T>
+class BackwardReference : public testing::Test {
+ protected:
+  static void run(std::optional<double> tolerance) {
+    Runs runs(test::kBound<T>);
+    for (int seed = 1; seed <= cases(500) && !runs.failing(); seed++) {
+      test::Random random{std::uint64_t(seed)};
+      BackwardCall<T> call(random, test::random_shape(random));
+      call.options.tolerance = tolerance;
+      const Exact exact = call.exact();
+      runs.see(test::errors(call.run(), exact.backward(), exact.magnitudes()),
+               "seed " + std::to_string(seed) + ": " + call.description());
+    }
+  }
+};
+using Scalars = testing::Types<float, double>;
+TYPED_TEST_SUITE(BackwardReference, Scalars);
+
+TYPED_TEST(BackwardReference, RandomCalls) { this->run(0); }
+TYPED_TEST(BackwardReference, RandomCallsOfTheUsualTolerance) { this->run(std::nullopt); }
+
+// That the comparison is one: the largest entry of one gradient, off by 1e-4 of itself.
+TEST(BackwardComparison, NoticesASmallError) {
+  int seen = 0;
+  for (int seed = 1; seed <= 100; seed++) {
+    test::Random random{std::uint64_t(seed)};
+    const BackwardCall<double> call(random, test::random_shape(random));
+    const Exact exact = call.exact();
+    const Gradients should = exact.backward(), magnitudes = exact.magnitudes();
+    for (std::size_t a = 0; a < 4; a++) {
+      Arrays is = flat(should);
+      EXPECT_EQ(test::errors(is, should, magnitudes).worst(), 0);
+      const auto largest =
+          std::max_element(is[a].begin(), is[a].end(), [](double x, double y) { return std::abs(x) < std::abs(y); });
+      if (largest == is[a].end() || std::abs(*largest) <= 0.1 * test::largest(*test::arrays(magnitudes)[a])) continue;
+      *largest *= 1 + 1e-4;
+      EXPECT_GE(test::errors(is, should, magnitudes).of_magnitude[a], test::kBound<float>)
+          << "d" << BackwardErrors::kNames[a];
+      seen++;
+    }
+  }
+  EXPECT_GE(seen, 50);
+}
+
+}  // namespace
