@@ -87,6 +87,10 @@ struct Backward {
   std::span<const BackwardSequence<F, G>> sequences;
 };
 
+/// Blocks that a task takes together, some 96 queries: sums over queries are longer then, and less often added up.
+template <class T>
+inline constexpr int kStrips = sizeof(T) == 4 ? 2 : 4;
+
 /// One task of a wave.
 struct BackwardItem {
   float cost;  // pairs of query and key, by estimate
@@ -101,11 +105,11 @@ struct BackwardScratch {
 
   BackwardScratch(Index head_dim, Index value_dim, const BackwardPlan& plan) {
     const Index dims = padded<T>(head_dim), values = padded<T>(value_dim);
-    const Index block = (2 * head_dim + value_dim + dims + values + kScoreRows) * kBlock<T>;
+    const Index strips = kStrips<T> * (2 * head_dim + value_dim + dims + values + kScoreRows) * kBlock<T>;
     const Index keys = plan.tiles * kTile * (dims + values);
     const Index near = plan.tiles * tile_units<F>(head_dim, value_dim);
     const Index bias = BiasGradient<typename F::Bias>::scratch_size(plan.blocks * kBlock<T>, plan.tiles * kTile);
-    bytes = std::size_t(pieces((block + keys + near + bias) * Index(sizeof(T)), 64)) * 64;
+    bytes = std::size_t(pieces((strips + keys + near + bias) * Index(sizeof(T)), 64)) * 64;
   }
 };
 

@@ -7,6 +7,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
+#include <span>
 
 #include "alibi/kernel/block.hpp"
 #include "alibi/kernel/product.hpp"
@@ -20,27 +22,39 @@ namespace alibi::inline ALIBI_ISA::kernel {
 inline constexpr int kKeyRows = kManyRegisters ? 6 : 4;
 inline constexpr int kDimVectors = kManyRegisters ? 4 : 3;
 
-/// M keys from the first of p and g, N vectors of dims from the first of y and g.
+/// A block's share in the sums over queries: its tile p and its rows y.
+template <class T>
+struct KeyShare {
+  const T *p, *y;
+  const TileKeys* keys;
+};
+
+/// M keys from `key` on, N vectors of dims from `d` on; the vectors of queries before `first` do not count.
 template <int M, int N, class T>
-void key_rows(const T* p, const T* y, Index stride, Index queries, T* g) {
-  const T* row[M];
+void key_rows(std::span<const KeyShare<T>> shares, Index key, int first, Index d, Index dims, T* g) {
   Pack<T> acc[M][N];
-#pragma GCC unroll 8
-  for (int a = 0; a < M; a++) {
-    row[a] = p + a * kBlock<T>;
-#pragma GCC unroll 4
-    for (int r = 0; r < N; r++) acc[a][r] = load<T>(g + a * stride + r * kLanes<T>);
-  }
-  multiply_add<0, N>(row, 1, y, stride, queries, acc);
+  T* const to = g + key * dims + d;
 #pragma GCC unroll 8
   for (int a = 0; a < M; a++)
 #pragma GCC unroll 4
-    for (int r = 0; r < N; r++) store<T>(g + a * stride + r * kLanes<T>, acc[a][r]);
+    for (int r = 0; r < N; r++) acc[a][r] = load<T>(to + a * dims + r * kLanes<T>);
+  const Index skipped = first * kLanes<T>;
+  for (const KeyShare<T>& share : shares) {
+    const T* row[M];
+#pragma GCC unroll 8
+    for (int a = 0; a < M; a++) row[a] = share.p + (key + a) * kBlock<T> + skipped;
+    multiply_add<0, N>(row, 1, share.y + skipped * dims + d, dims, share.keys->vectors * kLanes<T> - skipped, acc);
+  }
+#pragma GCC unroll 8
+  for (int a = 0; a < M; a++)
+#pragma GCC unroll 4
+    for (int r = 0; r < N; r++) store<T>(to + a * dims + r * kLanes<T>, acc[a][r]);
 }
 
-/// The keys in use. `dims` are padded, and what rows are apart.
+/// Shares in the same keys. `dims` are padded, and what rows are apart.
 template <class T>
-void add_to_keys(const T* p, const TileKeys& keys, const T* y, Index dims, T* g) {
+void add_shares(std::span<const KeyShare<T>> shares, Index dims, T* g) {
+  const TileKeys& keys = *shares[0].keys;
   for (Index d = 0; d < dims;) {
     const Index left = (dims - d) / kLanes<T>;
     const int vectors = int(pieces(left, pieces(left, kDimVectors)));  // in parts of like size
@@ -48,15 +62,23 @@ void add_to_keys(const T* p, const TileKeys& keys, const T* y, Index dims, T* g)
       int first = 0;  // the vectors of queries before it see no more keys
       for (Index key = keys.begin; key < keys.end; key += kKeyRows) {
         while (key >= keys.ends[first]) first++;
-        const Index skipped = first * kLanes<T>;
-        with_vectors<kKeyRows>(int(std::min<Index>(kKeyRows, keys.end - key)), [&](auto m) {
-          key_rows<m, n>(p + key * kBlock<T> + skipped, y + skipped * dims + d, dims,
-                         (keys.vectors - first) * kLanes<T>, g + key * dims + d);
-        });
+        with_vectors<kKeyRows>(int(std::min<Index>(kKeyRows, keys.end - key)),
+                               [&](auto m) { key_rows<m, n>(shares, key, first, d, dims, g); });
       }
     });
     d += vectors * kLanes<T>;
   }
+}
+
+/// All shares: together, so that G comes and goes once for them, or if they differ in their keys one by one.
+template <class T>
+void add_to_keys(std::span<const KeyShare<T>> shares, Index dims, T* g) {
+  const TileKeys& keys = *shares[0].keys;
+  const bool alike = std::all_of(shares.begin(), shares.end(), [&](const KeyShare<T>& share) {
+    return share.keys->begin == keys.begin && share.keys->end == keys.end && share.keys->ends[0] == keys.end;
+  });
+  if (alike) return add_shares(shares, dims, g);
+  for (std::size_t i = 0; i < shares.size(); i++) add_shares(shares.subspan(i, 1), dims, g);
 }
 
 }  // namespace alibi::inline ALIBI_ISA::kernel
