@@ -1,4 +1,5 @@
-// Causal attention of one head with ALiBi in plain Eigen, without this library: what forward.cpp compares with.
+// Causal attention of one head with ALiBi in plain Eigen, without this library, and its gradients: what the benchmarks
+// compare with.
 #pragma once
 
 #include <Eigen/Core>
@@ -82,6 +83,71 @@ class EigenBlocked {
   Row bias_, scores_;
   Matrix queries_;
   Eigen::Array<T, kRows, 1> sum_;
+};
+
+/// The gradients in the strongest form found in plain Eigen, from the output and the lse of a forward, so that each
+/// weight takes one exponential: blocks of queries against blocks of keys, small enough for the second-level cache;
+/// blocks behind the diagonal are never computed, and scores become weights and their gradient in one vectorised pass
+/// over the visible keys of a row. The scale goes into the queries, and so into the scores and the gradient of the keys.
+template <class T>
+class EigenBlockedBackward {
+ public:
+  using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  using Row = Eigen::Array<T, 1, Eigen::Dynamic>;
+
+  EigenBlockedBackward(Index tokens, Index head_dim)
+      : distance_(tokens), bias_(tokens), weights_(kRows * kKeys), grad_scores_(kRows * kKeys),
+        queries_(kRows, head_dim) {
+    for (Index x = 0; x < tokens; x++) distance_[x] = T(tokens - 1 - x);  // its last p + 1 entries: those of query p
+  }
+  std::size_t scratch_bytes() const {
+    const Index numbers = 2 * distance_.size() + 2 * weights_.size() + queries_.size();
+    return std::size_t(numbers) * sizeof(T);
+  }
+
+  /// Returns the gradient of the slope.
+  T operator()(const Matrix& grad_output, const Matrix& q, const Matrix& k, const Matrix& v, T slope,
+               const Matrix& output, const T* lse, Matrix& grad_q, Matrix& grad_k, Matrix& grad_v) {
+    const Index n = q.rows();
+    const T scale = 1 / std::sqrt(T(q.cols()));
+    T grad_slope = 0;
+    bias_ = -slope * distance_;
+    grad_q.setZero(), grad_k.setZero(), grad_v.setZero();
+
+    for (Index first = 0; first < n; first += kRows) {
+      const Index rows = std::min(kRows, n - first);
+      const auto grad_out = grad_output.middleRows(first, rows);
+      queries_.topRows(rows) = scale * q.middleRows(first, rows);
+      mean_.head(rows) = grad_out.cwiseProduct(output.middleRows(first, rows)).rowwise().sum().array();
+      for (Index start = 0; start < first + rows; start += kKeys) {
+        const Index keys = std::min(kKeys, first + rows - start);
+        Eigen::Map<Matrix> weights(weights_.data(), rows, keys), grad_scores(grad_scores_.data(), rows, keys);
+        weights.noalias() = queries_.topRows(rows) * k.middleRows(start, keys).transpose();
+        grad_scores.noalias() = grad_out * v.middleRows(start, keys).transpose();
+        for (Index r = 0; r < rows; r++) {
+          const Index query = first + r, visible = std::clamp<Index>(query + 1 - start, 0, keys);
+          auto weight = weights.row(r).head(visible).array();
+          auto grad_score = grad_scores.row(r).head(visible).array();
+          weight = (weight + bias_.segment(n - 1 - query + start, visible) - lse[query]).exp();
+          grad_score = weight * (grad_score - mean_[r]);
+          grad_slope -= (grad_score * distance_.segment(n - 1 - query + start, visible)).sum();
+          weights.row(r).tail(keys - visible).setZero();
+          grad_scores.row(r).tail(keys - visible).setZero();
+        }
+        grad_v.middleRows(start, keys).noalias() += weights.transpose() * grad_out;
+        grad_k.middleRows(start, keys).noalias() += grad_scores.transpose() * queries_.topRows(rows);
+        grad_q.middleRows(first, rows).noalias() += grad_scores * k.middleRows(start, keys);
+      }
+    }
+    grad_q *= scale;
+    return grad_slope;
+  }
+
+ private:
+  static constexpr Index kRows = 128, kKeys = 512;
+  Row distance_, bias_, weights_, grad_scores_;
+  Matrix queries_;
+  Eigen::Array<T, kRows, 1> mean_;
 };
 
 }  // namespace bench

@@ -173,10 +173,9 @@ TEST_F(BackwardErrors, SlicesOfOneArrayDoNotOverlap) {
               grad_output = random_.matrix<float>(5, 8);
   const auto forward = alibi::attention_forward(q, k, v, 0.5f);
   const auto expected = alibi::attention_backward(grad_output, q, k, v, 0.5f, forward);
-  EXPECT_EQ(thrown([&] {
-              alibi::attention_backward_into({part(0), part(1), part(2)}, grad_output, q, k, v, 0.5f, forward);
-            }),
-            "no error");
+  EXPECT_EQ(
+      thrown([&] { alibi::attention_backward_into({part(0), part(1), part(2)}, grad_output, q, k, v, 0.5f, forward); }),
+      "no error");
   for (Index i = 0; i < 5; i++)
     for (Index d = 0; d < 8; d++) {
       EXPECT_EQ(qkv[std::size_t(24 * i + d)], expected.q(i, d));
