@@ -1,0 +1,263 @@
+// Attention between the model and the library: the four ways to tell positions apart, and the two ways to compute.
+//
+//   s_ij = τ q_i·k_j + b_h(i - j),   P = softmax(s) over j <= i,   o_i = Σ_j P_ij v_j
+//
+//   method       b_h(x)                                   besides
+//   alibi        -m_h x, the authors' slopes
+//   sinusoidal   0                                        the model adds positions to the embeddings
+//   rotary       0                                        q and k are turned by their positions
+//   t5           w_h,bucket(x), learned, for all layers
+//
+// q, k and v are read, and their gradients written, where the model has them: side by side in the rows of one matrix.
+#pragma once
+
+#include <Eigen/Core>
+#include <alibi/attention.hpp>
+#include <alibi/backward.hpp>
+#include <alibi/position/t5_bias.hpp>
+#include <alibi/slopes.hpp>
+#include <alibi/table_bias.hpp>
+#include <alibi/workspace.hpp>
+#include <array>
+#include <cmath>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+namespace experiment {
+
+using Eigen::Index;
+using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using MatrixMap = Eigen::Map<Matrix>;
+
+enum class Method { alibi, sinusoidal, rotary, t5 };
+inline constexpr std::array<std::string_view, 4> kMethodNames = {"alibi", "sinusoidal", "rotary", "t5"};
+inline std::string_view name_of(Method method) { return kMethodNames[std::size_t(method)]; }
+
+enum class Backend { alibi, naive };
+inline constexpr std::array<std::string_view, 2> kBackendNames = {"alibi", "naive"};
+inline std::string_view name_of(Backend backend) { return kBackendNames[std::size_t(backend)]; }
+
+struct Shape {
+  Method method = Method::alibi;
+  Backend backend = Backend::alibi;
+  Index dim = 0, layers = 0, heads = 0;
+  Index head_dim() const { return dim / heads; }
+};
+
+inline constexpr alibi::T5Buckets kT5Buckets = {};
+
+/// Sequences of one length.
+struct Extent {
+  Index batch = 0, tokens = 0;
+  Index rows() const { return batch * tokens; }
+};
+
+/// What a forward leaves for its backward.
+struct Saved {
+  Eigen::VectorXf lse;   // library: [batch x heads x tokens]
+  Matrix probabilities;  // naive: [batch x heads x tokens, tokens]; without training a head's alone
+};
+
+/// q and k together, [batch, 2 heads, tokens, head_dim].
+inline auto queries_and_keys(Matrix& qkv, const Shape& shape, const Extent& extent) {
+  const Index row = 3 * shape.dim, head_dim = shape.head_dim();
+  return alibi::view(qkv.data(), {extent.batch, 2 * shape.heads, extent.tokens, head_dim},
+                     {extent.tokens * row, head_dim, row, 1});
+}
+
+/// Causal attention of one thread.
+class Attention {
+ public:
+  /// `training`: a backward is to follow each forward.
+  Attention(const Shape& shape, const Extent& extent, bool training)
+      : shape_(shape), extent_(extent), training_(training) {}
+  virtual ~Attention() = default;
+
+  /// Before the first layer. `t5` [heads, buckets]: the learned weights, read with Method::t5 only.
+  virtual void begin(const MatrixMap& t5) = 0;
+  /// qkv [batch x tokens, 3 dim], output [batch x tokens, dim].
+  virtual void forward(const Matrix& qkv, Matrix& output, Saved& saved) = 0;
+  /// The gradients of the same shapes; grad_qkv is overwritten.
+  virtual void backward(const Matrix& grad_output, const Matrix& qkv, const Matrix& output, const Saved& saved,
+                        Matrix& grad_qkv) = 0;
+  /// After the last layer: grad_t5 [heads, buckets], overwritten by the sum over all backward() since begin().
+  virtual void end(MatrixMap& grad_t5) = 0;
+
+ protected:
+  /// q, k or v in the rows of [batch x tokens, 3 dim], as [batch, heads, tokens, head_dim].
+  template <class Packed>
+  auto part(Packed& qkv, Index which) const {
+    return heads(qkv.data() + which * shape_.dim, 3 * shape_.dim);
+  }
+  /// [batch x tokens, dim] as [batch, heads, tokens, head_dim].
+  template <class Rows>
+  auto whole(Rows& rows) const {
+    return heads(rows.data(), shape_.dim);
+  }
+
+  Shape shape_;
+  Extent extent_;
+  bool training_;
+
+ private:
+  template <class T>
+  alibi::View<T> heads(T* data, Index row) const {
+    const Index head_dim = shape_.head_dim();
+    return alibi::view(data, {extent_.batch, shape_.heads, extent_.tokens, head_dim},
+                       {extent_.tokens * row, head_dim, row, 1});
+  }
+};
+
+/// Plain Eigen, as one writes it from the formulas: each step a whole matrix.
+class NaiveAttention : public Attention {
+ public:
+  using Attention::Attention;
+
+  void begin(const MatrixMap& t5) override {
+    const Index n = extent_.tokens;
+    const Eigen::VectorXf slopes = alibi::slopes(shape_.heads);
+    bias_.setZero(shape_.heads, n);
+    grad_bias_.setZero(shape_.heads, n);
+    for (Index h = 0; h < shape_.heads; h++)
+      for (Index x = 0; x < n; x++) {
+        if (shape_.method == Method::alibi) bias_(h, n - 1 - x) = -slopes[h] * float(x);
+        if (shape_.method == Method::t5) bias_(h, n - 1 - x) = t5(h, alibi::t5_bucket(-x, kT5Buckets));
+      }
+  }
+
+  void forward(const Matrix& qkv, Matrix& output, Saved& saved) override {
+    const Index n = extent_.tokens, heads = shape_.heads, d = shape_.head_dim();
+    saved.probabilities.resize(training_ ? extent_.batch * heads * n : n, n);
+    for (Index b = 0; b < extent_.batch; b++)
+      for (Index h = 0; h < heads; h++) {
+        auto p = saved.probabilities.middleRows(training_ ? (b * heads + h) * n : 0, n);
+        p.noalias() = scale() * block(qkv, 0, b, h) * block(qkv, 1, b, h).transpose();
+        softmax(p, h);
+        output.block(b * n, h * d, n, d).noalias() = p * block(qkv, 2, b, h);
+      }
+  }
+
+  void backward(const Matrix& grad_output, const Matrix& qkv, const Matrix& output, const Saved& saved,
+                Matrix& grad_qkv) override {
+    const Index n = extent_.tokens, heads = shape_.heads, d = shape_.head_dim();
+    for (Index b = 0; b < extent_.batch; b++)
+      for (Index h = 0; h < heads; h++) {
+        const auto p = saved.probabilities.middleRows((b * heads + h) * n, n);
+        const auto grad_o = grad_output.block(b * n, h * d, n, d), o = output.block(b * n, h * d, n, d);
+        // o = P v
+        block(grad_qkv, 2, b, h).noalias() = p.transpose() * grad_o;
+        grad_scores_.noalias() = grad_o * block(qkv, 2, b, h).transpose();
+        // P = softmax(s)
+        row_sums_.noalias() = grad_o.cwiseProduct(o).rowwise().sum();
+        grad_scores_.colwise() -= row_sums_;
+        grad_scores_.array() *= p.array();
+        // s = τ q k' + b
+        if (shape_.method == Method::t5)
+          for (Index i = 0; i < n; i++) grad_bias_.row(h).segment(n - 1 - i, i + 1) += grad_scores_.row(i).head(i + 1);
+        block(grad_qkv, 0, b, h).noalias() = scale() * grad_scores_ * block(qkv, 1, b, h);
+        block(grad_qkv, 1, b, h).noalias() = scale() * grad_scores_.transpose() * block(qkv, 0, b, h);
+      }
+  }
+
+  void end(MatrixMap& grad_t5) override {
+    grad_t5.setZero();
+    if (shape_.method != Method::t5) return;
+    for (Index x = 0; x < extent_.tokens; x++)
+      grad_t5.col(alibi::t5_bucket(-x, kT5Buckets)) += grad_bias_.col(extent_.tokens - 1 - x);
+  }
+
+ private:
+  float scale() const { return 1 / std::sqrt(float(shape_.head_dim())); }
+
+  template <class Packed>
+  Eigen::Block<Packed> block(Packed& qkv, Index which, Index b, Index h) const {
+    const Index n = extent_.tokens, d = shape_.head_dim();
+    return {qkv, b * n, which * shape_.dim + h * d, n, d};
+  }
+
+  template <class Scores>
+  void softmax(Scores& s, Index h) const {
+    const Index n = extent_.tokens;
+    for (Index i = 0; i < n; i++) {
+      auto visible = s.row(i).head(i + 1).array();
+      visible += bias_.row(h).segment(n - 1 - i, i + 1).array();
+      visible = (visible - visible.maxCoeff()).exp();
+      visible /= visible.sum();
+      s.row(i).tail(n - 1 - i).setZero();
+    }
+  }
+
+  Matrix bias_, grad_bias_;  // [heads, tokens], from the farthest key to the query's own, as a row of scores has them
+  Matrix grad_scores_;
+  Eigen::VectorXf row_sums_;
+};
+
+/// This library.
+class LibraryAttention : public Attention {
+ public:
+  using Attention::Attention;
+
+  void begin(const MatrixMap& t5) override {
+    if (shape_.method != Method::t5) return;
+    table_ = alibi::t5_table(t5, kT5Buckets);
+    layer_grad_table_.resize(table_.rows(), table_.cols());
+    grad_table_.setZero(table_.rows(), table_.cols());
+  }
+
+  void forward(const Matrix& qkv, Matrix& output, Saved& saved) override {
+    saved.lse.resize(extent_.rows() * shape_.heads);
+    const auto call = [&](const auto& bias) {
+      alibi::attention_forward_into(whole(output), saved.lse, part(qkv, 0), part(qkv, 1), part(qkv, 2), bias, {},
+                                    workspace_);
+    };
+    switch (shape_.method) {
+      case Method::alibi:
+        return call(slopes_);
+      case Method::t5:
+        return call(alibi::table_bias(table_, alibi::t5_first_distance(kT5Buckets)));
+      default:
+        return call(alibi::no_bias);
+    }
+  }
+
+  void backward(const Matrix& grad_output, const Matrix& qkv, const Matrix& output, const Saved& saved,
+                Matrix& grad_qkv) override {
+    const auto q = part(qkv, 0), k = part(qkv, 1), v = part(qkv, 2), o = whole(output);
+    const auto grad_q = part(grad_qkv, 0), grad_k = part(grad_qkv, 1), grad_v = part(grad_qkv, 2);
+    const auto grad_o = whole(grad_output);
+    switch (shape_.method) {
+      case Method::alibi:  // its slopes are not learned
+        return alibi::attention_backward_into({grad_q, grad_k, grad_v}, grad_o, q, k, v, slopes_, {o, saved.lse}, {},
+                                              workspace_);
+      case Method::t5:
+        alibi::attention_backward_into({grad_q, grad_k, grad_v, layer_grad_table_}, grad_o, q, k, v,
+                                       alibi::table_bias(table_, alibi::t5_first_distance(kT5Buckets)), {o, saved.lse},
+                                       {}, workspace_);
+        grad_table_ += layer_grad_table_;
+        return;
+      default:
+        return alibi::attention_backward_into({grad_q, grad_k, grad_v}, grad_o, q, k, v, alibi::no_bias, {o, saved.lse},
+                                              {}, workspace_);
+    }
+  }
+
+  void end(MatrixMap& grad_t5) override {
+    if (shape_.method == Method::t5)
+      grad_t5 = alibi::t5_weights_gradient(grad_table_, kT5Buckets);
+    else
+      grad_t5.setZero();
+  }
+
+ private:
+  Eigen::VectorXf slopes_ = alibi::slopes(shape_.heads);
+  Matrix table_, grad_table_, layer_grad_table_;  // [heads, distances]
+  alibi::Workspace workspace_;
+};
+
+inline std::unique_ptr<Attention> make_attention(const Shape& shape, const Extent& extent, bool training) {
+  if (shape.backend == Backend::naive) return std::make_unique<NaiveAttention>(shape, extent, training);
+  return std::make_unique<LibraryAttention>(shape, extent, training);
+}
+
+}  // namespace experiment

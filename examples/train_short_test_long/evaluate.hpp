@@ -1,0 +1,90 @@
+// Evaluation at any length, without further training, in the two ways of the paper (its appendix B):
+//
+//   nonoverlapping   the text is cut into windows of `length`; every byte is predicted, from those before it in its
+//                    window. Longer windows have fewer bytes near their start, which see little.
+//   sliding          the window moves by `stride`, and of each only the last `stride` bytes are predicted: each from at
+//                    least length - stride bytes. The bytes predicted are the same for every length.
+#pragma once
+
+#include <algorithm>
+#include <alibi/executor.hpp>
+#include <memory>
+#include <numeric>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "checkpoint.hpp"
+#include "model.hpp"
+#include "settings.hpp"
+#include "stop.hpp"
+
+namespace experiment {
+
+/// Windows for sliding evaluation; spread over the text, for reading all of it so would take 16 · 4 · 16 times as long
+/// as reading it once.
+constexpr Index kSlidingWindows = 256, kSlidingStrides = 4;  // strides in a training length
+
+class Evaluator {
+ public:
+  /// `text` outlives it; at least one window of the longest length, and one byte more.
+  Evaluator(const Settings& settings, std::string_view text, const alibi::Executor& executor)
+      : shape_(settings.shape),
+        length_(settings.length),
+        longest_(kLongest * settings.length),
+        bytes_(std::min(settings.evaluated, Index(text.size()) - 1) / longest_ * longest_),
+        text_(text),
+        executor_(executor) {}
+
+  /// Bytes of the validation text in use; 0 if it is too short.
+  Index bytes() const { return bytes_; }
+
+  Evaluation nonoverlapping(const Parameters& parameters, Index length, Index bytes) const {
+    std::vector<const char*> windows;
+    for (Index at = 0; at + length <= bytes; at += length) windows.push_back(text_.data() + at);
+    Evaluation evaluation{.reading = Reading::nonoverlapping, .length = length, .stride = length};
+    score(parameters, windows, evaluation);
+    return evaluation;
+  }
+
+  Evaluation sliding(const Parameters& parameters, Index length) const {
+    const Index stride = length_ / kSlidingStrides, room = bytes_ - longest_;
+    const Index count = std::min(kSlidingWindows, room / stride + 1);
+    std::vector<const char*> windows;
+    for (Index i = 0; i < count; i++) {
+      const Index end = longest_ + i * room / std::max<Index>(count - 1, 1);
+      windows.push_back(text_.data() + end - length);
+    }
+    Evaluation evaluation{.reading = Reading::sliding, .length = length, .stride = stride};
+    score(parameters, windows, evaluation);
+    return evaluation;
+  }
+
+ private:
+  /// Predicts the last `stride` bytes of each window. Meaningless once a stop is requested.
+  void score(const Parameters& parameters, const std::vector<const char*>& windows, Evaluation& evaluation) const {
+    const auto start = Clock::now();
+    const Index count = Index(windows.size()), group = longest_ / evaluation.length;  // so that every task is as large
+    std::vector<double> losses(std::size_t((count + group - 1) / group));
+    std::vector<std::unique_ptr<Pass>> passes(std::size_t(executor_.slots()));
+    executor_.for_each(Index(losses.size()), [&](Index task, int slot) {
+      if (stop_requested()) return;
+      const Index first = task * group, batch = std::min(group, count - first);
+      std::unique_ptr<Pass>& pass = passes[std::size_t(slot)];
+      if (!pass || pass->extent().batch != batch)
+        pass = std::make_unique<Pass>(shape_, Extent{batch, evaluation.length}, false);
+      pass->forward(parameters, std::span(windows).subspan(std::size_t(first), std::size_t(batch)));
+      losses[std::size_t(task)] = pass->loss(evaluation.stride);
+    });
+    evaluation.bytes = count * evaluation.stride;
+    evaluation.loss = std::accumulate(losses.begin(), losses.end(), 0.0) / double(evaluation.bytes);
+    evaluation.tokens_per_second = double(count * evaluation.length) / seconds_since(start);
+  }
+
+  Shape shape_;
+  Index length_, longest_, bytes_;
+  std::string_view text_;
+  alibi::Executor executor_;
+};
+
+}  // namespace experiment

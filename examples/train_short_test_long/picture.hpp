@@ -1,0 +1,141 @@
+// The drawing half: perplexity against evaluation length, in the manner of the paper's figure 1, by gnuplot.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdio>
+#include <map>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "../gnuplot.hpp"
+#include "report.hpp"
+
+namespace experiment::picture {
+
+inline constexpr std::array<const char*, 4> kTitles = {"ALiBi", "sinusoidal", "rotary", "T5 bias"};
+inline constexpr std::array<const char*, 4> kColours = {"#1b7837", "#b2182b", "#2166ac", "#e08214"};
+inline constexpr std::array<const char*, 4> kPoints = {"7", "9", "5", "13"};
+
+/// What of the plane is drawn: from below the least perplexity to above the greatest one at the training length.
+struct Range {
+  double bottom = 1e300, top = 0;
+};
+
+inline Range range_of(const std::vector<Outcome>& outcomes) {
+  Range range;
+  for (const Outcome& outcome : outcomes)
+    for (const Evaluation& e : outcome.evaluations) {
+      range.bottom = std::min(range.bottom, 0.93 * std::exp(e.loss));
+      if (e.length == outcome.settings.length) range.top = std::max(range.top, 1.6 * std::exp(e.loss));
+    }
+  return range;
+}
+
+/// A block of data a method: length, perplexity. And as a string of commands the perplexities above the top, written
+/// there one above the other: drawn to scale, the worst method would press all others into one line.
+inline void put_panel(std::ostream& script, const std::vector<Outcome>& outcomes, Reading reading, double top) {
+  std::ostringstream labels;
+  std::map<Index, int> written;
+  int tag = 100;
+  script << '$' << name_of(reading) << " << END\n";
+  for (const Outcome& outcome : outcomes) {
+    for (const Evaluation& e : outcome.evaluations) {
+      if (e.reading != reading) continue;
+      const double perplexity = std::exp(e.loss);
+      script << e.length << ' ' << perplexity << '\n';
+      if (perplexity <= top) continue;
+      char number[32];
+      std::snprintf(number, sizeof number, "↑ %.3g", perplexity);
+      labels << "set label " << tag++ << " \"" << number << "\" at first " << e.length << ", graph "
+             << 1.025 + 0.04 * written[e.length]++ << " center font \",13\" textcolor rgb \""
+             << kColours[std::size_t(outcome.settings.shape.method)] << "\"; ";
+    }
+    script << "\n\n";
+  }
+  script << "END\n" << name_of(reading) << "_labels = '" << labels.str() << "'\n";
+}
+
+inline void put_data(std::ostream& script, const std::vector<Outcome>& outcomes, const std::string& png) {
+  const Settings& settings = outcomes[0].settings;
+  const Range range = range_of(outcomes);
+  for (const Reading reading : {Reading::nonoverlapping, Reading::sliding})
+    put_panel(script, outcomes, reading, range.top);
+  const auto put_styles = [&](const char* name, const auto& of) {
+    gnuplot::put_array(script, name, std::ptrdiff_t(outcomes.size()), [&](std::ptrdiff_t i) {
+      return of[std::size_t(outcomes[std::size_t(i)].settings.shape.method)];
+    });
+  };
+  put_styles("titles", kTitles);
+  put_styles("colours", kColours);
+  put_styles("points", kPoints);
+  script << "methods = " << outcomes.size() << "\ntrained = " << settings.length
+         << "\nlongest = " << kLongest * settings.length << "\nstride = " << outcomes[0].evaluations.back().stride
+         << "\ntop = " << range.top << "\nbottom = " << range.bottom << "\npng = " << gnuplot::quoted(png) << '\n';
+}
+
+inline constexpr const char* kDrawing = R"gnuplot(
+set encoding utf8
+set terminal pngcairo size 1800, 900 font 'DejaVu Sans,14' background 'white'
+set output png
+set multiplot title sprintf('{/=20 Language models trained at %d bytes, evaluated at up to %d without further training}', \
+  trained, longest) offset 0, -0.5
+
+set border 3 linewidth 1.5 linecolor '#606060'
+set tics nomirror out scale 0.6
+set grid xtics ytics linecolor '#e6e6e6' linewidth 1 linetype 1
+set xlabel 'evaluation length, bytes' font ',16'
+set ylabel 'perplexity per byte' font ',16'
+set logscale x 2
+set logscale y
+set xrange [trained / 1.4 : longest * 1.3]
+set yrange [bottom:top]
+set xtics ()
+do for [i = 0:4] { set xtics add (sprintf('%d', trained * 2 ** i) trained * 2 ** i) }
+set ytics (1.5, 1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 25, 30, 40, 50, 70, 100)
+set bmargin at screen 0.12
+set tmargin at screen 0.75
+set arrow 1 from trained, graph 0 to trained, graph 1 nohead linewidth 2 dashtype 2 linecolor '#909090'
+set label 1 'training length' at trained, graph 0.97 rotate by 90 right offset -1, 0 textcolor '#606060'
+set key at screen 0.5, screen 0.915 center center horizontal maxrows 1 Left reverse samplen 3 width 1 font ',15'
+
+line = "plot for [i = 1:methods] data index i - 1 using 1:2 title titles[i] \
+          with linespoints linewidth 3.5 pointtype int(points[i]) pointsize 1.7 linecolor rgb colours[i]"
+
+set title 'nonoverlapping windows' font ',17' offset 0, 3
+set lmargin at screen 0.065
+set rmargin at screen 0.485
+data = '$nonoverlapping'
+eval nonoverlapping_labels
+eval line
+
+do for [i = 100:120] { unset label i }
+unset key
+set title sprintf('sliding windows, stride %d: the same bytes at every length', stride)
+set lmargin at screen 0.565
+set rmargin at screen 0.985
+data = '$sliding'
+eval sliding_labels
+eval line
+unset multiplot
+unset output
+)gnuplot";
+
+}  // namespace experiment::picture
+
+namespace experiment {
+
+/// Throws std::runtime_error where that fails.
+inline void draw(const std::vector<Outcome>& outcomes, const std::string& png) {
+  gnuplot::draw(png, [&](const std::string& path) {
+    std::ostringstream script;
+    picture::put_data(script, outcomes, path);
+    script << picture::kDrawing;
+    return script.str();
+  });
+}
+
+}  // namespace experiment

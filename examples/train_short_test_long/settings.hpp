@@ -1,0 +1,55 @@
+// What decides the result of one method's run, to the last bit. A checkpoint is good for exactly these.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "attention_layer.hpp"
+
+namespace experiment {
+
+/// The batch is cut into so many parts, each with gradients of its own, whatever the number of threads is: so results
+/// do not depend on that.
+constexpr Index kShards = 8;
+
+/// The longest evaluation, in training lengths.
+constexpr Index kLongest = 16;
+
+struct Settings {
+  Shape shape = {.dim = 128, .layers = 4, .heads = 4};
+  Index length = 256;  // of a training sequence, in bytes
+  Index batch = 16;    // sequences
+  Index steps = 3000;
+  Index evaluated = 1 << 18;  // bytes of the validation text, at most
+  double learning_rate = 2e-3;
+  std::uint64_t seed = 1;
+  std::uint64_t text_hash = 0;
+};
+
+inline std::string exact_text(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.17g", value);
+  return text;
+}
+
+/// By name, in words.
+inline std::vector<std::pair<std::string, std::string>> fields_of(const Settings& settings) {
+  const Shape& shape = settings.shape;
+  return {{"method", std::string(name_of(shape.method))},
+          {"attention", std::string(name_of(shape.backend))},
+          {"dim", std::to_string(shape.dim)},
+          {"layers", std::to_string(shape.layers)},
+          {"heads", std::to_string(shape.heads)},
+          {"length", std::to_string(settings.length)},
+          {"batch", std::to_string(settings.batch)},
+          {"steps", std::to_string(settings.steps)},
+          {"evaluate", std::to_string(settings.evaluated)},
+          {"learning-rate", exact_text(settings.learning_rate)},
+          {"seed", std::to_string(settings.seed)},
+          {"text (its hash)", std::to_string(settings.text_hash)}};
+}
+
+}  // namespace experiment

@@ -1,0 +1,138 @@
+// Training of one model: Adam with warm-up and cosine decay, on batches that depend on seed and step alone. The same
+// bits on any number of threads, and after any number of interruptions.
+#pragma once
+
+#include <algorithm>
+#include <alibi/executor.hpp>
+#include <array>
+#include <cmath>
+#include <memory>
+#include <numbers>
+#include <numeric>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "checkpoint.hpp"
+#include "model.hpp"
+#include "random.hpp"
+#include "settings.hpp"
+
+namespace experiment {
+
+constexpr float kBeta1 = 0.9F, kBeta2 = 0.98F, kAdamEpsilon = 1e-8F;
+constexpr double kLargestNorm = 1;         // of a gradient; a longer one is shortened to it
+constexpr double kWarmUp = 0.05;           // share of the steps in which the learning rate grows
+constexpr double kLastRate = 0.1;          // share of the learning rate that is left in the end
+constexpr Index kOptimiserPart = 1 << 14;  // parameters that one task looks after
+
+inline double learning_rate_at(Index step, const Settings& settings) {
+  const double warm_up = std::max(1.0, kWarmUp * double(settings.steps));
+  if (double(step) < warm_up) return settings.learning_rate * double(step + 1) / (warm_up + 1);
+  const double passed = (double(step) - warm_up) / std::max(1.0, double(settings.steps) - warm_up);
+  return settings.learning_rate * (kLastRate + (1 - kLastRate) * (1 + std::cos(std::numbers::pi * passed)) / 2);
+}
+
+class Trainer {
+ public:
+  /// `text` outlives it, and is longer than a sequence.
+  Trainer(const Settings& settings, std::string_view text, const alibi::Executor& executor, State& state)
+      : settings_(settings), text_(text), executor_(executor), state_(state) {
+    for (Index s = 0; s < kShards; s++) gradients_.push_back(std::make_unique<Parameters>(settings.shape));
+    passes_.resize(std::size_t(executor.slots()));
+  }
+
+  /// One step; the loss before it becomes the last of state.losses.
+  void step() {
+    const auto start = Clock::now();
+    double working = 0;
+    const double loss = differentiate(working);
+    const auto optimiser = Clock::now();
+    update();
+    working += seconds_since(optimiser) * double(executor_.slots());
+    state_.losses.push_back(loss);
+    state_.step++;
+    state_.seconds.working += working;
+    state_.seconds.training += seconds_since(start);
+  }
+
+ private:
+  /// The loss of the next batch, nats a byte; each shard's part of its gradient goes to gradients_.
+  double differentiate(double& working) {
+    std::array<double, kShards> losses{}, seconds{}, attention{};
+    executor_.for_each(kShards, [&](Index s, int slot) {
+      const auto start = Clock::now();
+      const Index batch = settings_.batch / kShards;
+      std::unique_ptr<Pass>& pass = passes_[std::size_t(slot)];
+      if (!pass) pass = std::make_unique<Pass>(settings_.shape, Extent{batch, settings_.length}, true);
+      const double attention_before = pass->attention_seconds();
+      pass->forward(state_.parameters, sequences(s * batch, batch));
+      losses[std::size_t(s)] = pass->loss(settings_.length);
+      pass->backward(state_.parameters, 1 / float(tokens()), *gradients_[std::size_t(s)]);
+      attention[std::size_t(s)] = pass->attention_seconds() - attention_before;
+      seconds[std::size_t(s)] = seconds_since(start);
+    });
+    working += std::accumulate(seconds.begin(), seconds.end(), 0.0);
+    state_.seconds.attention += std::accumulate(attention.begin(), attention.end(), 0.0);
+    return std::accumulate(losses.begin(), losses.end(), 0.0) / double(tokens());
+  }
+
+  Index tokens() const { return settings_.batch * settings_.length; }
+
+  std::vector<const char*> sequences(Index first, Index count) const {
+    std::vector<const char*> result;
+    const auto places = std::uint64_t(Index(text_.size()) - settings_.length);
+    for (Index i = first; i < first + count; i++) {
+      const auto number = std::uint64_t(state_.step * settings_.batch + i);
+      result.push_back(text_.data() + random_bits(settings_.seed, Stream::batches, number) % places);
+    }
+    return result;
+  }
+
+  /// body(segment of a line of parameters' places, index of the task), in parallel.
+  template <class Body>
+  Index for_each_part(const Body& body) const {
+    const Index size = state_.parameters.flat.size(), parts = (size + kOptimiserPart - 1) / kOptimiserPart;
+    executor_.for_each(parts, [&](Index p, int) {
+      const Index first = p * kOptimiserPart;
+      body(p, first, std::min(kOptimiserPart, size - first));
+    });
+    return parts;
+  }
+
+  /// Adds the shards' gradients up, in the first of them, and applies Adam (Kingma and Ba, arXiv 1412.6980, algorithm
+  /// 1).
+  void update() {
+    std::vector<double> squares(std::size_t(state_.parameters.flat.size() / kOptimiserPart + 1));
+    for_each_part([&](Index p, Index first, Index count) {
+      auto sum = gradients_[0]->flat.segment(first, count);
+      for (std::size_t s = 1; s < kShards; s++) sum += gradients_[s]->flat.segment(first, count);
+      squares[std::size_t(p)] = double(sum.squaredNorm());
+    });
+    const double norm = std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.0));
+    const auto shorten = float(std::min(1.0, kLargestNorm / norm));
+
+    const double t = double(state_.step + 1);
+    const auto unbias1 = float(1 / (1 - std::pow(double(kBeta1), t)));
+    const auto unbias2 = float(1 / (1 - std::pow(double(kBeta2), t)));
+    const auto rate = float(learning_rate_at(state_.step, settings_));
+    for_each_part([&](Index, Index first, Index count) {
+      const auto g = gradients_[0]->flat.segment(first, count).array() * shorten;
+      auto m = state_.first_moment.segment(first, count).array();
+      auto v = state_.second_moment.segment(first, count).array();
+      m = kBeta1 * m + (1 - kBeta1) * g;
+      v = kBeta2 * v + (1 - kBeta2) * g.square();
+      state_.parameters.flat.segment(first, count).array() -=
+          rate * unbias1 * m / ((unbias2 * v).sqrt() + kAdamEpsilon);
+    });
+  }
+
+  const Settings& settings_;
+  std::string_view text_;
+  alibi::Executor executor_;
+  State& state_;
+  std::vector<std::unique_ptr<Parameters>> gradients_;  // [shards]
+  std::vector<std::unique_ptr<Pass>> passes_;           // [slots]
+};
+
+}  // namespace experiment
