@@ -11,9 +11,10 @@ using Tensor3 = Eigen::Tensor<float, 3, Eigen::RowMajor>;
 using Tensor4 = Eigen::Tensor<float, 4, Eigen::RowMajor>;
 
 extern const alibi::Index batch, heads, kv_heads, queries, keys, head_dim;
-extern Tensor4 q, k, v;
+extern Tensor4 q, k, v, grad_output, grad_q, grad_k, grad_v;
 extern Tensor3 q_packed, k_packed, v_packed;
 extern Eigen::VectorXf m;
+extern Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> weights;
 extern Eigen::ThreadPool pool;
 extern const float *q_data, *k_data, *v_data;
 extern float* output_data;
