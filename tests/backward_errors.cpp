@@ -114,14 +114,20 @@ TEST_F(BackwardErrors, Shapes) {
 }
 
 TEST_F(BackwardErrors, GradientsOfTheBias) {
-  const std::string slopes = "; expected 4, as many as there are slopes";
-  EXPECT_EQ(with_grad_bias(std::vector<float>(3)), "alibi: the gradient of the bias has 3 entries" + slopes);
-  EXPECT_EQ(with_grad_bias(std::vector<float>(8)), "alibi: the gradient of the bias has 8 entries" + slopes);
+  const std::string slopes = "expected [1, 4], the sizes of slopes";
+  EXPECT_EQ(with_grad_bias(std::vector<float>(3)), "alibi: the gradient of the bias is [1, 3]; " + slopes);
+  EXPECT_EQ(with_grad_bias(std::vector<float>(8)), "alibi: the gradient of the bias is [1, 8]; " + slopes);
   const Table per_batch = Table::Ones(2, 4);
   EXPECT_EQ(with_bias(per_batch, grad_m_),
-            "alibi: the gradient of the bias has 4 entries; expected 8, as many as there are slopes");
+            "alibi: the gradient of the bias is [1, 4]; expected [2, 4], the sizes of slopes");
+  Table turned(4, 2);
+  EXPECT_EQ(with_bias(per_batch, turned),
+            "alibi: the gradient of the bias is [4, 2]; expected [2, 4], the sizes of slopes");
   EXPECT_EQ(with_bias(alibi::table_bias(table_), grad_m_),
-            "alibi: the gradient of the bias has 4 entries; expected 28, as many as the table");
+            "alibi: the gradient of the bias is [1, 4]; expected [4, 7], the sizes of the table");
+  Eigen::Tensor<float, 2> column_major(7, 4);  // read in the mirrored order, its sizes would fit
+  EXPECT_EQ(with_bias(alibi::table_bias(table_), column_major),
+            "alibi: the gradient of the table is column-major; expected row-major");
   Table wide(4, 9);
   EXPECT_EQ(with_bias(alibi::table_bias(table_), wide.leftCols(7)),
             "alibi: the gradient of the bias has gaps between its entries; expected them side by side");

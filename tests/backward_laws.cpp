@@ -379,8 +379,9 @@ TYPED_TEST(BackwardLaws, RowsThatSeeNoKeyGiveNothing) {
         EXPECT_EQ(zero, i < 30) << "row " << i;
       }
     }
-    Case<T> spoilt = this->case_;  // nor does it matter what their grad_output holds
-    for (Index i = 0; i < 30; i++) spoilt.grad_output(1, 3, i, 5) = std::numeric_limits<T>::quiet_NaN();
+    Case<T> spoilt = this->case_;  // nor does it matter what they hold
+    for (Index i = 0; i < 30; i++)
+      spoilt.q(1, 3, i, 2) = spoilt.grad_output(1, 3, i, 5) = std::numeric_limits<T>::quiet_NaN();
     expect_same(spoilt.backward(bias, {.mask = {.query_offset = -30}}), some);
   }
 }

@@ -173,6 +173,31 @@ TYPED_TEST_SUITE(BackwardReference, Scalars);
 TYPED_TEST(BackwardReference, RandomCalls) { this->run(0); }
 TYPED_TEST(BackwardReference, RandomCallsOfTheUsualTolerance) { this->run(std::nullopt); }
 
+// Several chunks of queries and keys, dims for which fewer tiles fit a chunk, and keys so far away that the lse is
+// computed anew.
+TYPED_TEST(BackwardReference, Chunks) {
+  struct Large {
+    test::Shape shape;
+    alibi::Mask mask;
+  };
+  const Large calls[] = {{{1, 1, 1, 700, 700, 256, 256}, {.query_offset = 5000}},
+                         {{1, 1, 1, 600, 600, 64, 512}, {}},
+                         {{1, 2, 2, 1400, 1400, 8, 8}, {}},
+                         {{1, 1, 2, 1300, 1100, 12, 5}, {.causal = false}},
+                         {{1, 1, 1, 1300, 1300, 12, 5}, {.causal = false, .window = 200}},
+                         {{1, 1, 1, 200, 1500, 16, 16}, {.query_offset = 700}}};
+  Runs runs(test::kBound<TypeParam>);
+  for (int seed = 1; const Large& large : calls)
+    for (const std::optional<double>& tolerance : {std::optional<double>(0), std::optional<double>()}) {
+      test::Random random{std::uint64_t(seed++)};
+      BackwardCall<TypeParam> call(random, large.shape);
+      call.options.mask = large.mask;
+      call.options.tolerance = tolerance;
+      const Exact exact = call.exact();
+      runs.see(test::errors(call.run(), exact.backward(), exact.magnitudes()), call.description());
+    }
+}
+
 // That the comparison is one: the largest entry of one gradient, off by 1e-4 of itself.
 TEST(BackwardComparison, NoticesASmallError) {
   int seen = 0;

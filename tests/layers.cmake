@@ -7,7 +7,7 @@ set(floor_2 executor.hpp horizon.hpp mask.hpp slopes.hpp view.hpp kernel/bias.hp
 set(floor_3 options.hpp table_bias.hpp tensor.hpp position/rotary.hpp kernel/block.hpp kernel/cached.hpp kernel/measure.hpp kernel/softmax.hpp)
 set(floor_4 bias.hpp bias_view.hpp reference.hpp kernel/bias_gradient.hpp kernel/horizon.hpp kernel/key_sums.hpp kernel/tile.hpp kernel/value.hpp)
 set(floor_5 cache_head.hpp check.hpp kernel/score.hpp)
-set(floor_6 kv_cache.hpp kernel/plan.hpp)
+set(floor_6 kernel/backward_score.hpp kv_cache.hpp kernel/plan.hpp)
 set(floor_7 kernel/backward_plan.hpp kernel/forward.hpp kernel/decode.hpp)
 set(floor_8 call.hpp kernel/backward_rows.hpp)
 set(floor_9 attention.hpp kernel/backward.hpp)

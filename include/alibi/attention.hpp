@@ -16,7 +16,8 @@
 //
 // A query that sees no key has output 0 and lse -inf. The same input gives the same bits on any number of threads.
 //
-// In the place of slopes stands, where that is wanted, any bias of distance, table_bias() of table_bias.hpp, or no_bias.
+// In the place of slopes stands, where that is wanted, any bias of distance, table_bias() of table_bias.hpp, or
+// no_bias.
 //
 // Errors: std::invalid_argument that names the argument, before anything is written. Gradients are in backward.hpp. Not
 // for: dropout, additive masks.

@@ -75,11 +75,20 @@ struct Given {
   Given(const ForwardResult<Output, Lse>& result) : Given(result.output, result.lse) {}
 };
 
-/// Entries side by side, of the gradient of slopes or of a table.
+/// The gradient of slopes, [heads] or [batch, heads], or of a table, [heads, entries]: side by side, row by row.
+template <class T>
+struct BiasEntries {
+  T* data = nullptr;
+  Index rows = 0, cols = 0;  // one row for an array of rank 1
+  bool mirrored = false;     // a column-major tensor, read in the mirrored order
+
+  Index size() const { return rows * cols; }
+};
+
 template <class T, class Array>
-std::span<T> entries_of(Array& array) {
+BiasEntries<T> entries_of(Array& array) {
   if constexpr (std::is_same_v<Array, T>) {
-    return {&array, 1};
+    return {&array, 1, 1};
   } else {
     static_assert(std::is_same_v<std::remove_reference_t<decltype(*array.data())>, T>,
                   "alibi: the gradient of the bias must hold the scalar that q, k and v are summed up in, float for "
@@ -87,11 +96,22 @@ std::span<T> entries_of(Array& array) {
     if constexpr (is_matrix<Array>) {
       static_assert(bool(Array::IsVectorAtCompileTime) || bool(Array::IsRowMajor),
                     "alibi: the gradient of the bias is a matrix and must be row-major; Eigen's default is not.");
-      require(
-          array.innerStride() == 1 && (array.rows() <= 1 || array.cols() <= 1 || array.outerStride() == array.cols()),
-          "the gradient of the bias has gaps between its entries; expected them side by side");
+      const bool dense =
+          array.innerStride() == 1 && (array.rows() <= 1 || array.cols() <= 1 || array.outerStride() == array.cols());
+      require(dense, "the gradient of the bias has gaps between its entries; expected them side by side");
+      if (bool(Array::IsVectorAtCompileTime)) return {array.data(), 1, array.size()};
+      return {array.data(), array.rows(), array.cols()};
+    } else if constexpr (requires { Array::NumDimensions; }) {
+      static_assert(Array::NumDimensions <= 2,
+                    "alibi: the gradient of the bias is a tensor of rank 1, [heads], or 2, [batch, heads] or [heads, "
+                    "entries].");
+      if constexpr (Array::NumDimensions == 2) {
+        constexpr bool kRowMajor = int(Array::Layout) == int(Eigen::RowMajor);
+        return {array.data(), Index(array.dimensions()[kRowMajor ? 0 : 1]),
+                Index(array.dimensions()[kRowMajor ? 1 : 0]), !kRowMajor};
+      }
     }
-    return {array.data(), std::size_t(array.size())};
+    return {array.data(), 1, Index(array.size())};
   }
 }
 
@@ -100,16 +120,24 @@ std::span<T> entries_of(Array& array) {
 template <class T, template <class> class AdapterOf = Adapter>
 struct Gradients {
   View<T> q, k, v;
-  std::span<T> bias;
+  BiasEntries<T> bias;
 
   template <class Q, class K, class V>
   Gradients(Q&& to_q, K&& to_k, V&& to_v)
-      : q(AdapterOf<std::remove_cvref_t<Q>>::of(to_q, "grad_q")),
-        k(AdapterOf<std::remove_cvref_t<K>>::of(to_k, "grad_k")),
-        v(AdapterOf<std::remove_cvref_t<V>>::of(to_v, "grad_v")) {}
+      : q(view_of(to_q, "grad_q")), k(view_of(to_k, "grad_k")), v(view_of(to_v, "grad_v")) {}
   template <class Q, class K, class V, class Bias>
   Gradients(Q&& to_q, K&& to_k, V&& to_v, Bias&& to_bias) : Gradients(to_q, to_k, to_v) {
     bias = entries_of<T>(to_bias);
+  }
+
+ private:
+  template <class X>
+  static View<T> view_of(X& x, const char* name) {
+    const auto view = AdapterOf<std::remove_const_t<X>>::of(x, name);
+    static_assert(std::is_same_v<std::remove_const_t<decltype(view)>, View<T>>,
+                  "alibi: gradients must hold the scalar that q, k and v are summed up in, float for bfloat16 and "
+                  "half, and not be const.");
+    return view;
   }
 };
 
@@ -121,8 +149,20 @@ struct BackwardArrays {
   std::span<const T> lse;
   BiasView<T, Law> bias;
   View<T> grad_q, grad_k, grad_v;
-  std::span<T> grad_bias;
+  BiasEntries<T> grad_bias;
 };
+
+/// Where it is wanted.
+template <class T, template <class> class Law>
+void check_grad_bias(const BiasEntries<T>& x, const BiasView<T, Law>& bias, Index heads, Index sequences) {
+  if (x.size() == 0) return;
+  const bool shared = bias.slopes.batch_stride == 0;
+  const Index rows = bias.kTable ? heads : shared ? 1 : sequences, cols = bias.kTable ? bias.table.entries : heads;
+  const bool one_line = (x.rows == 1 || x.cols == 1) && x.size() == rows * cols;
+  require((x.rows == rows && x.cols == cols) || one_line, "the gradient of the bias is [", x.rows, ", ", x.cols,
+          "]; expected [", rows, ", ", cols, "], ", bias.kTable ? "the sizes of the table" : "the sizes of slopes");
+  require(!bias.kTable || !x.mirrored, "the gradient of the table is column-major; expected row-major");
+}
 
 template <class E, class G, class T, template <class> class Law>
 void check_backward(const BackwardArrays<E, G, T, Law>& x, const Sequences& sequences) {
@@ -134,13 +174,9 @@ void check_backward(const BackwardArrays<E, G, T, Law>& x, const Sequences& sequ
   check_shape(x.grad_q, "grad_q", x.q, x.q.head_dim, "the sizes of q");
   check_shape(x.grad_k, "grad_k", x.k, x.k.head_dim, "the sizes of k");
   check_shape(x.grad_v, "grad_v", x.v, x.v.head_dim, "the sizes of v");
-  const Index slopes = x.q.heads * (x.bias.slopes.batch_stride == 0 ? 1 : sequences.count);
-  const Index entries = x.bias.kTable ? x.q.heads * x.bias.table.entries : slopes;
-  require(x.grad_bias.empty() || Index(x.grad_bias.size()) == entries, "the gradient of the bias has ",
-          x.grad_bias.size(), " entries; expected ", entries,
-          x.bias.kTable ? ", as many as the table" : ", as many as there are slopes");
+  check_grad_bias(x.grad_bias, x.bias, x.q.heads, sequences.count);
 
-  const View<T> grad_bias{x.grad_bias.data(), 1, 1, 1, Index(x.grad_bias.size()), 0, 0, 0};
+  const View<T> grad_bias{x.grad_bias.data, 1, 1, 1, x.grad_bias.size(), 0, 0, 0};
   const auto apart = [&](const auto& written, const char* name) {
     require_apart(written, name, std::pair(x.q, "q"), std::pair(x.k, "k"), std::pair(x.v, "v"),
                   std::pair(x.output, "output"), std::pair(x.grad_output, "grad_output"), std::pair(lse, "lse"),
@@ -198,8 +234,8 @@ void backward_parts(const BackwardArrays<E, G, T, Law>& x, const Options& option
     }
   };
   run_backward<F, G>(kernel::Forward<F>{{}, x.q.heads, x.k.heads, x.q.head_dim, x.v.head_dim, scale, report},
-                     sequences.count, Make{x, options, tolerance, part}, x.bias.table, x.grad_bias, options.executor,
-                     workspace);
+                     sequences.count, Make{x, options, tolerance, part}, x.bias.table,
+                     {x.grad_bias.data, std::size_t(x.grad_bias.size())}, options.executor, workspace);
 }
 
 /// Compile-time misuse, and the arrays as views. E of q, K of k, V of v.

@@ -1,8 +1,10 @@
 // From a checked call of the backward pass to its tasks: lays out the scratch memory, prepares the rows, and runs the
 // waves. Not a header for users.
 //
-// Beside the scratch of each executor slot, a call holds 4 numbers a query and head, and for every chunk of some 512
-// queries of a head a sum of the bias's gradient; for a table that is 2 numbers a query. Nothing grows with the square.
+// The scratch of an executor slot is at most 1 MiB, as long as head_dim + value_dim is at most some 500 floats. Beside
+// it a call holds 4 numbers a query and head, 5 where the lse is computed anew (is_coarse()), and for every chunk of
+// some 512 queries of a head a sum of the bias's gradient; for a table that is 2 numbers a query. Nothing grows with
+// the square of the tokens.
 #pragma once
 
 #include <algorithm>
@@ -43,6 +45,7 @@ struct BackwardMemory {
 
   struct Sizes {
     typename CallMemory<F>::Sizes call;
+    std::size_t slot_bytes = 0;
     Index scratch = 0, rows = 0, items = 0, blocks = 0, reach = 0, framed = 0, slots = 0, sums = 0;
   };
   BackwardMemory(Arena& arena, const Sizes& sizes)
@@ -65,16 +68,18 @@ Index slot_size(const kernel::BackwardPlan& plan) {
 }
 
 /// Whether an lse may be so far from the scores, by what all keys of a row have in common, that its last digits are
-/// missed: then it is computed anew, in the frame of the scores.
+/// missed: then it is computed anew, in the frame of the scores. The rows farthest out decide.
 template <class F>
 bool is_coarse(const kernel::Sequence<F>& sequence) {
   constexpr double kNats = 16;
+  const ResolvedMask& mask = sequence.mask;
+  const Index first = std::max<Index>(-mask.offset - mask.right, 0),
+              last = std::min(mask.keys - 1 + mask.left - mask.offset, sequence.q.tokens - 1);
+  if (first > last) return false;  // no row sees a key
   for (Index h = 0; h < sequence.q.heads; h++)
-    for (const Index query : {Index(0), sequence.q.tokens - 1}) {
+    for (const Index query : {first, last}) {
       const double slope = sequence.slope(h);
-      const double common = std::abs(double(sequence.mask.position(query) - sequence.mask.nearest_key(query))) +
-                            (slope < 0 ? double(sequence.mask.keys) : 0);
-      if (std::abs(slope) * common > kNats) return true;
+      if (std::abs(slope) * double(mask.common_distance(query, slope)) > kNats) return true;
     }
   return false;
 }
@@ -84,12 +89,13 @@ typename BackwardMemory<F, G>::Sizes backward_sizes(const kernel::Forward<F>& ca
                                                     const TableBias<typename F::T>& table, Index slots) {
   using T = typename F::T;
   typename BackwardMemory<F, G>::Sizes sizes;
-  sizes.call = sizes_of(call, count, make, table);
+  kernel::Forward<F> of_lse = call;  // the only forward that may run, in frame_lse()
+  of_lse.value_dim = 0;
+  sizes.call = sizes_of(of_lse, count, make, table);
   std::size_t scratch = kernel::BackwardRows<F, G>::bytes(call.head_dim);
-  bool coarse = false;
   for (Index s = 0; s < count; s++) {
     const kernel::Sequence<F> sequence = make(s);
-    const auto plan = kernel::BackwardPlan::of(sequence);
+    const auto plan = kernel::BackwardPlan::of(sequence, call.head_dim, call.value_dim);
     const Index chunks = call.heads * plan.query_chunks;
     scratch = std::max(scratch, kernel::BackwardScratch<F>(call.head_dim, call.value_dim, plan).bytes);
     sizes.rows += chunks;
@@ -97,36 +103,37 @@ typename BackwardMemory<F, G>::Sizes backward_sizes(const kernel::Forward<F>& ca
     sizes.slots += chunks * slot_size<F>(plan);
     sizes.items += call.kv_heads * std::min(plan.query_chunks, plan.key_chunks);
     sizes.blocks += call.heads * kernel::pieces(sequence.q.tokens, kernel::kBlock<T>);
+    if (!is_coarse(sequence)) continue;
     sizes.framed += call.heads * sequence.q.tokens;
-    coarse |= is_coarse(sequence);
-  }
-  if (coarse) {
     scratch = std::max(scratch, kernel::ForwardScratch<F>(call.head_dim, 0).bytes);
-  } else {
-    sizes.framed = sizes.call.items = 0;
   }
   sizes.sums = table.entries > 0 ? call.heads * table.entries : 0;
-  sizes.scratch = Index((scratch + 63) / 64 * 64) * slots;
+  const Index most = std::max({sizes.rows, sizes.items, sizes.call.items});  // tasks at a time
+  sizes.slot_bytes = (scratch + 63) / 64 * 64;
+  sizes.scratch = Index(sizes.slot_bytes) * std::min(slots, std::max<Index>(most, 1));
   return sizes;
 }
 
 /// Fills in what belongs to each sequence beside its arrays, which make.backward(s) gives.
 template <class F, class G, class Make>
-void make_backward_sequences(BackwardMemory<F, G>& memory, Index heads, const Make& make) {
+void make_backward_sequences(BackwardMemory<F, G>& memory, const kernel::Forward<F>& call, const Make& make) {
   using T = typename F::T;
+  const Index heads = call.heads;
   Index blocks = 0, reach = 0, slots = 0, framed = 0, row = 0;
   for (std::size_t s = 0; s < memory.sequences.size(); s++) {
     const kernel::Sequence<F>& sequence = memory.call.sequences[s];
     auto& mine = *std::construct_at(&memory.sequences[s], make.backward(Index(s)));
-    mine.plan = kernel::BackwardPlan::of(sequence);
+    mine.plan = kernel::BackwardPlan::of(sequence, call.head_dim, call.value_dim);
     mine.blocks = memory.blocks.data() + blocks;
     mine.reach = memory.reach.data() + reach;
     mine.slots = memory.slots.data() + slots;
-    if (!memory.framed.empty()) mine.framed = memory.framed.data() + framed;
+    if (is_coarse(sequence)) {
+      mine.framed = memory.framed.data() + framed;
+      framed += heads * sequence.q.tokens;
+    }
     blocks += heads * kernel::pieces(sequence.q.tokens, kernel::kBlock<T>);
     reach += heads * mine.plan.query_chunks;
     slots += heads * mine.plan.query_chunks * slot_size<F>(mine.plan);
-    framed += heads * sequence.q.tokens;
     for (Index h = 0; h < heads; h++)
       for (Index chunk = 0; chunk < mine.plan.query_chunks; chunk++)
         memory.rows[std::size_t(row++)] = {Index(s), h, chunk};
@@ -135,18 +142,23 @@ void make_backward_sequences(BackwardMemory<F, G>& memory, Index heads, const Ma
   std::fill(memory.sums.begin(), memory.sums.end(), 0.0);
 }
 
-/// The lse of every row in the frame of its scores, by the forward without values.
+/// Where an lse is coarse, that of every row in the frame of its scores, by the forward without values. Sequence by
+/// sequence: what else is in the call changes nothing.
 template <class F, class G>
 void frame_lse(BackwardMemory<F, G>& memory, kernel::Forward<F> call, const Executor& executor) {
   call.value_dim = 0;
   call.report = nullptr;
+  const kernel::ForwardScratch<F> scratch(call.head_dim, call.value_dim);
   for (std::size_t s = 0; s < memory.sequences.size(); s++) {
+    if (!memory.sequences[s].framed) continue;
     kernel::Sequence<F>& sequence = memory.call.sequences[s];
-    sequence.lse = const_cast<typename F::T*>(memory.sequences[s].framed);
+    sequence.lse = memory.sequences[s].framed;
     sequence.lse_stride = sequence.q.tokens;
     sequence.framed = true;
+    call.sequences = {&sequence, 1};
+    const Index tasks = call.heads * kernel::ForwardPlan::of(sequence, scratch).chunks;
+    run_forward(call, memory.call.items.first(std::size_t(tasks)), memory.scratch.data(), executor);
   }
-  run_forward(call, memory.call.items, memory.scratch.data(), executor);
 }
 
 /// Sets the gradients of keys and values to 0, to be added to.
@@ -217,10 +229,10 @@ void run_backward(kernel::Forward<F> call, Index count, const Make& make, const 
   BackwardMemory<F, G> memory(arena, sizes);
 
   prepare(call, memory.call, make, table, executor);
-  make_backward_sequences(memory, call.heads, make);
-  if (!memory.framed.empty()) frame_lse(memory, call, executor);
+  make_backward_sequences(memory, call, make);
+  frame_lse(memory, call, executor);
   const kernel::Backward<F, G> backward{call, memory.sequences};
-  const std::size_t bytes = memory.scratch.size() / std::size_t(executor.slots());
+  const std::size_t bytes = sizes.slot_bytes;
   clear_keys(backward, executor);
   executor.for_each(sizes.rows, [&](Index i, int slot) {
     const RowItem& item = memory.rows[std::size_t(i)];

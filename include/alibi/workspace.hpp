@@ -13,8 +13,8 @@ namespace alibi::inline ALIBI_ISA {
 /// with the shapes of an earlier one allocates nothing. Scratch is at most 1 MiB per executor slot, however many tokens
 /// there are, as long as head_dim + value_dim is at most 5,000 floats. Beside it, where keys may be left out, for every
 /// tile of 64 keys: 4 numbers a kv head, 5 where queries look ahead, and 1 or 2 a head; for every task, which is up to
-/// 768 queries of a head, or a split of a cache, 32 bytes, and of a split the outputs of its rows. What gradients need is
-/// in backward_call.hpp.
+/// 768 queries of a head, or a split of a cache, 32 bytes, and of a split the outputs of its rows. What
+/// gradients need is in backward_call.hpp.
 class Workspace {
  public:
   /// Bytes held.

@@ -13,8 +13,8 @@
 // dP starts from -D as scores start from the bias. Five products of 2 head_dim operations a pair, where the forward has
 // two, and one exponential.
 //
-// What is not finite in a row of grad_output or output reaches, beside what it concerns, the keys of its own block of
-// queries and tile that it does not see, since 0 times it is NaN.
+// What is not finite in a row of q, grad_output or output that sees a key reaches, beside what it concerns, the keys of
+// its block of queries and tile that it does not see, since 0 times it is NaN.
 #pragma once
 
 #include <algorithm>
@@ -29,6 +29,7 @@
 
 #include "alibi/kernel/backward_plan.hpp"
 #include "alibi/kernel/backward_rows.hpp"
+#include "alibi/kernel/backward_score.hpp"
 #include "alibi/kernel/bias.hpp"
 #include "alibi/kernel/bias_gradient.hpp"
 #include "alibi/kernel/block.hpp"
@@ -45,63 +46,6 @@
 #include "alibi/mask.hpp"
 
 namespace alibi::inline ALIBI_ISA::kernel {
-
-/// P = 2^(S - lse) of the forward's scores; 0 in rows in excess, and for queries before the first that needs a row.
-template <class T, class Mask>
-struct Probabilities {
-  const Mask& mask;
-  Index end;  // of the keys in use
-  const Pack<T>* shift;
-  T* p;  // [kScoreRows][kBlock]
-
-  template <int N>
-  EIGEN_ALWAYS_INLINE void operator()(std::integral_constant<int, N>, Index key, int r0,
-                                      Pack<T> (&acc)[kRows][kVectors]) const {
-    constexpr bool kMasked = !std::is_same_v<Mask, NoMask>;
-    hide<N, T>(mask, end - 1, key, r0, acc);
-#pragma GCC unroll 8
-    for (int a = 0; a < kRows; a++) {
-      T* const row = p + (key + a) * kBlock<T>;
-      for (int r = 0; r < r0; r++) store<T>(row + r * kLanes<T>, splat<T>(T(0)));
-#pragma GCC unroll 4
-      for (int r = 0; r < N; r++) {
-        Pack<T> weight = probability<kMasked, T>(sub(acc[a][r], shift[r0 + r]));
-        if (key + a >= end) weight = splat<T>(T(0));
-        store<T>(row + (r0 + r) * kLanes<T>, weight);
-      }
-    }
-  }
-};
-
-/// dS = P ∘ (dP - D) in place of P, and what the bias gets of it.
-template <class T, class BiasTile>
-struct ScoreGradients {
-  const BiasTile& bias;
-  T* p;
-
-  template <int N>
-  EIGEN_ALWAYS_INLINE void operator()(std::integral_constant<int, N>, Index key, int r0,
-                                      Pack<T> (&acc)[kRows][kVectors]) const {
-#pragma GCC unroll 4
-    for (int r = 0; r < N; r++) {
-      Pack<T> ds[kRows];
-#pragma GCC unroll 8
-      for (int a = 0; a < kRows; a++) {
-        T* const at = p + (key + a) * kBlock<T> + (r0 + r) * kLanes<T>;
-        ds[a] = mul(load<T>(at), acc[a][r]);
-        store<T>(at, ds[a]);
-      }
-      bias.add(key, r0 + r, ds);
-    }
-  }
-};
-
-/// Sums that start from a number a lane.
-template <class T>
-struct LaneStart {
-  const T* lanes;
-  EIGEN_ALWAYS_INLINE Pack<T> start(Index, int r) const { return load<T>(lanes + r * kLanes<T>); }
-};
 
 template <class F, class G>
 class BackwardTask {
@@ -380,10 +324,12 @@ void BackwardTask<F, G>::open(Strip& strip) {
   strip.open = true;
 }
 
-/// A row that sees no key has no part in anything, whatever its grad_output holds.
+/// A row that sees no key has no part in anything, whatever its query and grad_output hold.
 template <class F, class G>
 void BackwardTask<F, G>::silence(Strip& strip, Index row) {
+  for (Index d = 0; d < head_dim_; d++) strip.q[d * kBlock<T> + row] = T(0);
   for (Index d = 0; d < value_dim_; d++) strip.grad_output[d * kBlock<T> + row] = T(0);
+  std::fill_n(strip.q_rows + row * dims_, dims_, T(0));
   std::fill_n(strip.grad_output_rows + row * values_, values_, T(0));
 }
 

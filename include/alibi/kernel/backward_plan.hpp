@@ -2,8 +2,9 @@
 //
 // A task is a chunk of queries against a chunk of keys, of one kv head with all the query heads that read it. It adds
 // to the gradients of both chunks. Tasks come in waves: in wave w those of chunks (i, j) with i + j = w modulo the
-// number of chunks. So no two tasks of a wave share a chunk, each gradient is added up in the order of the waves on any
-// number of threads, and every wave has the same share of a causal triangle, half of its chunks.
+// number of chunks, or of a head that sees a narrow band only, i - j = w. So no two tasks of a wave share a chunk, and
+// each gradient is added up in the order of the waves on any number of threads. By sums every wave has the same share
+// of a causal triangle, half of its chunks; by differences the first few waves have all of a band.
 #pragma once
 
 #include <algorithm>
@@ -52,16 +53,7 @@ struct BackwardPlan {
   }
 
   template <class F>
-  static BackwardPlan of(const Sequence<F>& sequence) {
-    BackwardPlan plan;
-    for (;; plan.tiles /= 2) {
-      plan.blocks = pieces(plan.tiles * kTile, kBlock<typename F::T>);
-      plan.query_chunks = pieces(sequence.q.tokens, plan.blocks * kBlock<typename F::T>);
-      plan.key_chunks = pieces(sequence.mask.keys, plan.tiles * kTile);
-      // A wave should have work for a few threads, a chunk more of it than its gradients take to be added up.
-      if (plan.tiles <= 4 || sequence.kv_heads * plan.waves() >= 8) return plan;
-    }
-  }
+  static BackwardPlan of(const Sequence<F>& sequence, Index head_dim, Index value_dim);
 };
 
 /// A sequence's part in the backward pass beside its Sequence; G is what grad_output holds, views have a batch of 1.
@@ -74,7 +66,7 @@ struct BackwardSequence {
   Index lse_stride;
   View<T> grad_q, grad_k, grad_v;
   BackwardPlan plan{};
-  const T* framed = nullptr;          // [heads][queries], the lse in the bias's frame, where `lse` has too few digits
+  T* framed = nullptr;                // [heads][queries], the lse in the bias's frame, where `lse` has too few digits
   BlockNumbers<T>* blocks = nullptr;  // [heads][blocks of queries]
   TileRange* reach = nullptr;         // [heads][query_chunks], of the blocks together
   double* slots = nullptr;            // [heads][query_chunks][slot_size()] of the bias's gradient
@@ -113,6 +105,21 @@ struct BackwardScratch {
   }
 };
 
+template <class F>
+BackwardPlan BackwardPlan::of(const Sequence<F>& sequence, Index head_dim, Index value_dim) {
+  using T = typename F::T;
+  BackwardPlan plan;
+  for (;; plan.tiles /= 2) {
+    plan.blocks = pieces(plan.tiles * kTile, kBlock<T>);
+    plan.query_chunks = pieces(sequence.q.tokens, plan.rows<T>());
+    plan.key_chunks = pieces(sequence.mask.keys, plan.tiles * kTile);
+    // A wave should have work for a few threads, a chunk more of it than its gradients take to be added up.
+    const bool few = plan.tiles > 4 && sequence.kv_heads * plan.waves() < 8;
+    const bool large = plan.tiles > 1 && BackwardScratch<F>(head_dim, value_dim, plan).bytes > kScratchBytes;
+    if (!few && !large) return plan;
+  }
+}
+
 /// The tiles of a chunk of keys.
 inline TileRange tiles_of(const BackwardPlan& plan, Index chunk, Index keys) {
   const Index first = chunk * plan.tiles, end = std::min(first + plan.tiles, pieces(keys, kTile));
@@ -128,36 +135,59 @@ bool any_apart(const Radii<T>* radii, const TileRange& tiles) {
   return at != end && *at <= tiles.last;
 }
 
+/// Whether the heads that read a kv head see keys near their own chunk only, tiles that stand apart aside.
+template <class F, class G>
+bool is_band(const Forward<F>& call, const BackwardSequence<F, G>& sequence, Index kv_head) {
+  const BackwardPlan& plan = sequence.plan;
+  for (Index h = kv_head * call.group(); h < (kv_head + 1) * call.group(); h++)
+    for (Index chunk = 0; chunk < plan.query_chunks; chunk++) {
+      const TileRange& reach = sequence.reach[h * plan.query_chunks + chunk];
+      if (reach.last < reach.first) continue;
+      const Index farthest = std::max(chunk - reach.first / plan.tiles, reach.last / plan.tiles - chunk);
+      if (farthest > plan.waves() / 4) return false;
+    }
+  return true;
+}
+
+/// Cost of the task of a kv head in pairs of query and key, by estimate; 0 where there is nothing to do.
+template <class F, class G>
+float estimated_cost(const Backward<F, G>& call, const BackwardItem& item) {
+  const Sequence<F>& sequence = call.forward.sequences[std::size_t(item.sequence)];
+  const BackwardSequence<F, G>& mine = call.sequences[std::size_t(item.sequence)];
+  const BackwardPlan& plan = mine.plan;
+  const Index rows = plan.rows<typename F::T>(), begin = item.queries * rows;
+  const Index end = std::min(begin + rows, sequence.q.tokens);
+  const TileRange tiles = tiles_of(plan, item.keys, sequence.mask.keys);
+  const Index seen_from = std::max(sequence.mask.visible(begin).begin, tiles.first * Index(kTile)),
+              seen_to = std::min(sequence.mask.visible(end - 1).end, (tiles.last + 1) * Index(kTile));
+  if (seen_from >= seen_to) return 0;
+  const bool diagonal = sequence.mask.right == 0 && sequence.mask.position(begin) < seen_to;
+  const bool apart = any_apart(sequence.radii_of(item.kv_head), tiles);
+  float cost = 0;
+  for (Index h = item.kv_head * call.forward.group(); h < (item.kv_head + 1) * call.forward.group(); h++) {
+    const TileRange& reach = mine.reach[h * plan.query_chunks + item.queries];
+    const Index from = std::max(reach.first, tiles.first), to = std::min(reach.last, tiles.last);
+    if (from <= to) cost += float(end - begin) * float(to - from + 1) * (diagonal ? 0.5F : 1.F);
+    if (apart) cost += 1;
+  }
+  return cost;
+}
+
 /// The tasks of wave `wave`, the most expensive first; returns their number.
 template <class F, class G>
 Index list_wave(const Backward<F, G>& call, Index wave, std::span<BackwardItem> items) {
   std::size_t count = 0;
   for (std::size_t s = 0; s < call.sequences.size(); s++) {
-    const Sequence<F>& sequence = call.forward.sequences[s];
-    const BackwardSequence<F, G>& mine = call.sequences[s];
-    const BackwardPlan& plan = mine.plan;
+    const BackwardPlan& plan = call.sequences[s].plan;
     if (wave >= plan.waves()) continue;
-    for (Index chunk = 0; chunk < plan.query_chunks; chunk++) {
-      const Index keys = (wave - chunk + plan.waves()) % plan.waves();
-      if (keys >= plan.key_chunks) continue;
-      const Index rows = plan.rows<typename F::T>(), begin = chunk * rows;
-      const Index end = std::min(begin + rows, sequence.q.tokens);
-      const TileRange tiles = tiles_of(plan, keys, sequence.mask.keys);
-      const Index seen_from = std::max(sequence.mask.visible(begin).begin, tiles.first * Index(kTile)),
-                  seen_to = std::min(sequence.mask.visible(end - 1).end, (tiles.last + 1) * Index(kTile));
-      if (seen_from >= seen_to) continue;
-      for (Index kv = 0; kv < call.forward.kv_heads; kv++) {
-        const bool apart = any_apart(sequence.radii_of(kv), tiles);
-        float cost = 0;
-        for (Index h = kv * call.forward.group(); h < (kv + 1) * call.forward.group(); h++) {
-          const TileRange reach = mine.reach[h * plan.query_chunks + chunk];
-          const Index from = std::max(reach.first, tiles.first), to = std::min(reach.last, tiles.last);
-          const bool diagonal = sequence.mask.position(begin) < seen_to && sequence.mask.right == 0;
-          if (from <= to) cost += float(end - begin) * float(to - from + 1) * (diagonal ? 0.5F : 1.F);
-          if (apart) cost += 1;
-        }
-        if (cost > 0)
-          items[count++] = {cost, std::int32_t(s), std::int32_t(kv), std::int32_t(chunk), std::int32_t(keys)};
+    for (Index kv = 0; kv < call.forward.kv_heads; kv++) {
+      const bool band = is_band(call.forward, call.sequences[s], kv);
+      for (Index chunk = 0; chunk < plan.query_chunks; chunk++) {
+        const Index keys = ((band ? chunk - wave : wave - chunk) + plan.waves()) % plan.waves();
+        if (keys >= plan.key_chunks) continue;
+        BackwardItem item{0, std::int32_t(s), std::int32_t(kv), std::int32_t(chunk), std::int32_t(keys)};
+        item.cost = estimated_cost(call, item);
+        if (item.cost > 0) items[count++] = item;
       }
     }
   }

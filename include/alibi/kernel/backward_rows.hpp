@@ -121,6 +121,7 @@ class BackwardRows {
     if (block.some.begin >= block.some.end) return 0;
     tiles = {std::int32_t(block.some.begin / kTile), std::int32_t((block.some.end - 1) / kTile)};
     if (!radii_) return 0;
+    const TileRange all = tiles;
     measure(block, numbers);
     Pack<T> lost[kVectors];
     for (Pack<T>& x : lost) x = splat<T>(T(0));
@@ -156,7 +157,8 @@ class BackwardRows {
     }
     T most_lost = 0;
     for (const Pack<T>& x : lost) most_lost = std::max(most_lost, reduce_max(x));
-    return double(most_lost) + (most_lost > 0 ? sequence_.tolerance / 16 : 0);
+    const bool drops = tiles.first > all.first || tiles.last < all.last;
+    return double(most_lost) + (drops ? sequence_.tolerance / 16 : 0);
   }
 
   /// Packs the queries, for what horizon.hpp needs of them.
