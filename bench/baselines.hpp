@@ -68,7 +68,7 @@ class EigenBlocked {
         auto row = scores.row(r).head(visible).array();
         const auto bias = bias_.tail(visible);
         const T largest = (row + bias).maxCoeff();
-        row = (row + bias - largest).exp();
+        row = (row + bias - largest).max(T(-80)).exp();  // smaller weights would be denormal, and slow
         sum_[r] = row.sum();
         scores.row(r).tail(keys - visible).setZero();
       }
@@ -88,7 +88,8 @@ class EigenBlocked {
 /// The gradients in the strongest form found in plain Eigen, from the output and the lse of a forward, so that each
 /// weight takes one exponential: blocks of queries against blocks of keys, small enough for the second-level cache;
 /// blocks behind the diagonal are never computed, and scores become weights and their gradient in one vectorised pass
-/// over the visible keys of a row. The scale goes into the queries, and so into the scores and the gradient of the keys.
+/// over the visible keys of a row. The scale goes into the queries, and so into the scores and the gradient of the
+/// keys.
 template <class T>
 class EigenBlockedBackward {
  public:
@@ -96,7 +97,10 @@ class EigenBlockedBackward {
   using Row = Eigen::Array<T, 1, Eigen::Dynamic>;
 
   EigenBlockedBackward(Index tokens, Index head_dim)
-      : distance_(tokens), bias_(tokens), weights_(kRows * kKeys), grad_scores_(kRows * kKeys),
+      : distance_(tokens),
+        bias_(tokens),
+        weights_(kRows * kKeys),
+        grad_scores_(kRows * kKeys),
         queries_(kRows, head_dim) {
     for (Index x = 0; x < tokens; x++) distance_[x] = T(tokens - 1 - x);  // its last p + 1 entries: those of query p
   }
@@ -128,7 +132,7 @@ class EigenBlockedBackward {
           const Index query = first + r, visible = std::clamp<Index>(query + 1 - start, 0, keys);
           auto weight = weights.row(r).head(visible).array();
           auto grad_score = grad_scores.row(r).head(visible).array();
-          weight = (weight + bias_.segment(n - 1 - query + start, visible) - lse[query]).exp();
+          weight = (weight + bias_.segment(n - 1 - query + start, visible) - lse[query]).max(T(-80)).exp();
           grad_score = weight * (grad_score - mean_[r]);
           grad_slope -= (grad_score * distance_.segment(n - 1 - query + start, visible)).sum();
           weights.row(r).tail(keys - visible).setZero();

@@ -133,6 +133,29 @@ void time(benchmark::State& state, const std::string& name, const Call& call, co
   if (slow && first_run(name)) check();
 }
 
+/// Times `call` beside `rival`, the two in turn, first one first and then the other: two medians of separate cases are
+/// noisier than what a ratio is asked for. Returns how many times as long the rival takes, the median over the pairs.
+template <class Call, class Rival>
+double time_in_turn(benchmark::State& state, const Call& call, const Rival& rival) {
+  std::vector<double> ratios;
+  double theirs = 0;
+  const auto run_rival = [&] {
+    state.PauseTiming();
+    theirs = seconds(rival);
+    state.ResumeTiming();
+  };
+  for (auto _ : state) {
+    const bool rival_first = ratios.size() % 2 == 0;
+    if (rival_first) run_rival();
+    const double ours = seconds(call);
+    if (!rival_first) run_rival();
+    ratios.push_back(theirs / ours);
+  }
+  const auto middle = ratios.begin() + std::ptrdiff_t(ratios.size() / 2);
+  std::nth_element(ratios.begin(), middle, ratios.end());
+  return *middle;
+}
+
 /// The main of a benchmark, once its cases are registered. Flags of the command line come after these defaults and win.
 /// `ratios` are columns of the table.
 inline int main(int argc, char** argv, std::vector<Ratio> ratios = {}) {

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # pictures.sh <directory>: draws its pruning.json into pruning.png (time against tokens) and tiles.png (what each head
-# visits), as far as the figures are there: a filter leaves some out.
+# visits), and its extrapolation.json into extrapolation.png (time of a token against the length evaluated), as far as
+# the figures are there: a filter leaves some out.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 directory=$1
@@ -8,7 +9,8 @@ directory=$1
 # Of the cases of eight heads on plain inputs, a block a method, with a line a length: tokens, median seconds, how many
 # times as fast as the dense one. Then what is visited of all that is visible: a line a head, a column a length.
 table=$(mktemp)
-trap 'rm -f "$table"' EXIT
+costs=$(mktemp)
+trap 'rm -f "$table" "$costs"' EXIT
 if [ -s "$directory/pruning.json" ]; then
   jq --raw-output '
     def median: sort | (.[(length - 1) / 2 | floor] + .[length / 2 | floor]) / 2;
@@ -28,6 +30,28 @@ if [ -s "$directory/pruning.json" ]; then
   ' "$directory/pruning.json" >"$table"
 fi
 
+# A block a pass and method, with a line a length: tokens, median microseconds of a token, and these again in a third
+# column where a materialised bias ends, since at twice the length bias and scores would take more than 4 GiB. Then all
+# lengths and times in one block.
+if [ -s "$directory/extrapolation.json" ]; then
+  jq --raw-output '
+    def median: sort | (.[(length - 1) / 2 | floor] + .[length / 2 | floor]) / 2;
+    [.benchmarks[] | select(.run_type == "iteration")
+      | . + (.name | capture("^(?<method>\\w+)/(?<pass>\\w+)/heads:(8|1x8)/tokens:(?<tokens>\\d+)/"))]
+    | group_by([.pass, .method, (.tokens | tonumber)])
+    | map(.[0] + {us: (map(.["ns/token"] / 1000) | median)})
+    | def line: "\(.tokens) \(.us) "
+        + if (.method | test("materialised")) and 4 * (.bias + .scratch) > 4294967296 then "\(.us)" else "?" end;
+      . as $cases
+    | (("forward", "forward_backward") as $pass
+        | ("alibi", "alibi_dense", "alibi_materialised", "none", "rotary", "t5_materialised", "t5_fused") as $method
+        | "# \($pass) \($method).",
+          ([$cases[] | select(.pass == $pass and .method == $method) | line] | if . == [] then "? ? ?" else .[] end),
+          "\n"),
+      "# all", ($cases[] | line)
+  ' "$directory/extrapolation.json" >"$costs"
+fi
+
 lengths=$(awk '/^slope/ {print NF - 1}' "$table")
 for picture in pruning tiles; do
   png=$directory/$picture.png
@@ -39,3 +63,13 @@ for picture in pruning tiles; do
     echo "Drew $png"
   fi
 done
+
+png=$directory/extrapolation.png
+lengths=$(awk '/^#/ {block = $2 " " $3} block == "forward alibi." && /^[0-9]/ {n++} END {print n + 0}' "$costs")
+if [ "$lengths" -lt 2 ]; then
+  echo "No $png: needed are the cases alibi/forward of at least two lengths."
+else
+  gnuplot --default-settings -e "table = '$costs'; png = '$png.part'" "$here/extrapolation.gnuplot"
+  mv "$png.part" "$png"
+  echo "Drew $png"
+fi

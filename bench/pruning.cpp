@@ -117,9 +117,7 @@ void add_eigen_blocked(const Case& c) {
   bench::add(name, body, slow(c) ? 3 : 0);
 }
 
-/// Where pruning cannot help: what does it cost? Two medians of separate cases are noisier than what is asked, so the
-/// two take turns, first one first and then the other, and `cost` is the median of their ratios. The time of a call is
-/// that of both.
+/// Where pruning cannot help: what does it cost?
 void add_in_turn(const Case& c) {
   const std::string name = name_of("in_turn", c);
   const auto body = [=](benchmark::State& state) {
@@ -131,16 +129,7 @@ void add_in_turn(const Case& c) {
     pruned();
     if (bench::first_run(name + " pruned")) check(name, c, x);
 
-    std::vector<double> ratios;
-    for (auto _ : state) {
-      const bool dense_first = ratios.size() % 2 == 0;
-      const double first = bench::seconds(dense_first ? dense : pruned);
-      const double second = bench::seconds(dense_first ? pruned : dense);
-      ratios.push_back(dense_first ? second / first : first / second);
-    }
-    const auto middle = ratios.begin() + std::ptrdiff_t(ratios.size() / 2);
-    std::nth_element(ratios.begin(), middle, ratios.end());
-    state.counters["cost"] = *middle;
+    state.counters["cost"] = 1 / bench::time_in_turn(state, pruned, dense);
   };
   bench::add(name, body)->MinTime(1);
 }

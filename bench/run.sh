@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds and runs every benchmark, optimised for this machine, and draws what pruning saves. Arguments go to Google
-# Benchmark, e.g. --benchmark_filter=<regex> or --benchmark_repetitions=<n>.
+# Builds and runs every benchmark, optimised for this machine, and draws what pruning saves and what extrapolation costs.
+# Arguments go to Google Benchmark, e.g. --benchmark_filter=<regex> or --benchmark_repetitions=<n>.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 

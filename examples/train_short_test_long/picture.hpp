@@ -99,7 +99,7 @@ set ytics (1.5, 1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9, 10, 12,
 set bmargin at screen 0.12
 set tmargin at screen 0.75
 set arrow 1 from trained, graph 0 to trained, graph 1 nohead linewidth 2 dashtype 2 linecolor '#909090'
-set label 1 'training length' at trained, graph 0.97 rotate by 90 right offset -1, 0 textcolor '#606060'
+set label 1 'training length' at trained, graph 0.97 rotate by 90 right offset -1.7, 0 textcolor '#606060'
 set key at screen 0.5, screen 0.915 center center horizontal maxrows 1 Left reverse samplen 3 width 1 font ',15'
 
 line = "plot for [i = 1:methods] data index i - 1 using 1:2 title titles[i] \
