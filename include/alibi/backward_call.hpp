@@ -3,7 +3,7 @@
 //
 // The scratch of an executor slot is at most 1 MiB, as long as head_dim + value_dim is at most some 500 floats. Beside
 // it a call holds 4 numbers a query and head, 5 where the lse is computed anew (is_coarse()), and for every chunk of
-// some 512 queries of a head a sum of the bias's gradient; for a table that is 2 numbers a query. Nothing grows with
+// some 400 queries of a head a sum of the bias's gradient; for a table that is 2 numbers a query. Nothing grows with
 // the square of the tokens.
 #pragma once
 

@@ -39,7 +39,8 @@ struct BlockNumbers {
 
 /// How the queries and keys of a sequence are cut into chunks.
 struct BackwardPlan {
-  static constexpr Index kMostTiles = 8;
+  // As many keys as 8 blocks of 48 queries: chunks on the diagonal meet no others.
+  static constexpr Index kMostTiles = 6;
 
   Index tiles = kMostTiles;  // of keys in a chunk
   Index blocks = 0;          // of queries in a chunk, about as many queries as there are keys
@@ -114,7 +115,7 @@ BackwardPlan BackwardPlan::of(const Sequence<F>& sequence, Index head_dim, Index
     plan.query_chunks = pieces(sequence.q.tokens, plan.rows<T>());
     plan.key_chunks = pieces(sequence.mask.keys, plan.tiles * kTile);
     // A wave should have work for a few threads, a chunk more of it than its gradients take to be added up.
-    const bool few = plan.tiles > 4 && sequence.kv_heads * plan.waves() < 8;
+    const bool few = plan.tiles > 3 && sequence.kv_heads * plan.waves() < 8;
     const bool large = plan.tiles > 1 && BackwardScratch<F>(head_dim, value_dim, plan).bytes > kScratchBytes;
     if (!few && !large) return plan;
   }
