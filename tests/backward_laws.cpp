@@ -1,9 +1,9 @@
 // Laws that the gradients keep whatever the numbers are: some to the last bit, some up to rounding.
 #include <alibi/backward.hpp>
 #include <alibi/table_bias.hpp>
-#include <thread>
 
 #include "backward_case.hpp"
+#include "executors.hpp"
 
 namespace {
 
@@ -93,17 +93,8 @@ TYPED_TEST_SUITE(BackwardLaws, Scalars);
 template <class T, class Bias>
 void expect_any_executor(const Case<T>& of, const Bias& bias, const Mask& mask) {
   const auto expected = of.backward(bias, {.mask = mask});
-  for (const int slots : {1, 2, 3, 7}) {
-    const alibi::Executor backwards(slots, [](Index count, alibi::Task task) {
-      for (Index i = count; i-- > 0;) task(i);
-    });
-    const alibi::Executor threads(slots, [](Index count, alibi::Task task) {
-      std::vector<std::jthread> all;
-      for (Index i = 0; i < count; i++) all.emplace_back([=] { task(i); });
-    });
-    for (const auto& executor : {backwards, threads})
-      expect_same(of.backward(bias, {.mask = mask, .executor = executor}), expected);
-  }
+  for (const alibi::Executor& executor : test::executors())
+    expect_same(of.backward(bias, {.mask = mask, .executor = executor}), expected);
 }
 
 TYPED_TEST(BackwardLaws, TheExecutorDoesNotShow) {

@@ -1,8 +1,8 @@
 // Attention over a cache: that it is the forward over the same keys, whatever became of the cache in between.
-#include <thread>
 #include <unsupported/Eigen/CXX11/ThreadPool>
 
 #include "common.hpp"
+#include "executors.hpp"
 
 namespace {
 
@@ -192,20 +192,10 @@ TEST(Decode1, TheExecutorDoesNotShow) {
     const auto expected = alibi::attention_forward(q, cache, m, Options{.tolerance = tolerance});
     if (tolerance <= kDefault)
       expect_close(expected.output, alibi::attention(q, k, v, m, Options{.tolerance = 0.}), "split");
-    for (const int slots : {1, 2, 3, 7}) {
-      const alibi::Executor backwards(slots, [](Index count, alibi::Task task) {
-        for (Index i = count; i-- > 0;) task(i);
-      });
-      const alibi::Executor threads(slots, [](Index count, alibi::Task task) {
-        std::vector<std::jthread> all;
-        for (Index i = 0; i < count; i++) all.emplace_back([=] { task(i); });
-      });
-      for (const auto& executor : {backwards, threads}) {
-        const auto result =
-            alibi::attention_forward(q, cache, m, Options{.tolerance = tolerance, .executor = executor});
-        EXPECT_TRUE(test::same(result.output, expected.output));
-        EXPECT_TRUE(test::same(result.lse, expected.lse));
-      }
+    for (const alibi::Executor& executor : test::executors()) {
+      const auto result = alibi::attention_forward(q, cache, m, Options{.tolerance = tolerance, .executor = executor});
+      EXPECT_TRUE(test::same(result.output, expected.output));
+      EXPECT_TRUE(test::same(result.lse, expected.lse));
     }
   }
 }

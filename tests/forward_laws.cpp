@@ -1,7 +1,7 @@
 // Laws that attention keeps whatever its numbers are: some to the last bit, some up to rounding.
-#include <thread>
 
 #include "common.hpp"
+#include "executors.hpp"
 
 namespace {
 
@@ -114,19 +114,10 @@ TYPED_TEST(ForwardLaws, TheExecutorDoesNotShow) {
              v = this->random_.template tensor<TypeParam>(1, 2, 1100, 20);
   for (const Mask& mask : kMasks) {
     const auto expected = alibi::attention_forward(q, k, v, alibi::slopes<TypeParam>(2), {.mask = mask});
-    for (const int slots : {1, 2, 3, 7}) {
-      const alibi::Executor backwards(slots, [](Index count, alibi::Task task) {
-        for (Index i = count; i-- > 0;) task(i);
-      });
-      const alibi::Executor threads(slots, [](Index count, alibi::Task task) {
-        std::vector<std::jthread> all;
-        for (Index i = 0; i < count; i++) all.emplace_back([=] { task(i); });
-      });
-      for (const auto& executor : {backwards, threads})
-        this->expect_same(
-            alibi::attention_forward(q, k, v, alibi::slopes<TypeParam>(2), {.mask = mask, .executor = executor}),
-            expected);
-    }
+    for (const alibi::Executor& executor : test::executors())
+      this->expect_same(
+          alibi::attention_forward(q, k, v, alibi::slopes<TypeParam>(2), {.mask = mask, .executor = executor}),
+          expected);
   }
 }
 

@@ -1,9 +1,9 @@
 // Packed and padded batches: every sequence is a call of attention() of its own, to the last bit; memory of padding is
 // never read; and bad offsets and ranges, with the whole text of each message.
 #include <alibi/packed.hpp>
-#include <thread>
 
 #include "common.hpp"
+#include "executors.hpp"
 
 namespace {
 
@@ -136,19 +136,10 @@ TYPED_TEST(Packed, TheExecutorDoesNotShow) {
   const auto q = this->packed(starts.back(), 4, 24), k = this->packed(starts.back(), 2, 24),
              v = this->packed(starts.back(), 2, 20);
   const auto expected = alibi::attention_packed_forward(q, k, v, this->slopes(), {starts});
-  for (const int slots : {1, 2, 3, 7}) {
-    const alibi::Executor backwards(slots, [](Index count, alibi::Task task) {
-      for (Index i = count; i-- > 0;) task(i);
-    });
-    const alibi::Executor threads(slots, [](Index count, alibi::Task task) {
-      std::vector<std::jthread> all;
-      for (Index i = 0; i < count; i++) all.emplace_back([=] { task(i); });
-    });
-    for (const auto& executor : {backwards, threads}) {
-      const auto result = alibi::attention_packed_forward(q, k, v, this->slopes(), {starts}, {.executor = executor});
-      EXPECT_TRUE(test::same(result.output, expected.output));
-      EXPECT_TRUE(test::same(result.lse, expected.lse));
-    }
+  for (const alibi::Executor& executor : test::executors()) {
+    const auto result = alibi::attention_packed_forward(q, k, v, this->slopes(), {starts}, {.executor = executor});
+    EXPECT_TRUE(test::same(result.output, expected.output));
+    EXPECT_TRUE(test::same(result.lse, expected.lse));
   }
 }
 

@@ -2,9 +2,9 @@
 #include <alibi/kernel/simd.hpp>
 #include <alibi/reference.hpp>
 #include <iostream>
-#include <thread>
 
 #include "common.hpp"
+#include "executors.hpp"
 
 namespace {
 
@@ -69,24 +69,15 @@ TYPED_TEST(PruningLaws, TheExecutorDoesNotShow) {
       std::vector<alibi::Pruning> report(4), other(4);
       const auto expected =
           alibi::attention_forward(q, k, v, m, {.mask = mask, .tolerance = tolerance, .report = report});
-      for (const int slots : {1, 2, 3, 7}) {
-        const alibi::Executor backwards(slots, [](Index count, alibi::Task task) {
-          for (Index i = count; i-- > 0;) task(i);
-        });
-        const alibi::Executor threads(slots, [](Index count, alibi::Task task) {
-          std::vector<std::jthread> all;
-          for (Index i = 0; i < count; i++) all.emplace_back([=] { task(i); });
-        });
-        for (const auto& executor : {backwards, threads}) {
-          this->expect_same(
-              alibi::attention_forward(q, k, v, m,
-                                       {.mask = mask, .tolerance = tolerance, .executor = executor, .report = other}),
-              expected);
-          for (std::size_t h = 0; h < 4; h++) {
-            EXPECT_EQ(other[h].tiles_visited, report[h].tiles_visited);
-            EXPECT_EQ(other[h].tiles_visible, report[h].tiles_visible);
-            EXPECT_EQ(other[h].bound, report[h].bound);
-          }
+      for (const alibi::Executor& executor : test::executors()) {
+        this->expect_same(
+            alibi::attention_forward(q, k, v, m,
+                                     {.mask = mask, .tolerance = tolerance, .executor = executor, .report = other}),
+            expected);
+        for (std::size_t h = 0; h < 4; h++) {
+          EXPECT_EQ(other[h].tiles_visited, report[h].tiles_visited);
+          EXPECT_EQ(other[h].tiles_visible, report[h].tiles_visible);
+          EXPECT_EQ(other[h].bound, report[h].bound);
         }
       }
     }
