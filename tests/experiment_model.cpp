@@ -14,9 +14,12 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <string_view>
+#include <thread>
 #include <tuple>
 #include <vector>
 
+#include "evaluate.hpp"
 #include "model.hpp"
 
 namespace {
@@ -92,5 +95,31 @@ INSTANTIATE_TEST_SUITE_P(Methods, ExperimentModel,
                          testing::Combine(testing::Values(Backend::alibi, Backend::naive),
                                           testing::Values(Method::alibi, Method::sinusoidal, Method::rotary,
                                                           Method::t5)));
+
+// Of a text that is just long enough, without reading a byte behind it.
+TEST(ExperimentEvaluation, PredictsTheSameBytesAtEveryLength) {
+  experiment::Settings settings{.shape = {.method = Method::alibi, .dim = 16, .layers = 1, .heads = 2}, .length = 16};
+  settings.evaluated = experiment::kLongest * settings.length;
+  experiment::Parameters parameters(settings.shape);
+  experiment::initialise(parameters, settings.shape, 1);
+  std::vector<char> text(std::size_t(settings.evaluated) + 1);
+  for (std::size_t i = 0; i < text.size(); i++) text[i] = char('a' + i * i % 23);
+  const alibi::Executor three(3, [](Index count, alibi::Task task) {
+    std::vector<std::jthread> threads;
+    for (Index i = 0; i < count; i++) threads.emplace_back([=] { task(i); });
+  });
+  const std::string_view view(text.data(), text.size());
+  const experiment::Evaluator evaluator(settings, view, {}), threaded(settings, view, three);
+  ASSERT_EQ(evaluator.bytes(), settings.evaluated);
+  const Index slid = evaluator.sliding(parameters, settings.length).bytes;
+  EXPECT_GE(slid, 1);
+  for (Index length = settings.length; length <= settings.evaluated; length *= 2) {
+    const auto whole = evaluator.nonoverlapping(parameters, length, evaluator.bytes());
+    EXPECT_EQ(whole.bytes, settings.evaluated);
+    EXPECT_EQ(evaluator.sliding(parameters, length).bytes, slid);
+    EXPECT_EQ(threaded.nonoverlapping(parameters, length, evaluator.bytes()).loss, whole.loss);
+    EXPECT_TRUE(std::isfinite(whole.loss) && whole.loss > 0) << whole.loss;
+  }
+}
 
 }  // namespace

@@ -120,14 +120,18 @@ inline void write_whole(const std::filesystem::path& path, std::string_view byte
     file.synchronise();
     file.close();
     std::filesystem::rename(part, path);
-    detail::File(path.has_parent_path() ? path.parent_path() : ".", O_RDONLY | O_CLOEXEC).synchronise();
   } catch (const std::exception& error) {
     std::error_code ignored;
     std::filesystem::remove(part, ignored);
-    throw std::runtime_error(std::string(error.what()) + (std::filesystem::exists(path, ignored)
-                                                              ? "; " + path.string() + " is left as it was"
-                                                              : ""));
+    const bool kept = std::filesystem::exists(path, ignored);
+    throw std::runtime_error(error.what() + (kept ? "; " + path.string() + " is left as it was" : std::string()));
   }
+  // The new name reaches the disk with its directory; until then a power cut brings the old file back, whole as well.
+  const int directory =
+      ::open(path.has_parent_path() ? path.parent_path().c_str() : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (directory < 0) return;
+  ::fsync(directory);
+  ::close(directory);
 }
 
 namespace detail {

@@ -122,7 +122,7 @@ class Run {
   }
 
   bool validate() {
-    const Index bytes = std::min(evaluator_.bytes(), kValidationBytes);
+    const Index bytes = std::min(evaluator_.bytes(), std::max(kValidationBytes, settings_.length));
     const Evaluation evaluation = evaluator_.nonoverlapping(state_.parameters, settings_.length, bytes);
     if (stop_requested()) return false;
     state_.validations.push_back({state_.step, evaluation.loss});
@@ -209,6 +209,7 @@ void print_start(const Text& text, const Arguments& arguments) {
 }
 
 int run(const Arguments& arguments) {
+  if (arguments.picture) gnuplot::run("");  // where it is missing, half an hour earlier than the picture would say so
   const Text text = read_text(arguments.text);
   check_text(text, arguments);
   check_out(arguments);
@@ -253,6 +254,7 @@ int main(int argc, char** argv) {
       std::cout << experiment::kUsage;
       return 0;
     }
+    Eigen::setNbThreads(1);  // should Eigen have been built with OpenMP: the threads here are the experiment's own
     experiment::catch_signals();
     return experiment::run(arguments);
   } catch (const std::exception& error) {

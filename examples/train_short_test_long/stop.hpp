@@ -2,19 +2,22 @@
 // clean.
 #pragma once
 
+#include <atomic>
 #include <csignal>
 
 namespace experiment {
 
-inline volatile std::sig_atomic_t stop_signal = 0;
+/// Read by all threads; a handler may write nothing that takes a lock.
+inline std::atomic<bool> stop_wished = false;
+static_assert(std::atomic<bool>::is_always_lock_free);
 
-inline bool stop_requested() { return stop_signal != 0; }
+inline bool stop_requested() { return stop_wished; }
 
 /// A second signal ends the program at once. A file that grows beyond the limit of the shell is to be an error like a
 /// full disk, not the program's death.
 inline void catch_signals() {
   const auto note = [](int signal) {
-    stop_signal = 1;
+    stop_wished = true;
     std::signal(signal, SIG_DFL);
   };
   std::signal(SIGINT, note);
