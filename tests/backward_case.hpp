@@ -48,8 +48,8 @@ Bias<T> random_bias(Random& random, const Shape& s, const RowMatrix<T>& slopes) 
     case 0:
       return {Kind::kNone};
     case 1: {
-      const Bias<T> table{Kind::kTable, random.matrix<T>(heads, random.integer(1, s.keys + 20), random.uniform(0, 3)),
-                          random.integer(-s.keys - 5, 10)};
+      Bias<T> table{Kind::kTable, random.matrix<T>(heads, random.integer(1, s.keys + 20), random.uniform(0, 3)),
+                    random.integer(-s.keys - 5, 10)};
       return table;
     }
     case 2:

@@ -43,7 +43,7 @@ class BackwardErrors : public testing::Test {
     for (Array* x : {&grad_q_, &grad_k_, &grad_v_}) x->setConstant(kUntouched);
     grad_m_.setConstant(kUntouched);
     grad_table_.setConstant(kUntouched);
-    const std::string message = thrown([&] {
+    std::string message = thrown([&] {
       alibi::attention_backward_into({grad_q, grad_k, grad_v, grad_bias}, grad_output, q_, k_, v_, bias, {output, lse},
                                      options_);
     });

@@ -225,9 +225,17 @@ inline void check_settings(Unpacker& unpack, const Settings& settings) {
     std::string found_name, found;
     unpack(found_name);
     unpack(found);
-    if (found_name != name) throw std::runtime_error("has a setting " + found_name + "; expected " + name);
-    if (found != expected)
-      throw std::runtime_error("is of another run: its " + name + " is " + found + "; expected " + expected);
+    std::string message;
+    if (found_name != name)
+      message.append("has a setting ").append(found_name).append("; expected ").append(name);
+    else if (found != expected)
+      message.append("is of another run: its ")
+          .append(name)
+          .append(" is ")
+          .append(found)
+          .append("; expected ")
+          .append(expected);
+    if (!message.empty()) throw std::runtime_error(message);
   }
 }
 

@@ -82,8 +82,8 @@ struct SlopeOfHead {
   double at_origin(Index origin) const { return -m * double(origin); }
   double beyond(Index origin, Index p, Index j) const { return -m * double(distance(p, j) - origin); }
   /// dm -= dS |p - j|
-  void add_gradient(double dS, Index origin, Index p, Index j, double* dm) const {
-    *dm -= dS * double(distance(p, j) - origin);
+  void add_gradient(double ds, Index origin, Index p, Index j, double* dm) const {
+    *dm -= ds * double(distance(p, j) - origin);
   }
 };
 
@@ -97,7 +97,7 @@ struct TableOfHead {
   Index origin(Index, const std::vector<Index>&) const { return 0; }
   double at_origin(Index) const { return 0; }
   double beyond(Index, Index p, Index j) const { return double(entry[at(p, j)]); }
-  void add_gradient(double dS, Index, Index p, Index j, double* dtable) const { dtable[at(p, j)] += dS; }
+  void add_gradient(double ds, Index, Index p, Index j, double* dtable) const { dtable[at(p, j)] += ds; }
 };
 
 /// The biases of all heads, and where their gradients go.
@@ -266,11 +266,11 @@ Gradients attention_backward(const O& grad_output, const Q& q, const K& k, const
     const Index kv = in.kv_head(h), first_key = (b * in.k.heads + kv) * in.k.tokens;
     for (std::size_t n = 0; n < row.keys.size(); n++) {
       const Index j = row.keys[n];
-      const double dP = dot(dO_i, token(in.v, b, kv, j), value_dim), dS = row.p[n] * (dP - D);
+      const double dP = dot(dO_i, token(in.v, b, kv, j), value_dim), ds = row.p[n] * (dP - D);
       add(row.p[n], dO_i, value_dim, grad.v.data() + (first_key + j) * value_dim);
-      add(in.scale * dS, token(in.k, b, kv, j), dim, grad.q.data() + number * dim);
-      add(in.scale * dS, token(in.q, b, h, i), dim, grad.k.data() + (first_key + j) * dim);
-      in.bias.head(b, h).add_gradient(dS, row.origin, in.position(i), j, in.bias.gradient(grad.bias, b, h));
+      add(in.scale * ds, token(in.k, b, kv, j), dim, grad.q.data() + number * dim);
+      add(in.scale * ds, token(in.q, b, h, i), dim, grad.k.data() + (first_key + j) * dim);
+      in.bias.head(b, h).add_gradient(ds, row.origin, in.position(i), j, in.bias.gradient(grad.bias, b, h));
     }
   });
   if constexpr (std::is_same_v<Biases, NoBias>) grad.bias.resize(0, 0);
