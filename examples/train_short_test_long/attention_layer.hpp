@@ -24,11 +24,9 @@
 #include <string_view>
 #include <vector>
 
-namespace experiment {
+#include "product.hpp"
 
-using Eigen::Index;
-using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-using MatrixMap = Eigen::Map<Matrix>;
+namespace experiment {
 
 enum class Method { alibi, sinusoidal, rotary, t5 };
 inline constexpr std::array<std::string_view, 4> kMethodNames = {"alibi", "sinusoidal", "rotary", "t5"};
@@ -132,9 +130,9 @@ class NaiveAttention : public Attention {
     for (Index b = 0; b < extent_.batch; b++)
       for (Index h = 0; h < heads; h++) {
         auto p = saved.probabilities.middleRows(training_ ? (b * heads + h) * n : 0, n);
-        p.noalias() = scale() * block(qkv, 0, b, h) * block(qkv, 1, b, h).transpose();
+        multiply(p, block(qkv, 0, b, h), transposed(block(qkv, 1, b, h)), scale());
         softmax(p, h);
-        output.block(b * n, h * d, n, d).noalias() = p * block(qkv, 2, b, h);
+        multiply(output.block(b * n, h * d, n, d), p, block(qkv, 2, b, h));
       }
   }
 
@@ -146,8 +144,8 @@ class NaiveAttention : public Attention {
         const auto p = saved.probabilities.middleRows((b * heads + h) * n, n);
         const auto grad_o = grad_output.block(b * n, h * d, n, d), o = output.block(b * n, h * d, n, d);
         // o = P v
-        block(grad_qkv, 2, b, h).noalias() = p.transpose() * grad_o;
-        grad_scores_.noalias() = grad_o * block(qkv, 2, b, h).transpose();
+        multiply(block(grad_qkv, 2, b, h), transposed(p), grad_o);
+        multiply(grad_scores_, grad_o, transposed(block(qkv, 2, b, h)));
         // P = softmax(s)
         row_sums_.noalias() = grad_o.cwiseProduct(o).rowwise().sum();
         grad_scores_.colwise() -= row_sums_;
@@ -155,8 +153,8 @@ class NaiveAttention : public Attention {
         // s = τ q k' + b
         if (shape_.method == Method::t5)
           for (Index i = 0; i < n; i++) grad_bias_.row(h).segment(n - 1 - i, i + 1) += grad_scores_.row(i).head(i + 1);
-        block(grad_qkv, 0, b, h).noalias() = scale() * grad_scores_ * block(qkv, 1, b, h);
-        block(grad_qkv, 1, b, h).noalias() = scale() * grad_scores_.transpose() * block(qkv, 0, b, h);
+        multiply(block(grad_qkv, 0, b, h), grad_scores_, block(qkv, 1, b, h), scale());
+        multiply(block(grad_qkv, 1, b, h), transposed(grad_scores_), block(qkv, 0, b, h), scale());
       }
   }
 

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "attention_layer.hpp"
+#include "product.hpp"
 #include "random.hpp"
 
 namespace experiment {
@@ -190,7 +191,7 @@ class Pass {
     for (Index l = 0; l < shape_.layers; l++) forward_layer(parameters.layers[std::size_t(l)], activations(l));
     norm(x_, final_);
     scaled_ = final_.rows.array().rowwise() * parameters.gain.row(0).array();
-    logits_.noalias() = scaled_ * parameters.embedding.transpose();
+    multiply(logits_, scaled_, transposed(parameters.embedding));
   }
 
   /// After a forward, once: the sum over the sequences of -ln p(byte), in nats, of the last `scored` bytes of each.
@@ -215,8 +216,8 @@ class Pass {
       for (Index t = 0; t < extent_.tokens; t++) logits_(b * extent_.tokens + t, symbol(b, t + 1)) -= 1;
     logits_ *= scale;
     // logits = scaled E'
-    grad.embedding.noalias() = logits_.transpose() * scaled_;
-    grad_normed_.noalias() = logits_ * parameters.embedding;
+    multiply(grad.embedding, transposed(logits_), scaled_);
+    multiply(grad_normed_, logits_, parameters.embedding);
     // scaled = norm(x) ⊙ g
     grad.gain = grad_normed_.cwiseProduct(final_.rows).colwise().sum();
     grad_normed_.array().rowwise() *= parameters.gain.row(0).array();
@@ -270,38 +271,38 @@ class Pass {
 
   void forward_layer(const Parameters::Layer& layer, Activations& a) {
     norm(x_, a.before_attention);
-    a.qkv.noalias() = a.before_attention.rows * layer.qkv;
+    multiply(a.qkv, a.before_attention.rows, layer.qkv);
     if (rotary_) rotary_->rotate(queries_and_keys(a.qkv, shape_, extent_));
     timed_attention([&] { attention_->forward(a.qkv, a.attended, a.saved); });
-    x_.noalias() += a.attended * layer.out;
+    add_product(x_, a.attended, layer.out);
 
     norm(x_, a.before_mlp);
-    a.hidden.noalias() = a.before_mlp.rows * layer.up;
+    multiply(a.hidden, a.before_mlp.rows, layer.up);
     experiment::gelu(a.hidden, a.gelu);
-    x_.noalias() += a.gelu * layer.down;
+    add_product(x_, a.gelu, layer.down);
   }
 
   /// grad_x_: the gradient with respect to the x behind the layer, made into that before it.
   void backward_layer(const Parameters::Layer& layer, const Activations& a, Parameters::Layer& grad) {
     // x += gelu(hidden) W_down
-    grad.down.noalias() = a.gelu.transpose() * grad_x_;
-    grad_hidden_.noalias() = grad_x_ * layer.down.transpose();
+    multiply(grad.down, transposed(a.gelu), grad_x_);
+    multiply(grad_hidden_, grad_x_, transposed(layer.down));
     gelu_backward(a.hidden, grad_hidden_);
     // hidden = norm(x) W_up
-    grad.up.noalias() = a.before_mlp.rows.transpose() * grad_hidden_;
-    grad_normed_.noalias() = grad_hidden_ * layer.up.transpose();
+    multiply(grad.up, transposed(a.before_mlp.rows), grad_hidden_);
+    multiply(grad_normed_, grad_hidden_, transposed(layer.up));
     norm_backward(grad_normed_, a.before_mlp, grad_x_);
 
     // x += attended W_out
-    grad.out.noalias() = a.attended.transpose() * grad_x_;
-    grad_normed_.noalias() = grad_x_ * layer.out.transpose();
+    multiply(grad.out, transposed(a.attended), grad_x_);
+    multiply(grad_normed_, grad_x_, transposed(layer.out));
     // attended = attention(qkv)
     grad_qkv_.resize(extent_.rows(), 3 * shape_.dim);
     timed_attention([&] { attention_->backward(grad_normed_, a.qkv, a.attended, a.saved, grad_qkv_); });
     if (rotary_) rotary_->rotate_gradient(queries_and_keys(grad_qkv_, shape_, extent_));
     // qkv = norm(x) W_qkv
-    grad.qkv.noalias() = a.before_attention.rows.transpose() * grad_qkv_;
-    grad_normed_.noalias() = grad_qkv_ * layer.qkv.transpose();
+    multiply(grad.qkv, transposed(a.before_attention.rows), grad_qkv_);
+    multiply(grad_normed_, grad_qkv_, transposed(layer.qkv));
     norm_backward(grad_normed_, a.before_attention, grad_x_);
   }
 
