@@ -66,7 +66,7 @@ void report_scratch(benchmark::State& state, std::size_t bytes) { state.counters
 
 /// Every key is visited: what pruning saves is pruning.cpp's business.
 template <class T>
-void add_alibi(const Case& c, const char* method = "alibi", std::optional<bool> dot_product = std::nullopt) {
+void add_alibi(const Case& c, const char* method = "alibi", bool dot_product = false) {
   const std::string name = name_of<T>(method, c);
   const auto body = [=](benchmark::State& state) {
     auto x = arrays<T>(c);

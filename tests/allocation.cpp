@@ -1,27 +1,10 @@
 // What attention allocates: nothing once its workspace is warm, and a workspace that hardly grows with the tokens.
-// Every form of operator new is counted here; Eigen's own heap, which is not behind it, throws while it is forbidden.
-#include <stdexcept>
-
-#define eigen_assert(condition) \
-  if (!(condition)) throw std::logic_error(#condition)
-#define EIGEN_RUNTIME_NO_MALLOC
-
 #include "common.hpp"
-#include "counted_heap.hpp"
 
 namespace {
 
-using heap::allocations;
+using heap::allocations_of;
 using test::Index;
-
-template <class Body>
-std::size_t allocations_of(Body body) {
-  const std::size_t before = allocations;
-  Eigen::internal::set_is_malloc_allowed(false);
-  body();
-  Eigen::internal::set_is_malloc_allowed(true);
-  return allocations - before;
-}
 
 TEST(Allocation, IsCounted) {
   EXPECT_EQ(allocations_of([] { ::operator delete(::operator new(4)); }), 1u);

@@ -1,31 +1,14 @@
 // What backward allocates: nothing once its workspace is warm, and nothing that grows with the square of the tokens.
-// Every form of operator new is counted here; Eigen's own heap, which is not behind it, throws while it is forbidden.
-#include <stdexcept>
-
-#define eigen_assert(condition) \
-  if (!(condition)) throw std::logic_error(#condition)
-#define EIGEN_RUNTIME_NO_MALLOC
-
 #include <alibi/backward.hpp>
 #include <alibi/table_bias.hpp>
 
 #include "common.hpp"
-#include "counted_heap.hpp"
 
 namespace {
 
-using heap::allocations;
+using heap::allocations_of;
 using test::Index;
 using test::RowMatrix;
-
-template <class Body>
-std::size_t allocations_of(Body body) {
-  const std::size_t before = allocations;
-  Eigen::internal::set_is_malloc_allowed(false);
-  body();
-  Eigen::internal::set_is_malloc_allowed(true);
-  return allocations - before;
-}
 
 // One head, in memory of the test, with every kind of bias.
 template <class T>

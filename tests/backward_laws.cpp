@@ -85,6 +85,16 @@ class BackwardLaws : public testing::Test {
   test::Random random_{31};
   Case<T> case_{random_, 2, 2, 2, kTokens, 24, 20};
   test::Vector<T> m_ = alibi::slopes<T>(4);
+
+  // The gradients of the case with its heads in another order.
+  auto permuted(const std::vector<Index>& order, const std::vector<Index>& kv_order, const Mask& mask) const {
+    test::Vector<T> m(4);
+    for (Index h = 0; h < 4; h++) m[h] = m_[order[std::size_t(h)]];
+    Case<T> permuted = case_;
+    permuted.q = heads_of(permuted.q, order), permuted.grad_output = heads_of(permuted.grad_output, order);
+    permuted.k = heads_of(permuted.k, kv_order), permuted.v = heads_of(permuted.v, kv_order);
+    return permuted.backward(m, {.mask = mask});
+  }
 };
 using Scalars = testing::Types<float, double>;
 TYPED_TEST_SUITE(BackwardLaws, Scalars);
@@ -114,13 +124,8 @@ TYPED_TEST(BackwardLaws, TheExecutorDoesNotShow) {
 
 TYPED_TEST(BackwardLaws, HeadsDoNotSeeEachOther) {
   const std::vector<Index> order = {2, 3, 1, 0}, kv_order = {1, 0};  // groups stay together
-  test::Vector<TypeParam> m(4);
-  for (Index h = 0; h < 4; h++) m[h] = this->m_[order[std::size_t(h)]];
-  Case<TypeParam> permuted = this->case_;
-  permuted.q = heads_of(permuted.q, order), permuted.grad_output = heads_of(permuted.grad_output, order);
-  permuted.k = heads_of(permuted.k, kv_order), permuted.v = heads_of(permuted.v, kv_order);
   for (const Mask& mask : kMasks) {
-    const auto grad = permuted.backward(m, {.mask = mask}), whole = this->case_.backward(this->m_, {.mask = mask});
+    const auto grad = this->permuted(order, kv_order, mask), whole = this->case_.backward(this->m_, {.mask = mask});
     EXPECT_TRUE(same(grad.q, heads_of(whole.q, order)));
     EXPECT_LE(apart(grad.k, heads_of(whole.k, kv_order)), this->kRounding) << "the heads of a group in another order";
     EXPECT_LE(apart(grad.v, heads_of(whole.v, kv_order)), this->kRounding);
@@ -130,13 +135,8 @@ TYPED_TEST(BackwardLaws, HeadsDoNotSeeEachOther) {
 
 TYPED_TEST(BackwardLaws, KvHeadsDoNotSeeEachOther) {
   const std::vector<Index> order = {2, 3, 0, 1}, kv_order = {1, 0};
-  test::Vector<TypeParam> m(4);
-  for (Index h = 0; h < 4; h++) m[h] = this->m_[order[std::size_t(h)]];
-  Case<TypeParam> permuted = this->case_;
-  permuted.q = heads_of(permuted.q, order), permuted.grad_output = heads_of(permuted.grad_output, order);
-  permuted.k = heads_of(permuted.k, kv_order), permuted.v = heads_of(permuted.v, kv_order);
   for (const Mask& mask : kMasks) {
-    const auto grad = permuted.backward(m, {.mask = mask}), whole = this->case_.backward(this->m_, {.mask = mask});
+    const auto grad = this->permuted(order, kv_order, mask), whole = this->case_.backward(this->m_, {.mask = mask});
     EXPECT_TRUE(same(grad.q, heads_of(whole.q, order)));
     EXPECT_TRUE(same(grad.k, heads_of(whole.k, kv_order)));
     EXPECT_TRUE(same(grad.v, heads_of(whole.v, kv_order)));

@@ -108,8 +108,8 @@ TYPED_TEST(BackwardPacked, PaddedBatchesAreCallsOfTheirOwn) {
   RowMatrix<T> m = this->random_.template matrix<T>(Index(ranges.size()), 4, 0.3).cwiseAbs();
   m.row(4) *= -1;
   for (const Options& options : this->options_) {
-    const auto forward = alibi::attention_padded_forward(q, k, v, m, {ranges}, options);
-    const auto grad = alibi::attention_padded_backward(grad_output, q, k, v, m, {ranges}, forward, options);
+    const auto forward = alibi::attention_padded_forward(q, k, v, m, {ranges, ranges}, options);
+    const auto grad = alibi::attention_padded_backward(grad_output, q, k, v, m, {ranges, ranges}, forward, options);
     for (Index b = 0; b < Index(ranges.size()); b++) {
       const KeyRange range = ranges[std::size_t(b)];
       Case<T> one(this->random_, 1, 2, 2, 0, 24, 20);

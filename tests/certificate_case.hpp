@@ -79,7 +79,7 @@ class CertificateCase {
     if (options_.mask.window) text << ", window " << *options_.mask.window;
     if (options_.mask.query_offset) text << ", query_offset " << *options_.mask.query_offset;
     if (options_.scale) text << ", scale " << *options_.scale;
-    if (options_.dot_product) text << ", dot_product " << *options_.dot_product;
+    if (options_.dot_product) text << ", dot_product " << options_.dot_product;
     text << ", slopes";
     for (Index i = 0; i < slopes_.size(); i++) text << ' ' << slopes_.data()[i];
     return text.str();

@@ -126,7 +126,7 @@ std::string describe(const Shape& s, const alibi::Options& options, const RowMat
   if (options.mask.window) text << ", window " << *options.mask.window;
   if (options.mask.query_offset) text << ", query_offset " << *options.mask.query_offset;
   if (options.scale) text << ", scale " << *options.scale;
-  if (options.dot_product) text << ", dot_product " << *options.dot_product;
+  if (options.dot_product) text << ", dot_product " << options.dot_product;
   text << ", slots " << options.executor.slots() << ", slopes";
   for (Index i = 0; i < std::min<Index>(slopes.size(), 8); i++) text << ' ' << slopes.data()[i];
   if (slopes.size() > 8) text << " ...";

@@ -44,7 +44,7 @@ std::vector<std::uint64_t> state(const KvCache<S>& cache) {
       for (Index t = 0; t < radii.tiles; t++) {
         add(radii.radius[t]);
         add(radii.before[t]);
-        for (Index i = 0; i < (config.head_dim + config.value_dim) * kTile; i++) add(head.tiles[t][i]);
+        for (Index i = 0; i < (config.head_dim + config.value_dim) * kTile; i++) add(head.tile(head.first_tile + t)[i]);
       }
     }
   }
@@ -77,7 +77,7 @@ class Script {
     using Bytes = std::array<std::byte, sizeof(S)>;
     Index wrong = 0;
     for (Index t = 0; t < head.radii.tiles; t++) {
-      const S* tile = head.tiles[t];
+      const S* tile = head.tile(head.first_tile + t);
       ASSERT_EQ(reinterpret_cast<std::uintptr_t>(tile) % 64, 0u);
       for (Index slot = 0; slot < kTile; slot++) {
         const Index j = head.begin + t * kTile + slot;
@@ -91,7 +91,8 @@ class Script {
     }
     for (Index t = 0; t < head.radii.tiles; t++)
       for (Index i = 0; i < Index(64 / sizeof(S)); i++)
-        wrong += !(head.tiles[t][head.value_offset + kTile * value_dim + i] == S(0));  // may be read too
+        wrong +=
+            !(head.tile(head.first_tile + t)[head.value_offset + kTile * value_dim + i] == S(0));  // may be read too
     EXPECT_EQ(wrong, 0) << "numbers of head " << h << " of sequence " << b;
     expect_radii(head, head_dim);
   }
@@ -130,8 +131,8 @@ class Script {
     for (Index t = 0; t < radii.tiles; t++) {
       const Index keys = std::min(kTile, head.length - head.begin - t * kTile);
       for (Index slot = 0; slot < keys; slot++) {
-        const Real distance =
-            norm([&](Index d) { return Real(head.tiles[t][d * kTile + slot]) - Real(radii.center[d]); });
+        const Real distance = norm(
+            [&](Index d) { return Real(head.tile(head.first_tile + t)[d * kTile + slot]) - Real(radii.center[d]); });
         if (std::isfinite(distance)) {
           EXPECT_GE(Real(radii.radius[t]), distance);
           EXPECT_LE(Real(radii.radius[t]), radii.largest);

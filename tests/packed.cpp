@@ -281,8 +281,10 @@ class Padded : public Packed<T> {
     Index different = 0;
     for (Index b = 0; b < batch; b++) {
       const KeyRange real = queries[std::size_t(b)], range = keys[std::size_t(b)];
+      Options own = options;  // with ranges of keys alone the queries keep their positions in the arrays
+      if (!tell) own.mask.query_offset = options.mask.query_offset.value_or(key_tokens - query_tokens) - range.begin;
       const auto [o, l] = alibi::attention_forward(part(q, b, real), part(k, b, range), part(v, b, range),
-                                                   test::Vector<Sum<T>>(slopes.row(b)), options);
+                                                   test::Vector<Sum<T>>(slopes.row(b)), own);
       for (Index h = 0; h < 4; h++)
         for (Index i = 0; i < query_tokens; i++) {
           const bool in = real.begin <= i && i < real.end;
@@ -319,8 +321,9 @@ TYPED_TEST(Padded, OnTheLeftAndOnTheRight) {
     std::transform(lengths.begin(), lengths.end(), ranges.begin(), [&](Index length) {
       return left ? KeyRange{this->kTokens - length, this->kTokens} : KeyRange{0, length};
     });
+    const std::vector<KeyRange> all(lengths.size(), {0, this->kTokens});
     for (const Options& options : kOptions) {
-      this->expect_unpadded(this->kTokens, ranges, this->kTokens, ranges, false, options);
+      this->expect_unpadded(this->kTokens, all, this->kTokens, ranges, false, options);
       this->expect_unpadded(this->kTokens, ranges, this->kTokens, ranges, true, options);
     }
   }
@@ -329,7 +332,28 @@ TYPED_TEST(Padded, OnTheLeftAndOnTheRight) {
 TYPED_TEST(Padded, InBetween) {
   const std::vector<KeyRange> ranges = {{10, 250}, {63, 65}, {260, 260}, {100, 100}, {0, 260}};
   for (const Options& options : kOptions)
-    this->expect_unpadded(this->kTokens, ranges, this->kTokens, ranges, false, options);
+    this->expect_unpadded(this->kTokens, ranges, this->kTokens, ranges, true, options);
+}
+
+// One rule for ranges of keys alone, whether there are as many queries as keys or not: no row is padding, and each
+// sees the real keys at their distances in the arrays.
+TYPED_TEST(Padded, KeysAlone) {
+  const std::vector<KeyRange> ranges = {{10, 250}, {0, 100}, {160, 260}, {63, 65}, {0, 260}};
+  for (const Index queries : {259, 260, 261, 12})
+    for (const Options& options : kOptions)
+      this->expect_unpadded(queries, std::vector<KeyRange>(5, {0, queries}), this->kTokens, ranges, false, options);
+
+  using T = TypeParam;
+  Tensor4<T> q(1, 1, 12, 8), v(1, 1, 13, 8);
+  q.setRandom(), v.setConstant(T(1));
+  for (const Index keys : {12, 13}) {
+    const std::vector<KeyRange> last = {{keys - 5, keys}};
+    const auto k = this->random_.template tensor<T>(1, 1, keys, 8);
+    const Tensor4<T> values = v.slice(Eigen::array<Index, 4>{0, 0, 0, 0}, Eigen::array<Index, 4>{1, 1, keys, 8});
+    const auto output = alibi::attention_padded(q, k, values, alibi::slopes(1), {last}, {.mask = {.causal = false}});
+    for (Index i = 0; i < 12; i++)
+      EXPECT_NEAR(double(output(0, 0, i, 0)), 1, 1e-6) << "query " << i << ", " << keys << " keys";
+  }
 }
 
 // Decoding a batch of sequences of different lengths: every query is real.
@@ -359,7 +383,7 @@ TYPED_TEST(Padded, IsPacked) {
                       &y(starts[std::size_t(b)] + i, h, 0));
     return y;
   };
-  const auto output = alibi::attention_padded(q, k, v, this->slopes(), {ranges});
+  const auto output = alibi::attention_padded(q, k, v, this->slopes(), {ranges, ranges});
   EXPECT_TRUE(test::same(pack(output), alibi::attention_packed(pack(q), pack(k), pack(v), this->slopes(), {starts})));
 }
 

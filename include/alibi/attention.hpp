@@ -28,13 +28,13 @@
 #include <type_traits>
 #include <utility>
 
-#include "alibi/call.hpp"
-#include "alibi/check.hpp"
+#include "alibi/detail/adapt.hpp"
+#include "alibi/detail/call.hpp"
 #include "alibi/options.hpp"
 #include "alibi/view.hpp"
 #include "alibi/workspace.hpp"
 
-namespace alibi::inline ALIBI_ISA {
+namespace alibi::inline ALIBI_ABI {
 
 /// What attention_forward() returns.
 template <class Output, class Lse>
@@ -45,77 +45,21 @@ struct ForwardResult {
 
 namespace detail {
 
-/// One sequence of a call: an entry of the batch, and the ranges of its tokens there.
-struct Part {
-  Index batch;
-  KeyRange queries, keys;
-};
-
-template <class X>
-View<X> part_of(View<X> x, Index b, const KeyRange& tokens) {
-  if (x.data) x.data += b * x.batch_stride + tokens.begin * x.token_stride;  // none is added to null
-  x.batch = 1;
-  x.tokens = tokens.end - tokens.begin;
-  return x;
-}
-
-/// Checks a call and runs it; the errors are those that the comment above promises. Its sequences are part(0), part(1),
-/// …; `begin` is called once all is known to be right.
-template <class E, class T, template <class> class Law, class Parts, class Begin>
-void forward_parts(const View<E>& output, std::optional<std::span<T>> lse, const View<const E>& q,
-                   const View<const E>& k, const View<const E>& v, const BiasView<T, Law>& bias, const Options& options,
-                   Workspace& workspace, const Sequences& sequences, const Parts& part, const Begin& begin) {
-  check_inputs(q, k, v);
-  check_bias(bias, q.heads, sequences);
-  check_output(output, q, v.head_dim);
-  const double scale = scale_of<T>(options, q.head_dim), tolerance = tolerance_of<T>(options);
-  Pruning* const report = report_of(options, sequences, q.heads);
-  resolve(options.mask, q.tokens, k.tokens);
-  const std::pair of_q(q, "q"), of_k(k, "k"), of_v(v, "v");
-  const auto of_bias = memory_of(bias);
-  require_apart(output, "output", of_q, of_k, of_v, of_bias);
-  if (lse) {
-    const View<T> row = lse_row(*lse, q.batch * q.heads * q.tokens);
-    require_apart(row, "lse", of_q, of_k, of_v, of_bias);
-    require(!overlap(row, output), "lse overlaps output; expected memory of its own");
-  }
-  begin();
-
-  with_format<E, E, false, Law>(options, [&]<class F>(F) {
-    const auto sequence = [&](Index s) {
-      const Part of = part(s);
-      return kernel::Sequence<F>{
-          .q = part_of(q, of.batch, of.queries),
-          .output = part_of(output, of.batch, of.queries),
-          .k = part_of(k, of.batch, of.keys),
-          .v = part_of(v, of.batch, of.keys),
-          .lse = lse ? lse->data() + of.batch * q.heads * q.tokens + of.queries.begin : nullptr,
-          .lse_stride = q.tokens,
-          .slopes = bias.slopes.data + s * bias.slopes.batch_stride,
-          .slope_stride = bias.slopes.head_stride,
-          .mask = resolve(options.mask, of.queries.end - of.queries.begin, of.keys.end - of.keys.begin),
-          .tolerance = tolerance,
-          .kv_heads = k.heads};
-    };
-    run(kernel::Forward<F>{{}, q.heads, k.heads, q.head_dim, v.head_dim, scale, report}, sequences.count, sequence,
-        options.executor, workspace, bias.table);
-  });
-}
-
-/// What attention adds up in for arrays of this kind; also the scalar of slopes and lse.
-template <class Array>
-using SumOf = kernel::Sum<typename Adapter<Array>::Scalar>;
-
-template <class Output, class Q, class K, class V, class Slopes>
-void forward_into(Output& output, std::optional<std::span<SumOf<Q>>> lse, const Q& q, const K& k, const V& v,
-                  const Slopes& slopes, const Options& options, Workspace& workspace) {
-  using E = typename Adapter<Q>::Scalar;
-  const auto into = Adapter<std::remove_const_t<Output>>::of(output, "output");
-  check_scalars<E, typename Adapter<K>::Scalar, typename Adapter<V>::Scalar, decltype(into)>();
-  const View<const E> queries = Adapter<Q>::of(q, "q"), keys = Adapter<K>::of(k, "k"), values = Adapter<V>::of(v, "v");
-  const auto whole = [&](Index b) { return Part{b, {0, queries.tokens}, {0, keys.tokens}}; };
-  forward_parts<E, SumOf<Q>>(into, lse, queries, keys, values, bias_view<SumOf<Q>>(slopes, queries.heads), options,
-                             workspace, {queries.batch}, whole, [] {});
+/// The arrays of a call as views, over sequences that are known but for the tokens there are.
+template <template <class> class AdapterOf, class Output, class Q, class K, class V, class Slopes>
+void forward_into(Output& output, std::optional<std::span<Sum<typename AdapterOf<Q>::Scalar>>> lse, const Q& q,
+                  const K& k, const V& v, const Slopes& slopes, Sequences sequences, const Options& options,
+                  Workspace& workspace) {
+  using E = typename AdapterOf<Q>::Scalar;
+  const auto into = AdapterOf<std::remove_const_t<Output>>::of(output, "output");
+  check_scalars<E, typename AdapterOf<K>::Scalar, typename AdapterOf<V>::Scalar, decltype(into)>();
+  const View<const E> queries = view_of<AdapterOf>(q, "q"), keys = view_of<AdapterOf>(k, "k"),
+                      values = view_of<AdapterOf>(v, "v");
+  if (sequences.kind != Sequences::Kind::varlen) sequences.count = queries.batch;
+  sequences.queries = queries.tokens;
+  sequences.keys = keys.tokens;
+  forward<E, kBiasKind<Slopes>>({queries, keys, values, into, lse, bias_view<Sum<E>>(slopes, queries.heads), sequences},
+                                options, workspace);
 }
 
 /// The result of q's kind for `v`'s head_dim.
@@ -124,8 +68,13 @@ auto new_output(const Q& q, const V& v) {
   static_assert(
       requires { typename Adapter<Q>::Output; },
       "alibi: for views there is no array type to return; use attention_into() with a view of your memory.");
-  const auto queries = Adapter<Q>::of(q, "q");
-  return Adapter<Q>::output(queries.batch, queries.heads, queries.tokens, Adapter<V>::of(v, "v").head_dim);
+  const auto queries = view_of(q, "q");
+  return Adapter<Q>::output(queries.batch, queries.heads, queries.tokens, view_of(v, "v").head_dim);
+}
+template <class Q>
+auto new_lse(const Q& q) {
+  const auto queries = view_of(q, "q");
+  return Adapter<Q>::lse(queries.batch, queries.heads, queries.tokens);
 }
 
 }  // namespace detail
@@ -136,7 +85,7 @@ template <class Q, class K, class V, class Slopes>
 auto attention(const Q& q, const K& k, const V& v, const Slopes& slopes, const Options& options = {}) {
   auto output = detail::new_output(q, v);
   Workspace workspace;
-  detail::forward_into(output, std::nullopt, q, k, v, slopes, options, workspace);
+  detail::forward_into<Adapter>(output, std::nullopt, q, k, v, slopes, {}, options, workspace);
   return output;
 }
 
@@ -144,10 +93,9 @@ auto attention(const Q& q, const K& k, const V& v, const Slopes& slopes, const O
 template <class Q, class K, class V, class Slopes>
 auto attention_forward(const Q& q, const K& k, const V& v, const Slopes& slopes, const Options& options = {}) {
   auto output = detail::new_output(q, v);
-  const auto queries = Adapter<Q>::of(q, "q");
-  auto lse = Adapter<Q>::lse(queries.batch, queries.heads, queries.tokens);
+  auto lse = detail::new_lse(q);
   Workspace workspace;
-  detail::forward_into(output, lse_view<detail::SumOf<Q>>(lse), q, k, v, slopes, options, workspace);
+  detail::forward_into<Adapter>(output, lse_view<detail::SumOf<Q>>(lse), q, k, v, slopes, {}, options, workspace);
   return ForwardResult<decltype(output), decltype(lse)>{std::move(output), std::move(lse)};
 }
 
@@ -156,7 +104,7 @@ auto attention_forward(const Q& q, const K& k, const V& v, const Slopes& slopes,
 template <class Output, class Q, class K, class V, class Slopes>
 void attention_into(Output&& output, const Q& q, const K& k, const V& v, const Slopes& slopes, const Options& options,
                     Workspace& workspace) {
-  detail::forward_into(output, std::nullopt, q, k, v, slopes, options, workspace);
+  detail::forward_into<Adapter>(output, std::nullopt, q, k, v, slopes, {}, options, workspace);
 }
 template <class Output, class Q, class K, class V, class Slopes>
 void attention_into(Output&& output, const Q& q, const K& k, const V& v, const Slopes& slopes,
@@ -169,7 +117,7 @@ void attention_into(Output&& output, const Q& q, const K& k, const V& v, const S
 template <class Output, class Lse, class Q, class K, class V, class Slopes>
 void attention_forward_into(Output&& output, Lse&& lse, const Q& q, const K& k, const V& v, const Slopes& slopes,
                             const Options& options, Workspace& workspace) {
-  detail::forward_into(output, lse_view<detail::SumOf<Q>>(lse), q, k, v, slopes, options, workspace);
+  detail::forward_into<Adapter>(output, lse_view<detail::SumOf<Q>>(lse), q, k, v, slopes, {}, options, workspace);
 }
 template <class Output, class Lse, class Q, class K, class V, class Slopes>
 void attention_forward_into(Output&& output, Lse&& lse, const Q& q, const K& k, const V& v, const Slopes& slopes,
@@ -178,4 +126,8 @@ void attention_forward_into(Output&& output, Lse&& lse, const Q& q, const K& k, 
   attention_forward_into(output, lse, q, k, v, slopes, options, workspace);
 }
 
-}  // namespace alibi::inline ALIBI_ISA
+}  // namespace alibi::inline ALIBI_ABI
+
+#if !defined(ALIBI_COMPILED)
+#include "alibi/detail/forward_dispatch.hpp"
+#endif

@@ -12,25 +12,24 @@
 // heads read the gradient is the sum, of slopes or a table that the whole batch shares as well.
 //
 // Five products of 2 head_dim operations for every visible pair of query and key, in one pass; memory grows with the
-// tokens (backward_call.hpp). With a tolerance above 0 each row may leave out that share of its softmax mass, as in the
-// forward. The same input gives the same bits on any number of threads.
+// tokens (detail/backward_dispatch.hpp). With a tolerance above 0 each row may leave out that share of its softmax
+// mass, as in the forward. The same input gives the same bits on any number of threads.
 #pragma once
 
-#include <optional>
 #include <span>
 #include <type_traits>
 #include <utility>
 
 #include "alibi/attention.hpp"
-#include "alibi/backward_call.hpp"
-#include "alibi/bias_view.hpp"
-#include "alibi/check.hpp"
+#include "alibi/detail/adapt.hpp"
+#include "alibi/detail/call.hpp"
+#include "alibi/error.hpp"
 #include "alibi/options.hpp"
 #include "alibi/table_bias.hpp"
 #include "alibi/view.hpp"
 #include "alibi/workspace.hpp"
 
-namespace alibi::inline ALIBI_ISA {
+namespace alibi::inline ALIBI_ABI {
 
 /// What attention_backward() returns: of q, k and v, and of the slopes, [heads] or [batch, heads] as they were given.
 template <class Q, class K, class V, class Slopes>
@@ -63,26 +62,16 @@ template <class E, template <class> class AdapterOf = Adapter>
 struct Given {
   static constexpr int kRank = std::is_same_v<AdapterOf<View<E>>, Adapter<View<E>>> ? 3 : 2;
   View<const E> output;
-  std::span<const kernel::Sum<E>> lse;
+  std::span<const Sum<E>> lse;
 
   template <class Output, class Lse>
   Given(const Output& o, const Lse& l)
-      : output(AdapterOf<Output>::of(o, "output")), lse(lse_view<const kernel::Sum<E>, kRank>(l)) {
+      : output(AdapterOf<Output>::of(o, "output")), lse(lse_view<const Sum<E>, kRank>(l)) {
     static_assert(std::is_same_v<typename AdapterOf<Output>::Scalar, E>,
                   "alibi: output must hold the same scalar as q, k and v.");
   }
   template <class Output, class Lse>
   Given(const ForwardResult<Output, Lse>& result) : Given(result.output, result.lse) {}
-};
-
-/// The gradient of slopes, [heads] or [batch, heads], or of a table, [heads, entries]: side by side, row by row.
-template <class T>
-struct BiasEntries {
-  T* data = nullptr;
-  Index rows = 0, cols = 0;  // one row for an array of rank 1
-  bool mirrored = false;     // a column-major tensor, read in the mirrored order
-
-  Index size() const { return rows * cols; }
 };
 
 template <class T, class Array>
@@ -141,127 +130,31 @@ struct Gradients {
   }
 };
 
-/// The arrays of a call of the backward pass; G is what grad_output holds.
-template <class E, class G, class T, template <class> class Law>
-struct BackwardArrays {
-  View<const G> grad_output;
-  View<const E> q, k, v, output;
-  std::span<const T> lse;
-  BiasView<T, Law> bias;
-  View<T> grad_q, grad_k, grad_v;
-  BiasEntries<T> grad_bias;
-};
-
-/// Where it is wanted.
-template <class T, template <class> class Law>
-void check_grad_bias(const BiasEntries<T>& x, const BiasView<T, Law>& bias, Index heads, Index sequences) {
-  if (x.size() == 0) return;
-  const bool shared = bias.slopes.batch_stride == 0;
-  const Index rows = bias.kTable ? heads : shared ? 1 : sequences, cols = bias.kTable ? bias.table.entries : heads;
-  const bool one_line = (x.rows == 1 || x.cols == 1) && x.size() == rows * cols;
-  require((x.rows == rows && x.cols == cols) || one_line, "the gradient of the bias is [", x.rows, ", ", x.cols,
-          "]; expected [", rows, ", ", cols, "], ", bias.kTable ? "the sizes of the table" : "the sizes of slopes");
-  require(!bias.kTable || !x.mirrored, "the gradient of the table is column-major; expected row-major");
-}
-
-template <class E, class G, class T, template <class> class Law>
-void check_backward(const BackwardArrays<E, G, T, Law>& x, const Sequences& sequences) {
-  check_inputs(x.q, x.k, x.v);
-  check_bias(x.bias, x.q.heads, sequences);
-  check_shape(x.output, "output", x.q, x.v.head_dim, kLikeOutput);
-  check_shape(x.grad_output, "grad_output", x.q, x.v.head_dim, kLikeOutput);
-  const auto lse = lse_row(x.lse, x.q.batch * x.q.heads * x.q.tokens);
-  check_shape(x.grad_q, "grad_q", x.q, x.q.head_dim, "the sizes of q");
-  check_shape(x.grad_k, "grad_k", x.k, x.k.head_dim, "the sizes of k");
-  check_shape(x.grad_v, "grad_v", x.v, x.v.head_dim, "the sizes of v");
-  check_grad_bias(x.grad_bias, x.bias, x.q.heads, sequences.count);
-
-  const View<T> grad_bias{x.grad_bias.data, 1, 1, 1, x.grad_bias.size(), 0, 0, 0};
-  const auto apart = [&](const auto& written, const char* name) {
-    require_apart(written, name, std::pair(x.q, "q"), std::pair(x.k, "k"), std::pair(x.v, "v"),
-                  std::pair(x.output, "output"), std::pair(x.grad_output, "grad_output"), std::pair(lse, "lse"),
-                  memory_of(x.bias));
-    require_rows(written, name);
-  };
-  apart(x.grad_q, "grad_q");
-  apart(x.grad_k, "grad_k");
-  apart(x.grad_v, "grad_v");
-  apart(grad_bias, "the gradient of the bias");
-  require_apart(x.grad_k, "grad_k", std::pair(x.grad_q, "grad_q"), std::pair(grad_bias, "the gradient of the bias"));
-  require_apart(x.grad_v, "grad_v", std::pair(x.grad_q, "grad_q"), std::pair(x.grad_k, "grad_k"),
-                std::pair(grad_bias, "the gradient of the bias"));
-  require_apart(x.grad_q, "grad_q", std::pair(grad_bias, "the gradient of the bias"));
-}
-
-/// Checks a call and runs it. Its sequences are part(0), part(1), …; `begin` is called once all is known to be right.
-template <class E, class G, class T, template <class> class Law, class Parts, class Begin>
-void backward_parts(const BackwardArrays<E, G, T, Law>& x, const Options& options, Workspace& workspace,
-                    const Sequences& sequences, const Parts& part, const Begin& begin) {
-  using F = kernel::Format<E, E, false, false, Law>;
-  check_backward(x, sequences);
-  const double scale = scale_of<T>(options, x.q.head_dim), tolerance = tolerance_of<T>(options);
-  Pruning* const report = report_of(options, sequences, x.q.heads);
-  resolve(options.mask, x.q.tokens, x.k.tokens);
-  begin();
-
-  struct Make {
-    const BackwardArrays<E, G, T, Law>& x;
-    const Options& options;
-    double tolerance;
-    const Parts& part;
-
-    kernel::Sequence<F> operator()(Index s) const {
-      const Part of = part(s);
-      return {.q = part_of(x.q, of.batch, of.queries),
-              .output = {},
-              .k = part_of(x.k, of.batch, of.keys),
-              .v = part_of(x.v, of.batch, of.keys),
-              .slopes = x.bias.slopes.data + s * x.bias.slopes.batch_stride,
-              .slope_stride = x.bias.slopes.head_stride,
-              .mask = resolve(options.mask, of.queries.end - of.queries.begin, of.keys.end - of.keys.begin),
-              .tolerance = tolerance,
-              .kv_heads = x.k.heads};
-    }
-    kernel::BackwardSequence<F, G> backward(Index s) const {
-      const Part of = part(s);
-      return {.grad_output = part_of(x.grad_output, of.batch, of.queries),
-              .output = part_of(x.output, of.batch, of.queries),
-              .lse = x.lse.data() + of.batch * x.q.heads * x.q.tokens + of.queries.begin,
-              .lse_stride = x.q.tokens,
-              .grad_q = part_of(x.grad_q, of.batch, of.queries),
-              .grad_k = part_of(x.grad_k, of.batch, of.keys),
-              .grad_v = part_of(x.grad_v, of.batch, of.keys)};
-    }
-  };
-  run_backward<F, G>(kernel::Forward<F>{{}, x.q.heads, x.k.heads, x.q.head_dim, x.v.head_dim, scale, report},
-                     sequences.count, Make{x, options, tolerance, part}, x.bias.table,
-                     {x.grad_bias.data, std::size_t(x.grad_bias.size())}, options.executor, workspace);
-}
-
-/// Compile-time misuse, and the arrays as views. E of q, K of k, V of v.
-template <class E, class K, class V, template <class> class AdapterOf, class GradOutput, class Bias>
-auto backward_arrays(const View<const E>& q, const View<const K>& k, const View<const V>& v,
-                     const Gradients<kernel::Sum<E>, AdapterOf>& to, const GradOutput& grad_output, const Bias& bias,
-                     const Given<E, AdapterOf>& given) {
-  using T = kernel::Sum<E>;
+/// The arrays of a call as views, over sequences that are known but for the tokens there are.
+template <template <class> class AdapterOf, class GradOutput, class Q, class K, class V, class Bias>
+void backward_into(const Gradients<Sum<typename AdapterOf<Q>::Scalar>, AdapterOf>& to, const GradOutput& grad_output,
+                   const Q& q, const K& k, const V& v, const Bias& bias,
+                   const Given<typename AdapterOf<Q>::Scalar, AdapterOf>& given, Sequences sequences,
+                   const Options& options, Workspace& workspace) {
+  using E = typename AdapterOf<Q>::Scalar;
+  using T = Sum<E>;
   using G = typename AdapterOf<GradOutput>::Scalar;
-  check_scalars<E, K, V, View<E>>();
+  check_scalars<E, typename AdapterOf<K>::Scalar, typename AdapterOf<V>::Scalar, View<E>>();
   static_assert(std::is_same_v<G, E> || std::is_same_v<G, T>,
                 "alibi: grad_output must hold the scalar of q, or float where that is bfloat16 or half.");
-  const auto view = bias_view<T>(bias, q.heads);
-  return [&]<template <class> class Law>(const BiasView<T, Law>& law) {
-    return BackwardArrays<E, G, T, Law>{AdapterOf<GradOutput>::of(grad_output, "grad_output"),
-                                        q,
-                                        k,
-                                        v,
-                                        given.output,
-                                        given.lse,
-                                        law,
-                                        to.q,
-                                        to.k,
-                                        to.v,
-                                        to.bias};
-  }(view);
+  const View<const E> queries = view_of<AdapterOf>(q, "q"), keys = view_of<AdapterOf>(k, "k"),
+                      values = view_of<AdapterOf>(v, "v");
+  EitherView<E> of_output{};
+  if constexpr (std::is_same_v<G, E>)
+    of_output.of_scalar = view_of<AdapterOf>(grad_output, "grad_output");
+  else
+    of_output.of_sum = view_of<AdapterOf>(grad_output, "grad_output"), of_output.is_sum = true;
+  if (sequences.kind != Sequences::Kind::varlen) sequences.count = queries.batch;
+  sequences.queries = queries.tokens;
+  sequences.keys = keys.tokens;
+  backward<E, kBiasKind<Bias>>({queries, keys, values, given.output, of_output, given.lse,
+                                bias_view<T>(bias, queries.heads), to.q, to.k, to.v, to.bias, sequences},
+                               options, workspace);
 }
 
 /// Makes a new array of T as large as another, [batch, heads, tokens, head_dim].
@@ -311,12 +204,7 @@ void attention_backward_into(const detail::Gradients<detail::SumOf<Q>>& to, cons
                              const K& k, const V& v, const Bias& slopes,
                              const detail::Given<typename Adapter<Q>::Scalar>& forward, const Options& options,
                              Workspace& workspace) {
-  const View<const typename Adapter<Q>::Scalar> queries = Adapter<Q>::of(q, "q");
-  const View<const typename Adapter<K>::Scalar> keys = Adapter<K>::of(k, "k");
-  const View<const typename Adapter<V>::Scalar> values = Adapter<V>::of(v, "v");
-  const auto whole = [&](Index b) { return detail::Part{b, {0, queries.tokens}, {0, keys.tokens}}; };
-  detail::backward_parts(detail::backward_arrays(queries, keys, values, to, grad_output, slopes, forward), options,
-                         workspace, {queries.batch}, whole, [] {});
+  detail::backward_into<Adapter>(to, grad_output, q, k, v, slopes, forward, {}, options, workspace);
 }
 template <class GradOutput, class Q, class K, class V, class Bias>
 void attention_backward_into(const detail::Gradients<detail::SumOf<Q>>& to, const GradOutput& grad_output, const Q& q,
@@ -338,4 +226,8 @@ auto attention_backward(const GradOutput& grad_output, const Q& q, const K& k, c
   });
 }
 
-}  // namespace alibi::inline ALIBI_ISA
+}  // namespace alibi::inline ALIBI_ABI
+
+#if !defined(ALIBI_COMPILED)
+#include "alibi/detail/backward_dispatch.hpp"
+#endif

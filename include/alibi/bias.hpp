@@ -22,7 +22,7 @@
 #include "alibi/mask.hpp"
 #include "alibi/tensor.hpp"
 
-namespace alibi::inline ALIBI_ISA {
+namespace alibi::inline ALIBI_ABI {
 
 namespace detail {
 
@@ -115,4 +115,4 @@ auto key_bias(const Eigen::DenseBase<Slopes>& slopes, Index keys) {
   return rows;
 }
 
-}  // namespace alibi::inline ALIBI_ISA
+}  // namespace alibi::inline ALIBI_ABI

@@ -30,7 +30,7 @@
 #include "alibi/error.hpp"
 #include "alibi/kernel/isa.hpp"
 
-namespace alibi::inline ALIBI_ISA {
+namespace alibi::inline ALIBI_ABI {
 
 /// A reference to a callable void(Index): what an executor's `run` is given. Two pointers, copied freely.
 class Task {
@@ -132,4 +132,4 @@ void Executor::for_each(Index count, Body&& body) const {
     throw std::runtime_error("alibi: the executor's run(count, task) returned before every task had been called");
 }
 
-}  // namespace alibi::inline ALIBI_ISA
+}  // namespace alibi::inline ALIBI_ABI

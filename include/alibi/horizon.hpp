@@ -46,7 +46,7 @@ struct Pruning {
   double bound = 0;         ///< certified to within 2^-100: no row of the head lost more of its softmax mass
 };
 
-inline namespace ALIBI_ISA {
+inline namespace ALIBI_ABI {
 
 /// How many of the most recent keys a head of slope m can see: the least distance w that the following proves enough.
 /// Provided |τ q·k_j| <= score_bound for all its keys, those at distances w and above have together at most `tolerance`
@@ -69,5 +69,5 @@ inline Index horizon(double slope, double score_bound, double tolerance) {
   return distance < 0x1p62 ? std::max<Index>(Index(distance), 1) : kEvery;
 }
 
-}  // namespace ALIBI_ISA
+}  // namespace ALIBI_ABI
 }  // namespace alibi

@@ -43,11 +43,13 @@
 #include <utility>
 #include <vector>
 
-#include "alibi/cache_head.hpp"
+#include "alibi/detail/adapt.hpp"
+#include "alibi/detail/cache_head.hpp"
 #include "alibi/error.hpp"
 #include "alibi/kernel/cached.hpp"
 #include "alibi/kernel/rows.hpp"
 #include "alibi/kernel/simd.hpp"
+#include "alibi/token_ranges.hpp"
 #include "alibi/view.hpp"
 
 namespace alibi {
@@ -73,7 +75,7 @@ struct KvCacheConfig {
   Index rollback = 64;  ///< where keys have left, truncate() takes back the last append and so many tokens before it
 };
 
-inline namespace ALIBI_ISA {
+inline namespace ALIBI_ABI {
 
 namespace detail {
 
@@ -82,66 +84,6 @@ struct Leaving {
   Index tiles = 0;
   bool evicted = false;
 };
-
-inline constexpr Index kMostTokens = Index(1) << 37;  // tiles are counted in 32 bits (kernel::Radii)
-
-/// The config with its defaults filled in, `tolerance` that of an eviction. Throws std::invalid_argument where it makes
-/// no sense.
-inline KvCacheConfig checked_config(KvCacheConfig config, double tolerance) {
-  const auto at_least_1 = [](Index size, const char* name) {
-    require(1 <= size && size <= Index(1) << 31, name, " is ", size, "; expected 1 to 2^31");
-  };
-  if (config.value_dim == 0) config.value_dim = config.head_dim;
-  at_least_1(config.batch, "batch");
-  at_least_1(config.kv_heads, "kv_heads");
-  at_least_1(config.head_dim, "head_dim");
-  at_least_1(config.value_dim, "value_dim");
-  require(0 <= config.capacity && config.capacity <= kMostTokens, "capacity is ", config.capacity,
-          "; expected 0 to 2^37");
-  require(config.capacity > 0 || config.window || config.eviction,
-          "capacity is 0; expected at least 1, the tokens of a sequence, or a window or an eviction");
-  require(!config.window || *config.window >= 1, "window is ", config.window.value_or(0),
-          "; expected at least 1, the query's own position");
-  require(config.rollback >= 0, "rollback is ", config.rollback, "; expected 0 or more");
-  if (config.eviction) {
-    Eviction& eviction = *config.eviction;
-    require(std::isfinite(eviction.query_norm) && eviction.query_norm >= 0, "eviction.query_norm is ",
-            eviction.query_norm, "; expected a finite number of at least 0, a bound on the norm of every future query");
-    const Index heads = Index(eviction.slopes.size());
-    require(heads > 0 && heads % config.kv_heads == 0, "eviction.slopes has ", heads,
-            " entries; expected a positive multiple of ", config.kv_heads, ", the kv_heads");
-    for (Index h = 0; h < heads; h++) {
-      const double slope = eviction.slopes[std::size_t(h)];
-      require(std::isfinite(slope), "eviction.slopes[", h, "] is ", slope, "; expected a finite number");
-    }
-    if (!eviction.scale) eviction.scale = 1 / std::sqrt(double(config.head_dim));
-    require(std::isfinite(*eviction.scale), "eviction.scale is ", *eviction.scale, "; expected a finite number");
-    if (!eviction.tolerance) eviction.tolerance = tolerance;
-    require(*eviction.tolerance > 0 && *eviction.tolerance < 1, "eviction.tolerance is ", *eviction.tolerance,
-            "; expected above 0 and below 1");
-  }
-  return config;
-}
-
-/// [kv_heads]: the smallest slope of the query heads that share a kv head; 0 where nothing may be evicted.
-inline std::vector<double> smallest_slopes(const KvCacheConfig& config) {
-  std::vector<double> smallest(std::size_t(config.kv_heads), 0);
-  if (!config.eviction) return smallest;
-  auto first = config.eviction->slopes.begin();
-  const auto group = Index(config.eviction->slopes.size()) / config.kv_heads;
-  for (double& slope : smallest) {
-    slope = std::max(*std::min_element(first, first + group), 0.);
-    first += group;
-  }
-  return smallest;
-}
-
-/// The logarithm of the bound on what evicted keys 0, …, `last` can have, as at the top of this file, for the worse:
-/// content = |τ| Q (R + r), newest = p*.
-inline double log_evicted(double slope, double content, Index last, Index newest) {
-  const double tail = std::log(-std::expm1(-slope * double(last + 1))) - std::log(-std::expm1(-slope));
-  return content * (1 + 0x1p-10) - slope * double(newest - last) * (1 - 0x1p-10) + tail + 1e-3;
-}
 
 }  // namespace detail
 
@@ -168,17 +110,17 @@ class KvCache {
   KvCache clone() const;
 
   /// Appends tokens to every sequence: k [batch, kv_heads, tokens, head_dim], v [batch, kv_heads, tokens, value_dim],
-  /// arrays as in view.hpp, each of S or of float (of double for double). With counts [batch], sequence b appends its
-  /// first counts[b] tokens only. Each token costs the same, however long its sequence is.
+  /// arrays as in view.hpp, each of S or of float (of double for double). Each token costs the same, however long its
+  /// sequence is.
   template <class K, class V>
   void append(const K& k, const V& v) {
-    append_views<typename Adapter<K>::Scalar, typename Adapter<V>::Scalar>(Adapter<K>::of(k, "k"),
-                                                                           Adapter<V>::of(v, "v"), std::nullopt);
+    append_arrays(detail::view_of(k, "k"), detail::view_of(v, "v"), std::nullopt);
   }
+  /// Prompts of unequal length: sequence b appends its real tokens only, the first counts[b], or those of ranges[b]
+  /// where they are padded on the left. Options::queries takes the same counts or ranges for the queries.
   template <class K, class V>
-  void append(const K& k, const V& v, std::span<const Index> counts) {
-    append_views<typename Adapter<K>::Scalar, typename Adapter<V>::Scalar>(Adapter<K>::of(k, "k"),
-                                                                           Adapter<V>::of(v, "v"), counts);
+  void append(const K& k, const V& v, const TokenRanges& real) {
+    append_arrays(detail::view_of(k, "k"), detail::view_of(v, "v"), real);
   }
 
   /// Takes back what is behind `length`, in all sequences or in one. 0 starts afresh; any other length must be at least
@@ -214,7 +156,7 @@ class KvCache {
 
  private:
   static constexpr Index kTile = kernel::kTile;
-  using Counts = std::optional<std::span<const Index>>;
+  using Real = std::optional<TokenRanges>;
 
   struct Sequence {
     Index length = 0;
@@ -243,12 +185,19 @@ class KvCache {
   }
   Index most_spare() const { return Index(heads_.size()); }
 
+  template <class X, class Y>
+  void append_arrays(const View<const X>& k, const View<const Y>& v, const Real& real) {
+    static_assert((std::is_same_v<X, S> || std::is_same_v<X, Accumulate>) &&
+                      (std::is_same_v<Y, S> || std::is_same_v<Y, Accumulate>),
+                  "alibi: k and v must hold the cache's own scalar, or float (double for a cache of double).");
+    append_views(k, v, real);
+  }
   template <class X>
   void check_array(const View<const X>& x, const char* name, Index head_dim, const char* head_dim_name) const;
-  void check_counts(Index tokens, const Counts& counts) const;
+  void check_real(Index tokens, const Real& real) const;
   void check_truncation(Index sequence, Index length) const;
   template <class X, class Y>
-  void append_views(const View<const X>& k, const View<const Y>& v, const Counts& counts);
+  void append_views(const View<const X>& k, const View<const Y>& v, const Real& real);
   void plan(Index sequence, Index tokens, Index& opening, Index& leaving);
   void provide(Index opening, Index leaving);
   detail::Leaving leaving_of(const detail::CacheHead<S>& head, double slope, Index length) const;
@@ -262,208 +211,9 @@ class KvCache {
   detail::CacheTiles<S> spare_;  // between calls at most one a head: what one step of all heads frees and needs again
 };
 
-template <class S>
-KvCache<S>::KvCache(KvCacheConfig config)
-    : config_(detail::checked_config(std::move(config), double(std::numeric_limits<Accumulate>::epsilon()) / 4)),
-      sequences_(std::size_t(config_.batch)),
-      slopes_(detail::smallest_slopes(config_)) {
-  heads_.reserve(std::size_t(config_.batch * config_.kv_heads));
-  for (Index i = 0; i < config_.batch * config_.kv_heads; i++)
-    heads_.push_back({detail::CacheHead<S>(config_.head_dim, config_.value_dim)});
-  spare_.reserve(most_spare());
-}
-
-template <class S>
-KvCache<S> KvCache<S>::clone() const {
-  KvCache copy(config_);
-  copy.sequences_ = sequences_;
-  for (std::size_t i = 0; i < heads_.size(); i++) {
-    const Head& head = heads_[i];
-    copy.heads_[i] = {head.store.clone(), head.shortest, head.evicted};
-  }
-  return copy;
-}
-
-template <class S>
-Index KvCache<S>::shortest(Index sequence) const {
-  Index length = 0;
-  for (Index h = 0; h < config_.kv_heads; h++) length = std::max(length, head_at(sequence, h).shortest);
-  return length;
-}
-
-template <class S>
-std::size_t KvCache<S>::bytes() const {
-  const Index spare = spare_.size() * heads_.front().store.tile_size();
-  std::size_t sum = std::size_t(spare) * sizeof(S) + spare_.table_bytes();
-  for (const Head& head : heads_) sum += head.store.bytes();
-  return sum;
-}
-
-// append()
-
-template <class S>
-template <class X>
-void KvCache<S>::check_array(const View<const X>& x, const char* name, Index head_dim,
-                             const char* head_dim_name) const {
-  static_assert(std::is_same_v<X, S> || std::is_same_v<X, Accumulate>,
-                "alibi: k and v must hold the cache's own scalar, or float (double for a cache of double).");
-  const auto check = [name](Index is, Index expected, const char* what, const char* of) {
-    detail::require(is == expected, name, " has ", what, ' ', is, "; expected ", expected, ", the ", of,
-                    " of the cache");
-  };
-  check(x.batch, config_.batch, "batch", "batch");
-  check(x.heads, config_.kv_heads, "heads", "kv_heads");
-  check(x.head_dim, head_dim, "head_dim", head_dim_name);
-  const Index tokens = x.batch * x.heads * x.tokens;
-  detail::require(x.data || tokens == 0, name, " is null; expected ", tokens, " tokens of ", x.head_dim);
-}
-
-template <class S>
-void KvCache<S>::check_counts(Index tokens, const Counts& counts) const {
-  if (counts)
-    detail::require(Index(counts->size()) == config_.batch, "counts has ", counts->size(), " entries; expected ",
-                    config_.batch, ", the batch of the cache");
-  const Index capacity = config_.capacity > 0 ? config_.capacity : detail::kMostTokens;
-  for (Index b = 0; b < config_.batch; b++) {
-    const Index left = capacity - sequences_[std::size_t(b)].length;
-    const auto fits = [&](Index count, const auto&... name) {
-      detail::require(count <= left, name..., count, "; expected at most ", left, ", what is left of sequence ", b,
-                      "'s capacity ", capacity);
-    };
-    if (!counts) {
-      fits(tokens, "k has tokens ");
-      continue;
-    }
-    const Index count = (*counts)[std::size_t(b)];
-    detail::require(0 <= count && count <= tokens, "counts[", b, "] is ", count, "; expected 0 to ", tokens,
-                    ", the tokens of k");
-    fits(count, "counts[", b, "] is ");
-  }
-}
-
-template <class S>
-template <class X, class Y>
-void KvCache<S>::append_views(const View<const X>& k, const View<const Y>& v, const Counts& counts) {
-  check_array(k, "k", config_.head_dim, "head_dim");
-  check_array(v, "v", config_.value_dim, "value_dim");
-  detail::require(v.tokens == k.tokens, "v has tokens ", v.tokens, "; expected ", k.tokens, ", the tokens of k");
-  check_counts(k.tokens, counts);
-  const auto tokens_of = [&](Index b) { return counts ? (*counts)[std::size_t(b)] : k.tokens; };
-
-  Index opening = 0, leaving = 0;
-  for (Index b = 0; b < config_.batch; b++) plan(b, tokens_of(b), opening, leaving);
-  if (opening > 0) provide(opening, leaving);
-
-  // From here on nothing fails. Every head lets go of its tiles before any takes one.
-  for (Index b = 0; b < config_.batch && leaving > 0; b++)
-    for (Head& head : heads_of(b)) drop(head, length(b), std::max(opening, most_spare()));
-  for (Index b = 0; b < config_.batch; b++) {
-    Sequence& sequence = sequences_[std::size_t(b)];
-    const Index tokens = tokens_of(b);
-    if (tokens == 0) continue;
-    for (Index h = 0; h < config_.kv_heads; h++) {
-      const kernel::Rows<const X> keys{k.data + b * k.batch_stride + h * k.head_stride, k.token_stride};
-      const kernel::Rows<const Y> values{v.data + b * v.batch_stride + h * v.head_stride, v.token_stride};
-      heads_of(b)[std::size_t(h)].store.extend(sequence.length, keys, values, tokens, spare_);
-    }
-    sequence.considered = sequence.length / kTile;
-    sequence.length += tokens;
-  }
-}
-
-/// How many tiles of a sequence come and go when it appends `tokens`; makes room for all that is kept of them.
-template <class S>
-void KvCache<S>::plan(Index sequence, Index tokens, Index& opening, Index& leaving) {
-  const auto [length, considered] = sequences_[std::size_t(sequence)];
-  const Index opens = kernel::pieces(length + tokens, kTile) - kernel::pieces(length, kTile);
-  // Once a tile: only whole ones leave, and to weigh an eviction takes as long as to append a token.
-  const bool consider = tokens > 0 && length / kTile != considered;
-  for (Index h = 0; h < config_.kv_heads; h++) {
-    Head& head = heads_of(sequence)[std::size_t(h)];
-    head.leaving = consider ? leaving_of(head.store, slopes_[std::size_t(h)], length) : detail::Leaving{};
-    head.store.reserve(head.store.tiles() - head.leaving.tiles + opens);
-    opening += opens;
-    leaving += head.leaving.tiles;
-  }
-}
-
-/// Allocates what is missing of `opening` tiles once those that leave are spare.
-template <class S>
-void KvCache<S>::provide(Index opening, Index leaving) {
-  spare_.reserve(std::max(opening, most_spare()));
-  detail::CacheTiles<S> missing;
-  const Index count = std::max<Index>(opening - leaving - spare_.size(), 0);
-  missing.reserve(count);
-  for (Index i = 0; i < count; i++) missing.add_new(heads_.front().store.tile_size());
-  while (missing.size() > 0) spare_.add(missing.take_last());
-}
-
-/// The first tiles of a head, `length` tokens long, that no query from position p* on needs.
-template <class S>
-detail::Leaving KvCache<S>::leaving_of(const detail::CacheHead<S>& head, double slope, Index length) const {
-  const Index first = head.radii().first();
-  const Index newest = length - 1 - std::min(config_.rollback, detail::kMostTokens);  // p*
-  Index stays = first;                                                                // the first tile that does
-  if (config_.window) stays = std::max(stays, (newest - std::min(*config_.window, detail::kMostTokens) + 1) / kTile);
-  const Index seen = stays;
-  if (slope > 0 && newest >= (stays + 1) * kTile) {
-    const Eviction& eviction = *config_.eviction;
-    const double reach = std::abs(*eviction.scale) * eviction.query_norm, near = double(head.distance(newest));
-    double far = double(head.radii().left());
-    for (Index t = first; t < stays; t++) far = std::max(far, double(head.radii().radius(t)));
-    for (; newest >= (stays + 1) * kTile; stays++) {
-      far = std::max(far, double(head.radii().radius(stays)));
-      const double lost = detail::log_evicted(slope, reach * (far + near), (stays + 1) * kTile - 1, newest);
-      if (!(lost <= std::log(*eviction.tolerance))) break;  // nor if it is NaN
-    }
-  }
-  return {stays - first, stays > seen};
-}
-
-template <class S>
-void KvCache<S>::drop(Head& head, Index length, Index most) {
-  if (head.leaving.tiles == 0) return;
-  head.store.drop_first(head.leaving.tiles, spare_, most);
-  head.shortest = std::max(head.shortest, length - config_.rollback);
-  head.evicted = head.evicted || head.leaving.evicted;
-}
-
-// truncate()
-
-template <class S>
-void KvCache<S>::truncate(Index length) {
-  for (Index b = 0; b < config_.batch; b++) check_truncation(b, length);
-  for (Index b = 0; b < config_.batch; b++) shorten(b, length);
-}
-
-template <class S>
-void KvCache<S>::truncate(Index sequence, Index length) {
-  check_truncation(sequence, length);
-  shorten(sequence, length);
-}
-
-template <class S>
-void KvCache<S>::check_truncation(Index sequence, Index length) const {
-  const Index is = sequence_at(sequence).length, least = shortest(sequence);
-  detail::require(0 <= length && length <= is, "length is ", length, "; expected 0 to ", is,
-                  ", the length of sequence ", sequence);
-  detail::require(length == 0 || length >= least, "length is ", length, "; expected at least ", least,
-                  ": keys that a shorter sequence needs have been dropped (rollback is ", config_.rollback, ")");
-}
-
-template <class S>
-void KvCache<S>::shorten(Index sequence, Index length) {
-  Sequence& of = sequences_[std::size_t(sequence)];
-  if (length == of.length) return;
-  of.length = length;
-  for (Head& head : heads_of(sequence)) head.store.truncate(length, spare_, most_spare());
-  if (length > 0) return;
-  of.considered = 0;
-  for (Head& head : heads_of(sequence)) {
-    head.shortest = 0;
-    head.evicted = false;
-  }
-}
-
-}  // namespace ALIBI_ISA
+}  // namespace ALIBI_ABI
 }  // namespace alibi
+
+#if !defined(ALIBI_COMPILED)
+#include "alibi/detail/cache_definitions.hpp"
+#endif

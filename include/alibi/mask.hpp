@@ -24,7 +24,7 @@ struct Mask {
   std::optional<Index> query_offset = std::nullopt;  ///< position of query 0 among the keys; none: keys - queries
 };
 
-inline namespace ALIBI_ISA {
+inline namespace ALIBI_ABI {
 
 /// Keys begin, begin + 1, …, end - 1.
 struct KeyRange {
@@ -75,5 +75,5 @@ inline ResolvedMask resolve(const Mask& mask, Index queries, Index keys) {
   return {keys, offset, reach, mask.causal ? 0 : reach};
 }
 
-}  // namespace ALIBI_ISA
+}  // namespace ALIBI_ABI
 }  // namespace alibi

@@ -1,35 +1,31 @@
 // Gradients of attention over sequences of different lengths: those of backward.hpp, for the arrays of packed.hpp.
 //
 // Each sequence's gradients are those of a call of its own, to the last bit; of slopes that all sequences share, and of
-// a table, they are the sum. Rows of padding get gradients of 0, and what their grad_output holds is not read.
+// a table, they are the sum. Rows outside of the ranges get gradients of 0, and what their grad_output holds is not
+// read.
 #pragma once
 
 #include "alibi/backward.hpp"
-#include "alibi/check.hpp"
 #include "alibi/options.hpp"
 #include "alibi/packed.hpp"
 #include "alibi/view.hpp"
 #include "alibi/workspace.hpp"
 
-namespace alibi::inline ALIBI_ISA {
+namespace alibi::inline ALIBI_ABI {
 
 /// Gradients of attention_packed_forward() into memory of the caller, {grad_q, grad_k, grad_v, grad_slopes}, as
 /// attention_backward_into().
 template <class GradOutput, class Q, class K, class V, class Bias>
-void attention_packed_backward_into(const detail::Gradients<detail::PackedSumOf<Q>, PackedAdapter>& to,
+void attention_packed_backward_into(const detail::Gradients<detail::VarlenSumOf<Q>, PackedAdapter>& to,
                                     const GradOutput& grad_output, const Q& q, const K& k, const V& v,
                                     const Bias& slopes, const PackedStarts& starts,
                                     const detail::Given<typename PackedAdapter<Q>::Scalar, PackedAdapter>& forward,
                                     const Options& options, Workspace& workspace) {
-  const View<const typename PackedAdapter<Q>::Scalar> queries = PackedAdapter<Q>::of(q, "q");
-  const View<const typename PackedAdapter<K>::Scalar> keys = PackedAdapter<K>::of(k, "k");
-  const View<const typename PackedAdapter<V>::Scalar> values = PackedAdapter<V>::of(v, "v");
-  detail::backward_parts(detail::backward_arrays(queries, keys, values, to, grad_output, slopes, forward), options,
-                         workspace, {Index(starts.queries.size()) - 1, true},
-                         detail::packed_parts(starts, queries.tokens, keys.tokens), [] {});
+  detail::backward_into<PackedAdapter>(to, grad_output, q, k, v, slopes, forward, detail::varlen_sequences(starts),
+                                       options, workspace);
 }
 template <class GradOutput, class Q, class K, class V, class Bias>
-void attention_packed_backward_into(const detail::Gradients<detail::PackedSumOf<Q>, PackedAdapter>& to,
+void attention_packed_backward_into(const detail::Gradients<detail::VarlenSumOf<Q>, PackedAdapter>& to,
                                     const GradOutput& grad_output, const Q& q, const K& k, const V& v,
                                     const Bias& slopes, const PackedStarts& starts,
                                     const detail::Given<typename PackedAdapter<Q>::Scalar, PackedAdapter>& forward,
@@ -44,7 +40,7 @@ auto attention_packed_backward(const GradOutput& grad_output, const Q& q, const 
                                const PackedStarts& starts,
                                const detail::Given<typename PackedAdapter<Q>::Scalar, PackedAdapter>& forward,
                                const Options& options = {}) {
-  using T = detail::PackedSumOf<Q>;
+  using T = detail::VarlenSumOf<Q>;
   const auto make = []<class X>(const X& x, const char* name) {
     const auto like = PackedAdapter<X>::of(x, name);
     return PackedAdapter<X>::template like<T>(like.tokens, like.heads, like.head_dim);
@@ -62,17 +58,8 @@ void attention_padded_backward_into(const detail::Gradients<detail::SumOf<Q>>& t
                                     const Q& q, const K& k, const V& v, const Bias& slopes, const Padding& padding,
                                     const detail::Given<typename Adapter<Q>::Scalar>& forward, const Options& options,
                                     Workspace& workspace) {
-  const View<const typename Adapter<Q>::Scalar> queries = Adapter<Q>::of(q, "q");
-  const View<const typename Adapter<K>::Scalar> keys = Adapter<K>::of(k, "k");
-  const View<const typename Adapter<V>::Scalar> values = Adapter<V>::of(v, "v");
-  const auto part = detail::padded_parts(padding, queries.batch, queries.tokens, keys.tokens);
-  const auto clear = [&] {
-    detail::clear_padding(to.q, [&](Index b) { return part(b).queries; });
-    detail::clear_padding(to.k, [&](Index b) { return part(b).keys; });
-    detail::clear_padding(to.v, [&](Index b) { return part(b).keys; });
-  };
-  detail::backward_parts(detail::backward_arrays(queries, keys, values, to, grad_output, slopes, forward), options,
-                         workspace, {queries.batch}, part, clear);
+  detail::backward_into<Adapter>(to, grad_output, q, k, v, slopes, forward, detail::padded_sequences(padding), options,
+                                 workspace);
 }
 template <class GradOutput, class Q, class K, class V, class Bias>
 void attention_padded_backward_into(const detail::Gradients<detail::SumOf<Q>>& to, const GradOutput& grad_output,
@@ -94,4 +81,4 @@ auto attention_padded_backward(const GradOutput& grad_output, const Q& q, const 
   });
 }
 
-}  // namespace alibi::inline ALIBI_ISA
+}  // namespace alibi::inline ALIBI_ABI

@@ -25,7 +25,7 @@
 #include "alibi/table_bias.hpp"
 #include "alibi/view.hpp"
 
-namespace alibi::inline ALIBI_ISA::reference {
+namespace alibi::inline ALIBI_ABI::reference {
 
 using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
@@ -101,12 +101,11 @@ struct TableOfHead {
 };
 
 /// The biases of all heads, and where their gradients go.
-template <class T>
 struct Slopes {
-  SlopeView<T> m;
+  SlopeView m;
 
   bool fit(Index batch, Index heads) const { return m.heads == heads && (m.batch == batch || m.batch_stride == 0); }
-  SlopeOfHead head(Index b, Index h) const { return {double(m.data[b * m.batch_stride + h * m.head_stride])}; }
+  SlopeOfHead head(Index b, Index h) const { return {alibi::detail::slope_at(m, b, h)}; }
   Matrix no_gradient(Index batch) const { return Matrix::Zero(batch, m.heads); }
   double* gradient(Matrix& bias, Index b, Index h) const { return &bias(b, h); }
 };
@@ -122,17 +121,17 @@ struct Table {
 };
 
 template <class T, class S>
-Slopes<T> bias_of(const S& slopes, Index) {
-  return {slope_view<T>(slopes)};
+Slopes bias_of(const S& slopes, Index) {
+  return {slope_view(slopes)};
 }
 template <class T>
 Table<T> bias_of(const TableBias<T>& table, Index) {
   return {table};
 }
 template <class T>
-Slopes<T> bias_of(const NoBias&, Index heads) {
-  static constexpr T zero = 0;
-  return {{&zero, 1, heads, 0, 0}};
+Slopes bias_of(const NoBias&, Index heads) {
+  static constexpr float kZero = 0;
+  return {{&kZero, SlopeScalar::float32, 1, heads, 0, 0}};
 }
 
 /// What one query sees.
@@ -277,4 +276,4 @@ Gradients attention_backward(const O& grad_output, const Q& q, const K& k, const
   return grad;
 }
 
-}  // namespace alibi::inline ALIBI_ISA::reference
+}  // namespace alibi::inline ALIBI_ABI::reference

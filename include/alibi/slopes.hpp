@@ -12,7 +12,7 @@
 #include "alibi/error.hpp"
 #include "alibi/kernel/isa.hpp"
 
-namespace alibi::inline ALIBI_ISA {
+namespace alibi::inline ALIBI_ABI {
 
 namespace detail {
 
@@ -49,4 +49,4 @@ Eigen::Matrix<T, Eigen::Dynamic, 1> geometric_slopes(Index heads, double max_bia
   return m;
 }
 
-}  // namespace alibi::inline ALIBI_ISA
+}  // namespace alibi::inline ALIBI_ABI

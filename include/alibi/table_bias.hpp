@@ -27,7 +27,7 @@ struct TableBias {
 struct NoBias {};
 inline constexpr NoBias no_bias;
 
-inline namespace ALIBI_ISA {
+inline namespace ALIBI_ABI {
 
 /// A row-major Eigen matrix, map or ref, or a row-major tensor of rank 2, [heads, entries], as the bias of distances
 /// first, first + 1, ... Throws std::invalid_argument for a table without entries or with gaps between those of a head.
@@ -64,5 +64,5 @@ auto table_bias(const Table& table, Index first = 0) {
   return bias;
 }
 
-}  // namespace ALIBI_ISA
+}  // namespace ALIBI_ABI
 }  // namespace alibi

@@ -7,7 +7,7 @@
 
 #include "alibi/view.hpp"
 
-namespace alibi::inline ALIBI_ISA {
+namespace alibi::inline ALIBI_ABI {
 
 namespace detail {
 
@@ -33,7 +33,7 @@ struct TensorAdapter {
     return kRowMajor ? Like<T>(batch, heads, tokens, head_dim) : Like<T>(head_dim, tokens, heads, batch);
   }
   using Output = Like<Scalar>;
-  using Lse = Eigen::Tensor<LseScalar<Scalar>, 3, Plain::Layout>;
+  using Lse = Eigen::Tensor<Sum<Scalar>, 3, Plain::Layout>;
   static Output output(Index batch, Index heads, Index tokens, Index head_dim) {
     return like<Scalar>(batch, heads, tokens, head_dim);
   }
@@ -65,7 +65,7 @@ struct PackedTensorAdapter {
     return kRowMajor ? Like<T>(tokens, heads, head_dim) : Like<T>(head_dim, heads, tokens);
   }
   using Output = Like<Scalar>;
-  using Lse = Eigen::Tensor<LseScalar<Scalar>, 2, Plain::Layout>;
+  using Lse = Eigen::Tensor<Sum<Scalar>, 2, Plain::Layout>;
   static Output output(Index tokens, Index heads, Index head_dim) { return like<Scalar>(tokens, heads, head_dim); }
   static Lse lse(Index heads, Index tokens) { return kRowMajor ? Lse(heads, tokens) : Lse(tokens, heads); }
 };
@@ -100,4 +100,4 @@ struct SlopesLike<T, Eigen::TensorMap<Plain, options, MakePointer>> {
   }
 };
 
-}  // namespace alibi::inline ALIBI_ISA
+}  // namespace alibi::inline ALIBI_ABI

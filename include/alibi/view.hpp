@@ -28,29 +28,60 @@ struct View {
   Index batch = 0, heads = 0, tokens = 0, head_dim = 0;
   Index batch_stride = 0, head_stride = 0, token_stride = 0;
 
-  operator View<const T>() const
+  EIGEN_ALWAYS_INLINE operator View<const T>() const
     requires(!std::is_const_v<T>)
   {
     return {data, batch, heads, tokens, head_dim, batch_stride, head_stride, token_stride};
   }
 };
 
-/// Slopes [heads], or [batch, heads]; a stride of 0 repeats.
-template <class T>
+/// What slopes are held as.
+enum class SlopeScalar { float32, float64, bfloat16, half };
+
+/// Slopes [heads], or [batch, heads], of any scalar, strides in entries; a stride of 0 repeats.
 struct SlopeView {
-  const T* data = nullptr;
+  const void* data = nullptr;
+  SlopeScalar scalar = SlopeScalar::float32;
   Index batch = 1, heads = 0;
   Index batch_stride = 0, head_stride = 1;
 };
 
-inline namespace ALIBI_ISA {
+inline namespace ALIBI_ABI {
+
+namespace detail {
+
+template <class E>
+inline constexpr bool kIsScalar = std::is_same_v<E, float> || std::is_same_v<E, double> ||
+                                  std::is_same_v<E, Eigen::bfloat16> || std::is_same_v<E, Eigen::half>;
+
+/// What attention over arrays of E adds up in; also the scalar of an lse and of gradients.
+template <class E>
+using Sum = std::conditional_t<std::is_same_v<E, double>, double, float>;
+
+/// The slope of head h of sequence b, as it is held.
+inline double slope_at(const SlopeView& slopes, Index b, Index h) {
+  const Index at = b * slopes.batch_stride + h * slopes.head_stride;
+  switch (slopes.scalar) {
+    case SlopeScalar::float64:
+      return static_cast<const double*>(slopes.data)[at];
+    case SlopeScalar::bfloat16:
+      return double(static_cast<const Eigen::bfloat16*>(slopes.data)[at]);
+    case SlopeScalar::half:
+      return double(static_cast<const Eigen::half*>(slopes.data)[at]);
+    default:
+      return double(static_cast<const float*>(slopes.data)[at]);
+  }
+}
+
+}  // namespace detail
 
 /// A view of caller's memory: sizes [batch, heads, tokens, head_dim], strides in elements in the same order. So a
 /// contiguous [batch, tokens, heads, head_dim] array is view(p, {b, h, n, d}, {n * h * d, d, h * d, 1}).
-/// Throws std::invalid_argument for a negative size or a head_dim stride that is not 1.
+/// Throws std::invalid_argument for a negative size, sizes whose product overflows, or a head_dim stride that is not 1.
 template <class T>
 View<T> view(T* data, const std::array<Index, 4>& sizes, const std::array<Index, 4>& strides) {
   for (const Index size : sizes) detail::require(size >= 0, "a size of the view is ", size, "; expected 0 or more");
+  detail::checked_product({sizes[0], sizes[1], sizes[2], sizes[3]}, "the view");
   detail::require(strides[3] == 1, "the view's stride of head_dim is ", strides[3],
                   "; expected 1, each token's head_dim contiguous");
   return {data, sizes[0], sizes[1], sizes[2], sizes[3], strides[0], strides[1], strides[2]};
@@ -102,9 +133,6 @@ namespace detail {
 template <class Derived>
 std::true_type is_dense(const Eigen::DenseBase<Derived>*);
 std::false_type is_dense(const void*);
-// bfloat16 and half are summed up in float.
-template <class E>
-using LseScalar = std::conditional_t<sizeof(E) == 2, float, E>;
 template <class Array>
 inline constexpr bool is_matrix = decltype(is_dense(static_cast<Array*>(nullptr)))::value;
 
@@ -138,45 +166,54 @@ struct Adapter<Array> {
     return Like<T>(tokens, head_dim);
   }
   using Output = Like<Scalar>;
-  using Lse = Eigen::Matrix<detail::LseScalar<Scalar>, Eigen::Dynamic, 1>;
+  using Lse = Eigen::Matrix<detail::Sum<Scalar>, Eigen::Dynamic, 1>;
   static Output output(Index b, Index h, Index tokens, Index head_dim) { return like<Scalar>(b, h, tokens, head_dim); }
   static Lse lse(Index, Index, Index tokens) { return Lse(tokens); }
 };
 
+namespace detail {
+
+/// Slopes of S at `data`.
+template <class S>
+SlopeView slope_view_of(const S* data, Index batch, Index heads, Index batch_stride, Index head_stride) {
+  static_assert(kIsScalar<S>, "alibi: slopes must hold float, double, Eigen::bfloat16 or Eigen::half.");
+  constexpr SlopeScalar kScalar = std::is_same_v<S, double>            ? SlopeScalar::float64
+                                  : std::is_same_v<S, Eigen::bfloat16> ? SlopeScalar::bfloat16
+                                  : std::is_same_v<S, Eigen::half>     ? SlopeScalar::half
+                                                                       : SlopeScalar::float32;
+  return {data, kScalar, batch, heads, batch_stride, head_stride};
+}
+
+}  // namespace detail
+
 /// Slopes as a view: a scalar for one head; an Eigen vector, a tensor of rank 1 or a contiguous range [heads]; an Eigen
-/// matrix or a tensor of rank 2 [batch, heads] (column-major tensors mirrored). T is what attention adds up in.
-template <class T, class Slopes>
-SlopeView<T> slope_view(const Slopes& slopes) {
-  if constexpr (std::is_arithmetic_v<Slopes>) {
-    static_assert(std::is_same_v<Slopes, T>,
-                  "alibi: slopes must hold the scalar of q, k and v, or float where that is bfloat16 or half.");
-    return {&slopes, 1, 1, 0, 0};
+/// matrix or a tensor of rank 2 [batch, heads] (column-major tensors mirrored). They hold float, double, bfloat16 or
+/// half, whatever q holds.
+template <class Slopes>
+SlopeView slope_view(const Slopes& slopes) {
+  using detail::slope_view_of;
+  if constexpr (std::is_arithmetic_v<Slopes> || detail::kIsScalar<Slopes>) {
+    return slope_view_of(&slopes, 1, 1, 0, 0);
   } else if constexpr (detail::is_matrix<Slopes>) {
-    static_assert(std::is_same_v<typename Slopes::Scalar, T>,
-                  "alibi: slopes must hold the scalar of q, k and v, or float where that is bfloat16 or half.");
     static_assert(bool(Slopes::Flags & Eigen::DirectAccessBit),
                   "alibi: slopes is an Eigen expression; evaluate it into a vector first.");
     if constexpr (bool(Slopes::IsVectorAtCompileTime))
-      return {slopes.data(), 1, slopes.size(), 0, slopes.innerStride()};
+      return slope_view_of(slopes.data(), 1, slopes.size(), 0, slopes.innerStride());
     else
-      return {slopes.data(), slopes.rows(), slopes.cols(), slopes.rowStride(), slopes.colStride()};
+      return slope_view_of(slopes.data(), slopes.rows(), slopes.cols(), slopes.rowStride(), slopes.colStride());
   } else if constexpr (requires { Slopes::NumDimensions; }) {
-    static_assert(std::is_same_v<std::remove_const_t<typename Slopes::Scalar>, T>,
-                  "alibi: slopes must hold the scalar of q, k and v, or float where that is bfloat16 or half.");
     static_assert(Slopes::NumDimensions == 1 || Slopes::NumDimensions == 2,
                   "alibi: slopes is a tensor of rank 1, [heads], or 2, [batch, heads].");
     if constexpr (Slopes::NumDimensions == 1) {
-      return {slopes.data(), 1, Index(slopes.size()), 0, 1};
+      return slope_view_of(slopes.data(), 1, Index(slopes.size()), 0, 1);
     } else {
       constexpr bool kRowMajor = int(Slopes::Layout) == int(Eigen::RowMajor);
       const Index batch = Index(slopes.dimensions()[kRowMajor ? 0 : 1]),
                   heads = Index(slopes.dimensions()[kRowMajor ? 1 : 0]);
-      return {slopes.data(), batch, heads, heads, 1};
+      return slope_view_of(slopes.data(), batch, heads, heads, 1);
     }
   } else {
-    static_assert(std::is_same_v<std::remove_cvref_t<decltype(*slopes.data())>, T>,
-                  "alibi: slopes must hold the scalar of q, k and v, or float where that is bfloat16 or half.");
-    return {slopes.data(), 1, Index(slopes.size()), 0, 1};
+    return slope_view_of(slopes.data(), 1, Index(slopes.size()), 0, 1);
   }
 }
 
@@ -184,7 +221,7 @@ SlopeView<T> slope_view(const Slopes& slopes) {
 template <class T, class Slopes>
 struct SlopesLike {
   static auto make(const Slopes& slopes) {
-    if constexpr (std::is_arithmetic_v<Slopes>) {
+    if constexpr (std::is_arithmetic_v<Slopes> || detail::kIsScalar<Slopes>) {
       return T(0);
     } else if constexpr (detail::is_matrix<Slopes>) {
       if constexpr (bool(Slopes::IsVectorAtCompileTime))
@@ -220,5 +257,5 @@ std::span<T> lse_view(Lse& lse) {
   return {lse.data(), std::size_t(lse.size())};
 }
 
-}  // namespace ALIBI_ISA
+}  // namespace ALIBI_ABI
 }  // namespace alibi

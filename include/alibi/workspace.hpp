@@ -7,14 +7,14 @@
 
 #include "alibi/kernel/isa.hpp"
 
-namespace alibi::inline ALIBI_ISA {
+namespace alibi::inline ALIBI_ABI {
 
 /// Scratch memory of the calls it is passed to, one at a time. It grows to what they need and keeps it, so that a call
 /// with the shapes of an earlier one allocates nothing. Scratch is at most 1 MiB per executor slot, however many tokens
 /// there are, as long as head_dim + value_dim is at most 5,000 floats. Beside it, where keys may be left out, for every
 /// tile of 64 keys: 4 numbers a kv head, 5 where queries look ahead, and 1 or 2 a head; for every task, which is up to
 /// 768 queries of a head, or a split of a cache, 32 bytes, and of a split the outputs of its rows. What
-/// gradients need is in backward_call.hpp.
+/// gradients need is in detail/backward_dispatch.hpp.
 class Workspace {
  public:
   /// Bytes held.
@@ -40,4 +40,4 @@ class Workspace {
   std::size_t size_ = 0;
 };
 
-}  // namespace alibi::inline ALIBI_ISA
+}  // namespace alibi::inline ALIBI_ABI

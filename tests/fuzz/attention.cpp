@@ -270,7 +270,8 @@ alibi::View<X> part_of(alibi::View<X> x, Index b, const KeyRange& tokens) {
 
 /// That the call's output, and the lse at lse_of(b, h, i), are those of a call for this sequence alone.
 template <class E, class LseOf>
-void expect_separate(const Call<E>& call, Index sequence, const Part& part, const LseOf& lse_of) {
+void expect_separate(const Call<E>& call, Index sequence, const Part& part, const LseOf& lse_of,
+                     std::optional<Index> query_offset = std::nullopt) {
   using T = Sum<E>;
   const Index heads = call.s.heads(), queries = part.queries.end - part.queries.begin, dim = call.s.value_dim;
   std::vector<E> output(std::size_t(heads * queries * dim));
@@ -278,6 +279,7 @@ void expect_separate(const Call<E>& call, Index sequence, const Part& part, cons
   std::vector<alibi::Pruning> report(static_cast<std::size_t>(heads));
   alibi::Options options = call.options;
   if (!options.report.empty()) options.report = report;
+  if (query_offset) options.mask.query_offset = query_offset;
   alibi::attention_forward_into(
       alibi::view(output.data(), {1, heads, queries, dim}, {heads * queries * dim, queries * dim, dim, 1}), lse,
       part_of(call.q, part.batch, part.queries), part_of(call.k, part.batch, part.keys),
@@ -443,11 +445,10 @@ void erase_padding(const Array<E>& x, const std::vector<KeyRange>& ranges) {
 template <class E>
 void run_padded(Input& in) {
   const Shape s = shape_of(in);
-  const bool tells = in.flag(), as_keys = !tells && s.queries == s.keys;
+  const bool tells = in.flag();
   const std::vector<KeyRange> keys = ranges_of(in, s.batch, s.keys);
   std::vector<KeyRange> queries(std::size_t(s.batch), {0, s.queries});
   if (tells) queries = ranges_of(in, s.batch, s.queries);
-  if (as_keys) queries = keys;
   Call<E> call(in, s, s.batch);
   call.flaw(in);
   std::ostringstream text;
@@ -480,8 +481,16 @@ void run_padded(Input& in) {
   for (std::size_t i = 0; i < call.report.size(); i++) expect_same(call.report[i], written.report[i], "in memory");
   for (Index b = 0; b < s.batch; b++) {
     const KeyRange real = queries[std::size_t(b)];
-    expect_separate(call, b, {b, real, keys[std::size_t(b)]},
-                    [&lse = lse](Index batch, Index h, Index token) { return lse(batch, h, token); });
+    // With ranges of keys alone the queries keep their positions in the arrays.
+    std::optional<Index> query_offset;
+    if (!tells) {
+      constexpr Index kFar = Index(1) << 61;
+      const Index in_arrays = call.options.mask.query_offset.value_or(s.keys - s.queries);
+      query_offset = std::clamp(in_arrays - keys[std::size_t(b)].begin, -kFar, kFar);
+    }
+    expect_separate(
+        call, b, {b, real, keys[std::size_t(b)]},
+        [&lse = lse](Index batch, Index h, Index token) { return lse(batch, h, token); }, query_offset);
     for (Index h = 0; h < s.heads(); h++)
       for (Index i = 0; i < s.queries; i++) {
         if (real.begin <= i && i < real.end) continue;

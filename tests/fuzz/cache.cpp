@@ -1,6 +1,7 @@
 // A KvCache through any history: appended to, truncated, cloned and asked, against the definition over all keys that
 // were ever appended, the evicted ones too.
 #include <alibi/decode.hpp>
+#include <alibi/kernel/decode.hpp>
 #include <alibi/kv_cache.hpp>
 
 #include "call.hpp"

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <alibi/kernel/probe.hpp>
 #include <alibi/options.hpp>
 #include <memory>
 #include <numbers>
@@ -17,7 +16,7 @@
 namespace fuzz {
 
 template <class E>
-using Sum = alibi::kernel::Sum<E>;
+using Sum = alibi::detail::Sum<E>;
 
 struct Shape {
   Index batch, kv_heads, group, queries, keys, head_dim, value_dim;
@@ -181,7 +180,7 @@ alibi::Options options_of(Input& in, Index queries, Index keys) {
 template <class E>
 bool pairs(const alibi::Options& options) {
   if constexpr (std::is_same_v<E, Eigen::bfloat16> && alibi::kernel::kDotsPairs)
-    return options.dot_product ? *options.dot_product : alibi::kernel::dots_are_faster();
+    return options.dot_product;
   else
     return false;
 }
@@ -204,7 +203,7 @@ inline void describe(std::ostream& text, const alibi::Options& options) {
   if (mask.query_offset) text << ", query_offset " << *mask.query_offset;
   if (options.scale) text << ", scale " << *options.scale;
   if (options.tolerance) text << ", tolerance " << *options.tolerance;
-  if (options.dot_product) text << ", dot_product " << *options.dot_product;
+  if (options.dot_product) text << ", dot_product " << options.dot_product;
   text << ", slots " << options.executor.slots();
 }
 

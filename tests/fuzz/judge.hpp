@@ -36,7 +36,7 @@ struct Precision {
 
   template <class E>
   static Precision of(bool pairs) {
-    using T = alibi::kernel::Sum<E>;
+    using T = alibi::detail::Sum<E>;
     using Limits = std::numeric_limits<T>;
     Precision p{double(Limits::epsilon()) / 2, double(Limits::denorm_min()), double((Limits::max)()), 0, 0};
     constexpr bool kBfloat = std::is_same_v<E, Eigen::bfloat16>;

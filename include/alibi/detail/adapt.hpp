@@ -1,62 +1,56 @@
-// What a call is given as its bias: slopes, a table of distances, or none. Not a header for users.
+// From the arrays of a user to views: what the public functions do in their first lines. Not a header for users.
 #pragma once
 
-#include <cmath>
 #include <type_traits>
 
-#include "alibi/error.hpp"
-#include "alibi/kernel/bias.hpp"
+#include "alibi/detail/call.hpp"
 #include "alibi/table_bias.hpp"
 #include "alibi/view.hpp"
 
-namespace alibi::inline ALIBI_ISA::detail {
+namespace alibi::inline ALIBI_ABI::detail {
 
-/// The bias of a call; LawOf<T> is how kernels make it. Beside a table the slopes are 0, and so they are for none.
-template <class T, template <class> class LawOf>
-struct BiasView {
-  template <class X>
-  using Law = LawOf<X>;
-  static constexpr bool kTable = std::is_same_v<LawOf<T>, kernel::TableLaw<T>>;
+/// What attention adds up in for arrays of this kind; also the scalar of the lse and of gradients.
+template <class Array>
+using SumOf = Sum<typename Adapter<Array>::Scalar>;
+template <class Array>
+using VarlenSumOf = Sum<typename PackedAdapter<Array>::Scalar>;
 
-  SlopeView<T> slopes;
-  TableBias<T> table{};
-};
+/// Compile-time misuse that every form shares: E of q, K of k, V of v, Output a view.
+template <class E, class K, class V, class Output>
+constexpr void check_scalars() {
+  static_assert(kIsScalar<E>, "alibi: q, k and v must hold float, double, Eigen::bfloat16 or Eigen::half.");
+  static_assert(std::is_same_v<E, K> && std::is_same_v<E, V>, "alibi: q, k and v must hold the same scalar.");
+  static_assert(std::is_same_v<std::remove_const_t<Output>, View<E>>,
+                "alibi: output must hold the same scalar as q, k and v, and not be const.");
+}
 
-template <class T>
-inline constexpr T kZeroSlope = T(0);
+/// An array that is read, as a view.
+template <template <class> class AdapterOf = Adapter, class Array>
+View<const typename AdapterOf<Array>::Scalar> view_of(const Array& array, const char* name) {
+  return AdapterOf<Array>::of(array, name);
+}
+
+inline constexpr float kZeroSlope = 0;
+
+template <class Bias>
+inline constexpr BiasKind kBiasKind = requires {
+  typename Bias::Scalar;
+  &Bias::entries;
+} ? BiasKind::table : BiasKind::slopes;
 
 /// `bias` as it is given to attention over `heads` heads that adds up in T.
 template <class T, class Bias>
-auto bias_view(const Bias& bias, Index heads) {
-  const SlopeView<T> zero{&kZeroSlope<T>, 1, heads, 0, 0};
+BiasView<T> bias_view(const Bias& bias, Index heads) {
+  const SlopeView zero{&kZeroSlope, SlopeScalar::float32, 1, heads, 0, 0};
   if constexpr (std::is_same_v<Bias, NoBias>) {
-    return BiasView<T, kernel::LinearBias>{zero};
-  } else if constexpr (requires {
-                         typename Bias::Scalar;
-                         bias.entries;
-                       }) {
+    return {zero};
+  } else if constexpr (kBiasKind<Bias> == BiasKind::table) {
     static_assert(std::is_same_v<typename Bias::Scalar, T>,
                   "alibi: a table must hold the scalar of q, k and v, or float where that is bfloat16 or half.");
-    return BiasView<T, kernel::TableLaw>{zero, bias};
+    return {zero, bias};
   } else {
-    return BiasView<T, kernel::LinearBias>{slope_view<T>(bias)};
+    return {slope_view(bias)};
   }
 }
 
-template <class T>
-void check_table(const TableBias<T>& table, Index heads) {
-  require(table.heads == heads, "the table has heads ", table.heads, "; expected ", heads, ", the heads of q");
-  require(table.entries >= 1, "the table has ", table.entries, " entries; expected at least 1");
-  require(table.data || heads == 0, "the table is null; expected ", heads, " heads of ", table.entries, " entries");
-  constexpr Index kFar = Index(1) << 61;
-  require(-kFar <= table.first && table.first <= kFar, "the table's first distance is ", table.first,
-          "; expected within ±2^61");
-  for (Index h = 0; h < heads; h++)
-    for (Index t = 0; t < table.entries; t++) {
-      const T entry = table.data[h * table.head_stride + t];
-      require(std::isfinite(entry), "entry ", t, " of head ", h, " of the table is ", entry,
-              "; expected a finite number");
-    }
-}
-
-}  // namespace alibi::inline ALIBI_ISA::detail
+}  // namespace alibi::inline ALIBI_ABI::detail

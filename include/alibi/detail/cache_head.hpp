@@ -20,7 +20,7 @@
 #include "alibi/kernel/rows.hpp"
 #include "alibi/kernel/simd.hpp"
 
-namespace alibi::inline ALIBI_ISA::detail {
+namespace alibi::inline ALIBI_ABI::detail {
 
 /// Room for `size` entries, and for more than that where it would soon be asked for.
 template <class X>
@@ -45,9 +45,9 @@ class CacheTiles {
   }
 
   Index size() const { return Index(tiles_.size()); }
-  S* operator[](Index i) const { return tiles_[std::size_t(i)]; }
-  S* last() const { return tiles_.back(); }
-  const S* const* data() const { return tiles_.data(); }
+  S* operator[](Index i) const { return static_cast<S*>(tiles_[std::size_t(i)]); }
+  S* last() const { return static_cast<S*>(tiles_.back()); }
+  const void* const* data() const { return tiles_.data(); }
   std::size_t table_bytes() const { return tiles_.capacity() * sizeof(S*); }
 
   /// Room for so many: neither form of add() needs memory for its table then.
@@ -55,7 +55,7 @@ class CacheTiles {
   void add(S* tile) { tiles_.push_back(tile); }
   void add_new(Index elements) { tiles_.push_back(new (kLine) S[std::size_t(elements)]); }
   S* take_last() {
-    S* tile = tiles_.back();
+    S* tile = last();
     tiles_.pop_back();
     return tile;
   }
@@ -74,7 +74,7 @@ class CacheTiles {
   static void release(S* tile) { ::operator delete[](tile, kLine); }
   void recycle(S* tile, Index most) { size() < most ? add(tile) : release(tile); }
 
-  std::vector<S*> tiles_;
+  std::vector<void*> tiles_;
 };
 
 /// What kernel::Radii tells of the tiles that a head holds, kept up to date as the last tile grows and the first ones
@@ -334,4 +334,4 @@ class CacheHead {
   CacheRadii<T> radii_;
 };
 
-}  // namespace alibi::inline ALIBI_ISA::detail
+}  // namespace alibi::inline ALIBI_ABI::detail

@@ -1,36 +1,87 @@
-// From a checked call to its tasks: lays out the scratch memory, measures the keys where something may be left out, and
-// runs the forward. Shared by every form of attention; not a header for users.
+// From a call of the forward to its tasks: checks it, lays out the scratch memory, measures the keys where something
+// may be left out, and runs the tasks. Shared by every form of attention; not a header for users.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <numbers>
 #include <span>
 #include <type_traits>
 #include <utility>
 
+#include "alibi/detail/call.hpp"
+#include "alibi/detail/validate.hpp"
 #include "alibi/executor.hpp"
 #include "alibi/kernel/forward.hpp"
 #include "alibi/kernel/measure.hpp"
 #include "alibi/kernel/plan.hpp"
-#include "alibi/kernel/probe.hpp"
 #include "alibi/options.hpp"
 #include "alibi/table_bias.hpp"
+#include "alibi/view.hpp"
 #include "alibi/workspace.hpp"
 
-namespace alibi::inline ALIBI_ISA::detail {
+namespace alibi::inline ALIBI_ABI::detail {
 
-/// Calls f with the format that numbers of E, in keys and values of S, are multiplied in; Law is the bias.
-template <class E, class S, bool cached, template <class> class Law = kernel::LinearBias, class Body>
-void with_format(const Options& options, const Body& body) {
-  if constexpr (kernel::kDotsPairs && std::is_same_v<E, Eigen::bfloat16> && std::is_same_v<S, Eigen::bfloat16>) {
-    if (options.dot_product ? *options.dot_product : kernel::dots_are_faster())
-      return body(kernel::Format<E, S, cached, true, Law>());
-  }
-  body(kernel::Format<E, S, cached, false, Law>());
+template <BiasKind kind, class T>
+using BiasOf = std::conditional_t<kind == BiasKind::table, kernel::TableLaw<T>, kernel::LinearBias<T>>;
+
+template <class X>
+View<X> part_of(View<X> x, Index b, const KeyRange& tokens) {
+  if (x.data) x.data += b * x.batch_stride + tokens.begin * x.token_stride;  // none is added to null
+  x.batch = 1;
+  x.tokens = tokens.end - tokens.begin;
+  return x;
 }
+
+/// The slopes of sequence s, [heads].
+inline SlopeView slopes_of(SlopeView slopes, Index s) {
+  const Index size = slopes.scalar == SlopeScalar::float64 ? 8 : slopes.scalar == SlopeScalar::float32 ? 4 : 2;
+  if (slopes.data) slopes.data = static_cast<const char*>(slopes.data) + s * slopes.batch_stride * size;
+  slopes.batch = 1;
+  slopes.batch_stride = 0;
+  return slopes;
+}
+
+/// The mask of one sequence.
+inline ResolvedMask mask_of(const Mask& mask, const SequenceSlice& slice) {
+  constexpr Index kFar = Index(1) << 61;  // beyond it all offsets are alike, and resolve() refuses them
+  Mask in_slice = mask;
+  in_slice.query_offset =
+      std::clamp(mask.query_offset.value_or(slice.default_offset) - slice.offset_shift, -kFar, kFar);
+  return resolve(in_slice, slice.queries.end - slice.queries.begin, slice.keys.end - slice.keys.begin);
+}
+
+/// The sequences of a checked call, one at a time.
+template <class F>
+struct ArraySequences {
+  using E = typename F::Query;
+  using T = typename F::T;
+  View<const E> q, k, v;
+  View<E> output;
+  T* lse;
+  BiasView<T> bias;
+  const Sequences& sequences;
+  const Mask& mask;
+  double tolerance;
+
+  Index count() const { return sequences.count; }
+  kernel::Sequence<F> operator[](Index s) const {
+    const SequenceSlice slice = sequences[s];
+    return {.q = part_of(q, slice.batch, slice.queries),
+            .output = part_of(output, slice.batch, slice.queries),
+            .k = part_of(k, slice.batch, slice.keys),
+            .v = part_of(v, slice.batch, slice.keys),
+            .lse = lse ? lse + slice.batch * q.heads * q.tokens + slice.queries.begin : nullptr,
+            .lse_stride = q.tokens,
+            .slopes = slopes_of(bias.slopes, s),
+            .mask = mask_of(mask, slice),
+            .tolerance = tolerance,
+            .kv_heads = k.heads};
+  }
+};
 
 /// Hands out pieces of a workspace, each on cache lines of its own. Without memory it only counts.
 class Arena {
@@ -111,7 +162,6 @@ struct CallMemory {
 template <class F>
 void measure_keys(CallMemory<F>& memory, const kernel::Forward<F>& call, const Executor& executor) {
   using T = typename F::T;
-  using Stored = typename F::Stored;
   Index measured = 0, count = 0;
   T* numbers = memory.numbers.data();
   std::int32_t* apart = memory.apart.data();
@@ -122,11 +172,14 @@ void measure_keys(CallMemory<F>& memory, const kernel::Forward<F>& call, const E
     sequence.radii = &memory.radii[std::size_t(measured)];
     for (Index kv = 0; kv < call.kv_heads; kv++, measured++) {
       const kernel::KeyNumbers<T> keys(numbers, apart, call.head_dim, tiles, sides_of(sequence));
-      kernel::find_center<Stored>(kernel::rows_of(sequence.k, kv), sequence.mask.keys, call.head_dim, keys.center);
+      kernel::with_scalar(kernel::rows_of(sequence.k, kv), [&]<class E>(const kernel::Rows<const E>& k) {
+        kernel::find_center<E>(k, sequence.mask.keys, call.head_dim, keys.center);
+      });
       double norm = 0;
       for (Index h = kv * call.group(); h < (kv + 1) * call.group(); h++)
-        norm = std::max(norm, kernel::typical_norm<typename F::Query>(kernel::rows_of(sequence.q, h), sequence.q.tokens,
-                                                                      call.head_dim));
+        kernel::with_scalar(kernel::rows_of(sequence.q, h), [&]<class E>(const kernel::Rows<const E>& q) {
+          norm = std::max(norm, kernel::typical_norm<E>(q, sequence.q.tokens, call.head_dim));
+        });
       const T knee = T(std::min(norm * std::abs(call.scale) * std::numbers::log2e, 0x1p40));
       for (Index t = 0; t < tiles; t += MeasureItem::kTiles)
         memory.measures[std::size_t(count++)] = {Index(s), kv, t, measured};
@@ -136,14 +189,16 @@ void measure_keys(CallMemory<F>& memory, const kernel::Forward<F>& call, const E
   executor.for_each(count, [&](Index i, int) {
     const MeasureItem& item = memory.measures[std::size_t(i)];
     const auto& sequence = memory.sequences[std::size_t(item.sequence)];
-    const auto& [keys, knee] = memory.measured[std::size_t(item.measured)];
-    const kernel::Rows<const Stored> k = kernel::rows_of(sequence.k, item.kv_head);
-    for (Index t = item.first_tile; t < std::min(item.first_tile + MeasureItem::kTiles, keys.tiles); t++) {
-      const Index first = t * kernel::kTile, end = std::min(first + kernel::kTile, sequence.mask.keys);
-      const auto measure = kernel::measure_tile(k, first, end, call.head_dim, keys.center, knee);
-      keys.radius[t] = measure.radius;
-      keys.weight[t] = measure.weight;
-    }
+    const kernel::KeyNumbers<T>& keys = memory.measured[std::size_t(item.measured)].keys;
+    const T knee = memory.measured[std::size_t(item.measured)].knee;
+    kernel::with_scalar(kernel::rows_of(sequence.k, item.kv_head), [&](const auto& k) {
+      for (Index t = item.first_tile; t < std::min(item.first_tile + MeasureItem::kTiles, keys.tiles); t++) {
+        const Index first = t * kernel::kTile, end = std::min(first + kernel::kTile, sequence.mask.keys);
+        const auto measure = kernel::measure_tile(k, first, end, call.head_dim, keys.center, knee);
+        keys.radius[t] = measure.radius;
+        keys.weight[t] = measure.weight;
+      }
+    });
   });
   for (Index i = 0; i < measured; i++)
     memory.radii[std::size_t(i)] =
@@ -161,32 +216,32 @@ void measure_keys(CallMemory<F>& memory, const kernel::Forward<F>& call, const E
   }
 }
 
-/// Fills in the sequences make(0), …, make(count - 1), and where each kv head of theirs is in a cache.
-template <class F, class Make, class Cached>
+/// Fills in the sequences of a call, and where each kv head of theirs is in a cache.
+template <class F, class All, class Cached>
 void make_sequences(std::span<kernel::Sequence<F>> sequences, std::span<Cached> cached, Index kv_heads,
-                    const Make& make) {
+                    const All& all) {
   for (std::size_t s = 0; s < sequences.size(); s++) {
-    std::construct_at(&sequences[s], make(Index(s)));
+    std::construct_at(&sequences[s], all[Index(s)]);
     if constexpr (F::kCached) {
       for (Index kv = 0; kv < kv_heads; kv++)
-        std::construct_at(&cached[s * std::size_t(kv_heads) + std::size_t(kv)], make.head(Index(s), kv));
+        std::construct_at(&cached[s * std::size_t(kv_heads) + std::size_t(kv)], all.head(Index(s), kv));
       sequences[s].cached = cached.data() + s * std::size_t(kv_heads);
     }
   }
 }
 
-/// Room for a call of so many sequences, make(0), …, make(count - 1), scratch aside.
-template <class F, class Make>
-typename CallMemory<F>::Sizes sizes_of(const kernel::Forward<F>& call, Index count, const Make& make,
+/// Room for a call of these sequences, scratch aside.
+template <class F, class All>
+typename CallMemory<F>::Sizes sizes_of(const kernel::Forward<F>& call, const All& all,
                                        const TableBias<typename F::T>& table) {
   using T = typename F::T;
   const kernel::ForwardScratch<F> scratch(call.head_dim, call.value_dim);
   typename CallMemory<F>::Sizes sizes;
-  sizes.sequences = count;
-  sizes.cached = F::kCached ? count * call.kv_heads : 0;
+  sizes.sequences = all.count();
+  sizes.cached = F::kCached ? all.count() * call.kv_heads : 0;
   if (table.entries > 0) sizes.table = call.heads * kernel::Tables<T>{nullptr, table.entries, table.first}.size();
-  for (Index s = 0; s < count; s++) {
-    const kernel::Sequence<F> sequence = make(s);
+  for (Index s = 0; s < all.count(); s++) {
+    const kernel::Sequence<F> sequence = all[s];
     const Index tiles = measured_tiles(sequence), heads = tiles > 0 ? call.kv_heads : 0;
     sizes.items += call.heads * kernel::ForwardPlan::of(sequence, scratch).chunks;
     sizes.measures += heads * kernel::pieces(tiles, MeasureItem::kTiles);
@@ -199,10 +254,10 @@ typename CallMemory<F>::Sizes sizes_of(const kernel::Forward<F>& call, Index cou
 }
 
 /// Everything that stands before the tasks: the sequences, the tables of a bias, what pruning knows of the keys.
-template <class F, class Make>
-void prepare(kernel::Forward<F>& call, CallMemory<F>& memory, const Make& make, const TableBias<typename F::T>& table,
+template <class F, class All>
+void prepare(kernel::Forward<F>& call, CallMemory<F>& memory, const All& all, const TableBias<typename F::T>& table,
              const Executor& executor) {
-  make_sequences<F>(memory.sequences, memory.cached, call.kv_heads, make);
+  make_sequences<F>(memory.sequences, memory.cached, call.kv_heads, all);
   call.sequences = memory.sequences;
   if (call.report) std::fill_n(call.report, memory.sequences.size() * std::size_t(call.heads), Pruning());
   if (table.entries > 0) {
@@ -226,20 +281,83 @@ void run_forward(const kernel::Forward<F>& call, std::span<kernel::ForwardItem> 
   });
 }
 
-/// Runs a checked call whose sequences are make(0), …, make(count - 1); for those in a cache, make.head(s, kv_head) is
-/// where a kv head lies. `table`: of a bias that comes from one.
-template <class F, class Make>
-void run(kernel::Forward<F> call, Index count, const Make& make, const Executor& executor, Workspace& workspace,
+/// Runs a checked call of the forward; All is ArraySequences, or CacheSequences of cached_dispatch.hpp. `table`: of a
+/// bias that comes from one.
+template <class F, class All>
+void run(kernel::Forward<F> call, const All& all, const Executor& executor, Workspace& workspace,
          const TableBias<typename F::T>& table = {}) {
-  typename CallMemory<F>::Sizes sizes = sizes_of(call, count, make, table);
+  typename CallMemory<F>::Sizes sizes = sizes_of(call, all, table);
   sizes.scratch = Index(kernel::ForwardScratch<F>(call.head_dim, call.value_dim).bytes) *
                   std::min<Index>(executor.slots(), sizes.items);
   Arena counted;
   CallMemory<F>(counted, sizes);
   Arena arena(workspace.reserve(counted.used()));
   CallMemory<F> memory(arena, sizes);
-  prepare(call, memory, make, table, executor);
+  prepare(call, memory, all, table, executor);
   run_forward(call, memory.items, memory.scratch.data(), executor);
 }
 
-}  // namespace alibi::inline ALIBI_ISA::detail
+/// Sets the rows of padding to 0: those outside `real[b]`.
+template <class X>
+void clear_padding(const View<X>& x, const TokenRanges& real) {
+  for (Index b = 0; b < x.batch && !real.empty(); b++)
+    for (Index h = 0; h < x.heads; h++)
+      for (Index i = 0; i < x.tokens; i++) {
+        if (real[b].begin <= i && i < real[b].end) i = real[b].end;
+        if (i < x.tokens)
+          std::fill_n(x.data + b * x.batch_stride + h * x.head_stride + i * x.token_stride, x.head_dim, X(0));
+      }
+}
+/// Sets the lse of padding to -inf; [batch, heads, tokens].
+template <class T>
+void clear_padding(T* lse, Index heads, Index tokens, const TokenRanges& real) {
+  for (Index row = 0; row < real.size() * heads; row++, lse += tokens) {
+    const KeyRange range = real[row / heads];
+    std::fill(lse, lse + range.begin, -std::numeric_limits<T>::infinity());
+    std::fill(lse + range.end, lse + tokens, -std::numeric_limits<T>::infinity());
+  }
+}
+
+/// That what a call of the forward writes lies apart from what it reads.
+template <class E>
+void check_memory(const View<E>& output, const std::optional<std::span<Sum<E>>>& lse, Index rows,
+                  std::initializer_list<Memory> read) {
+  const Memory to = memory_of(output, "output");
+  require_apart(to, read);
+  if (!lse) return;
+  const Memory to_lse = memory_of(lse_row(*lse, rows), "lse");
+  require_apart(to_lse, read);
+  require_apart(to_lse, {to});
+}
+
+template <class E, BiasKind kind>
+void forward(const ForwardCall<E>& call, const Options& options, Workspace& workspace) {
+  using T = Sum<E>;
+  using Law = BiasOf<kind, T>;
+  const Sequences sequences = checked_sequences(call.sequences, options);
+  check_inputs(call.q, call.k, call.v);
+  check_bias<kind>(call.bias, call.q.heads, sequences);
+  check_output(call.output, call.q, call.v.head_dim);
+  const double scale = scale_of<T>(options, call.q.head_dim), tolerance = tolerance_of<T>(options);
+  Pruning* const report = report_of(options, sequences, call.q.heads);
+  resolve(options.mask, call.q.tokens, call.k.tokens);
+  check_memory(call.output, call.lse, call.q.batch * call.q.heads * call.q.tokens,
+               {memory_of(call.q, "q"), memory_of(call.k, "k"), memory_of(call.v, "v"), memory_of<kind>(call.bias)});
+  clear_padding(call.output, sequences.query_ranges);
+  if (call.lse) clear_padding(call.lse->data(), call.q.heads, call.q.tokens, sequences.query_ranges);
+
+  const auto run_as = [&]<class F>(F, const auto& q, const auto& k, const auto& v, const auto& output) {
+    T* const lse = call.lse ? call.lse->data() : nullptr;
+    run(kernel::Forward<F>{{}, q.heads, k.heads, q.head_dim, v.head_dim, scale, report},
+        ArraySequences<F>{q, k, v, output, lse, call.bias, sequences, options.mask, tolerance}, options.executor,
+        workspace, call.bias.table);
+  };
+  if constexpr (kernel::kDotsPairs && std::is_same_v<E, Eigen::bfloat16>)
+    if (options.dot_product)
+      return run_as(kernel::Format<E, E, false, true, Law>(), call.q, call.k, call.v, call.output);
+  using X = kernel::Erased<E>;
+  run_as(kernel::Format<X, X, false, false, Law>(), kernel::erased(call.q), kernel::erased(call.k),
+         kernel::erased(call.v), kernel::erased(call.output));
+}
+
+}  // namespace alibi::inline ALIBI_ABI::detail

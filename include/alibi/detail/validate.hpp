@@ -6,64 +6,85 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <numbers>
 #include <span>
 #include <type_traits>
 #include <utility>
 
-#include "alibi/bias_view.hpp"
+#include "alibi/detail/call.hpp"
 #include "alibi/error.hpp"
 #include "alibi/options.hpp"
 #include "alibi/view.hpp"
 
-namespace alibi::inline ALIBI_ISA::detail {
+namespace alibi::inline ALIBI_ABI::detail {
 
-template <class E>
-inline constexpr bool kIsScalar = std::is_same_v<E, float> || std::is_same_v<E, double> ||
-                                  std::is_same_v<E, Eigen::bfloat16> || std::is_same_v<E, Eigen::half>;
+/// The memory of an array, head_dim and strides counted in bytes, and the array's name.
+struct Memory {
+  View<const char> bytes;
+  const char* name;
+};
 
+inline Memory memory_in_bytes(const void* data, const View<const char>& shape, Index size, const char* name) {
+  return {{static_cast<const char*>(data), shape.batch, shape.heads, shape.tokens, shape.head_dim * size,
+           shape.batch_stride * size, shape.head_stride * size, shape.token_stride * size},
+          name};
+}
 template <class T>
-bool is_empty(const View<T>& x) {
-  return x.batch * x.heads * x.tokens * x.head_dim == 0;
+Memory memory_of(const View<T>& x, const char* name) {
+  return memory_in_bytes(
+      x.data, {nullptr, x.batch, x.heads, x.tokens, x.head_dim, x.batch_stride, x.head_stride, x.token_stride},
+      sizeof(T), name);
+}
+inline Memory memory_of(const SlopeView& m) {
+  const Index size = m.scalar == SlopeScalar::float64 ? 8 : m.scalar == SlopeScalar::float32 ? 4 : 2;
+  return memory_in_bytes(m.data, {nullptr, m.batch, 1, m.heads, 1, m.batch_stride, 0, m.head_stride}, size, "slopes");
+}
+template <BiasKind kind, class T>
+Memory memory_of(const BiasView<T>& bias) {
+  if (kind == BiasKind::slopes) return memory_of(bias.slopes);
+  const TableBias<T>& table = bias.table;
+  return memory_of(View<const T>{table.data, 1, 1, table.heads, table.entries, 0, 0, table.head_stride}, "the table");
 }
 
-/// Whether two views of numbers of one size lie between one another's rows, as q, k and v do that are slices of one
-/// array: seen modulo one of the strides, no two of their numbers are in the same place.
-template <class T, class U>
-bool interleaved(const View<T>& a, const View<U>& b) {
-  if (sizeof(T) != sizeof(U)) return false;
-  // The numbers of a view within one period, or 0 if they are not the same in every one.
-  const auto extent = [](const auto& x, Index period) {
+inline bool is_empty(const View<const char>& x) {
+  return x.batch == 0 || x.heads == 0 || x.tokens == 0 || x.head_dim == 0;
+}
+
+/// The sizes and strides of a view but for head_dim's.
+inline std::array<std::pair<Index, Index>, 3> axes_of(const View<const char>& x) {
+  return {{{x.batch, x.batch_stride}, {x.heads, x.head_stride}, {x.tokens, x.token_stride}}};
+}
+
+/// Whether two arrays lie between one another's rows, as q, k and v do that are slices of one array: seen modulo one of
+/// the strides, no two of their bytes are in the same place.
+inline bool interleaved(const View<const char>& a, const View<const char>& b) {
+  // The bytes of a view within one period, or 0 if they are not the same in every one.
+  const auto extent = [](const View<const char>& x, Index period) {
     Index all = x.head_dim;
-    for (const auto& [size, stride] :
-         {std::pair(x.batch, x.batch_stride), std::pair(x.heads, x.head_stride), std::pair(x.tokens, x.token_stride)}) {
+    for (const auto& [size, stride] : axes_of(x)) {
       if (size <= 1 || stride % period == 0) continue;
       if (stride < 0 || stride > period) return Index(0);
       all += (size - 1) * stride;
     }
     return all;
   };
-  const auto gap = std::intptr_t(reinterpret_cast<std::uintptr_t>(b.data) - reinterpret_cast<std::uintptr_t>(a.data));
-  if (gap % std::intptr_t(sizeof(T)) != 0) return false;
+  const auto gap = Index(reinterpret_cast<std::uintptr_t>(b.data) - reinterpret_cast<std::uintptr_t>(a.data));
   for (const Index period : {a.batch_stride, a.head_stride, a.token_stride}) {
     if (period <= 0) continue;
-    const Index of_a = extent(a, period), of_b = extent(b, period);
-    const Index from = (Index(gap / std::intptr_t(sizeof(T))) % period + period) % period;
+    const Index of_a = extent(a, period), of_b = extent(b, period), from = (gap % period + period) % period;
     if (of_a > 0 && of_b > 0 && of_a <= from && from + of_b <= period) return true;
   }
   return false;
 }
 
-/// Whether two views may share a byte.
-template <class T, class U>
-bool overlap(const View<T>& a, const View<U>& b) {
-  const auto range = []<class X>(const View<X>& x) {
-    const X *low = x.data, *high = x.data + x.head_dim;
-    for (const auto& [size, stride] :
-         {std::pair(x.batch, x.batch_stride), std::pair(x.heads, x.head_stride), std::pair(x.tokens, x.token_stride)})
-      (stride < 0 ? low : high) += (size - 1) * stride;
-    return std::pair(reinterpret_cast<std::uintptr_t>(low), reinterpret_cast<std::uintptr_t>(high));
+/// Whether two arrays may share a byte.
+inline bool overlap(const View<const char>& a, const View<const char>& b) {
+  const auto range = [](const View<const char>& x) {
+    std::uintptr_t low = reinterpret_cast<std::uintptr_t>(x.data), high = low + std::uintptr_t(x.head_dim);
+    for (const auto& [size, stride] : axes_of(x)) (stride < 0 ? low : high) += std::uintptr_t((size - 1) * stride);
+    return std::pair(low, high);
   };
   if (is_empty(a) || is_empty(b)) return false;
   const auto [a_low, a_high] = range(a);
@@ -71,20 +92,26 @@ bool overlap(const View<T>& a, const View<U>& b) {
   return a_low < b_high && b_low < a_high && !interleaved(a, b);
 }
 
-/// Whether rows of a view may share memory with one another.
-template <class T>
-bool overlaps_itself(const View<T>& x) {
+/// Whether rows of an array may share memory with one another.
+inline bool overlaps_itself(const View<const char>& x) {
   if (is_empty(x)) return false;
-  std::array axes{std::pair(std::abs(x.batch_stride), x.batch), std::pair(std::abs(x.head_stride), x.heads),
-                  std::pair(std::abs(x.token_stride), x.tokens)};
-  std::sort(axes.begin(), axes.end());
+  std::array axes = axes_of(x);
+  for (auto& [size, stride] : axes) stride = std::abs(stride);
+  std::sort(axes.begin(), axes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   Index extent = x.head_dim;
-  for (const auto& [stride, size] : axes)
+  for (const auto& [size, stride] : axes)
     if (size > 1) {
       if (stride < extent) return true;
       extent += stride * (size - 1);
     }
   return false;
+}
+
+/// That an array which is written shares no memory with any of those that are read.
+inline void require_apart(const Memory& written, std::initializer_list<Memory> read) {
+  for (const Memory& other : read)
+    require(!overlap(written.bytes, other.bytes), written.name, " overlaps ", other.name,
+            "; expected memory of its own");
 }
 
 inline void require_equal(Index is, Index expected, const char* name, const char* what, const char* of) {
@@ -114,60 +141,37 @@ void check_inputs(const View<const T>& q, const View<const T>& k, const View<con
   require_memory(v, "v");
 }
 
-/// Compile-time misuse that every form shares: E of q, K of k, V of v, Output a view.
-template <class E, class K, class V, class Output>
-constexpr void check_scalars() {
-  static_assert(kIsScalar<E>, "alibi: q, k and v must hold float, double, Eigen::bfloat16 or Eigen::half.");
-  static_assert(std::is_same_v<E, K> && std::is_same_v<E, V>, "alibi: q, k and v must hold the same scalar.");
-  static_assert(std::is_same_v<std::remove_const_t<Output>, View<E>>,
-                "alibi: output must hold the same scalar as q, k and v, and not be const.");
-}
-
-/// What slopes and reports are given for: each entry of the batch, or each of the sequences packed into one.
-struct Sequences {
-  Index count;
-  bool packed = false;
-
-  const char* name() const { return packed ? "the number of sequences" : "the batch of q"; }
-};
-
-template <class T>
-void check_slopes(const SlopeView<T>& slopes, Index heads, const Sequences& sequences) {
+inline void check_slopes(const SlopeView& slopes, Index heads, const Sequences& sequences) {
   require_equal(slopes.heads, heads, "slopes", "heads", "q");
   require(slopes.batch == sequences.count || slopes.batch_stride == 0, "slopes has batch ", slopes.batch, "; expected ",
           sequences.count, ", ", sequences.name(), ", or a vector of heads");
   require(slopes.data || slopes.batch * slopes.heads == 0, "slopes is null; expected ", slopes.heads, " slopes");
   for (Index b = 0; b < slopes.batch; b++)
     for (Index h = 0; h < slopes.heads; h++) {
-      const T m = slopes.data[b * slopes.batch_stride + h * slopes.head_stride];
+      const double m = slope_at(slopes, b, h);
       require(std::isfinite(m), "the slope of head ", h, " in batch ", b, " is ", m, "; expected a finite number");
     }
 }
 
-template <class Bias>
-void check_bias(const Bias& bias, Index heads, const Sequences& sequences) {
-  Bias::kTable ? check_table(bias.table, heads) : check_slopes(bias.slopes, heads, sequences);
-}
-
-/// That an array which is written, `x`, shares no memory with any array that is read.
-template <class X, class... Read>
-void require_apart(const View<X>& x, const char* name, const std::pair<View<Read>, const char*>&... read) {
-  const auto apart = [&](const auto& other, const char* other_name) {
-    require(!overlap(x, other), name, " overlaps ", other_name, "; expected memory of its own");
-  };
-  (apart(read.first, read.second), ...);
-}
-
-/// The memory of a bias and its name, for require_apart().
 template <class T>
-std::pair<View<const T>, const char*> memory_of(const SlopeView<T>& m) {
-  return {{m.data, m.batch, 1, m.heads, 1, m.batch_stride, 0, m.head_stride}, "slopes"};
+void check_table(const TableBias<T>& table, Index heads) {
+  require(table.heads == heads, "the table has heads ", table.heads, "; expected ", heads, ", the heads of q");
+  require(table.entries >= 1, "the table has ", table.entries, " entries; expected at least 1");
+  require(table.data || heads == 0, "the table is null; expected ", heads, " heads of ", table.entries, " entries");
+  constexpr Index kFar = Index(1) << 61;
+  require(-kFar <= table.first && table.first <= kFar, "the table's first distance is ", table.first,
+          "; expected within ±2^61");
+  for (Index h = 0; h < heads; h++)
+    for (Index t = 0; t < table.entries; t++) {
+      const double entry = double(table.data[h * table.head_stride + t]);
+      require(std::isfinite(entry), "entry ", t, " of head ", h, " of the table is ", entry,
+              "; expected a finite number");
+    }
 }
-template <class T, template <class> class Law>
-std::pair<View<const T>, const char*> memory_of(const BiasView<T, Law>& bias) {
-  if (!bias.kTable) return memory_of(bias.slopes);
-  const TableBias<T>& table = bias.table;
-  return {{table.data, 1, 1, table.heads, table.entries, 0, 0, table.head_stride}, "the table"};
+
+template <BiasKind kind, class T>
+void check_bias(const BiasView<T>& bias, Index heads, const Sequences& sequences) {
+  kind == BiasKind::table ? check_table(bias.table, heads) : check_slopes(bias.slopes, heads, sequences);
 }
 
 /// That x is as large as `like` in all but its head_dim; `what` says whose sizes these are.
@@ -182,8 +186,8 @@ void check_shape(const View<X>& x, const char* name, const View<L>& like, Index 
 /// That rows which are to be written do not overlap.
 template <class X>
 void require_rows(const View<X>& x, const char* name) {
-  require(!overlaps_itself(x), name, " has strides ", x.batch_stride, ", ", x.head_stride, ", ", x.token_stride,
-          " of batch, heads and tokens; expected rows that do not overlap");
+  require(!overlaps_itself(memory_of(x, name).bytes), name, " has strides ", x.batch_stride, ", ", x.head_stride, ", ",
+          x.token_stride, " of batch, heads and tokens; expected rows that do not overlap");
 }
 
 inline constexpr const char* kLikeOutput = "batch, heads and tokens of q, head_dim of v";
@@ -222,8 +226,59 @@ double tolerance_of(const Options& options) {
 inline Pruning* report_of(const Options& options, const Sequences& sequences, Index heads) {
   const Index entries = sequences.count * heads;
   require(options.report.empty() || Index(options.report.size()) == entries, "report has ", options.report.size(),
-          " entries; expected ", entries, sequences.packed ? ", sequences x heads of q" : ", batch x heads of q");
+          " entries; expected ", entries,
+          sequences.kind == Sequences::Kind::varlen ? ", sequences x heads of q" : ", batch x heads of q");
   return options.report.data();
 }
 
-}  // namespace alibi::inline ALIBI_ISA::detail
+inline void check_starts(std::span<const Index> starts, Index tokens, const char* name, const char* of) {
+  require(!starts.empty(), "starts.", name, " has 0 entries; expected at least 1, one more than there are sequences");
+  require(starts.front() == 0, "starts.", name, " begins with ", starts.front(), "; expected 0");
+  for (std::size_t s = 1; s < starts.size(); s++)
+    require(starts[s - 1] <= starts[s], "starts.", name, "[", s, "] is ", starts[s], " after ", starts[s - 1],
+            "; expected no entry below the one before it");
+  require(starts.back() == tokens, "starts.", name, " ends with ", starts.back(), "; expected ", tokens,
+          ", the tokens of ", of);
+}
+
+/// `name` is of the ranges, `of` of the array whose tokens they are, `batch_of` of what has the batch.
+inline void check_ranges(const TokenRanges& ranges, Index batch, Index tokens, const char* name, const char* of,
+                         const char* batch_of) {
+  require(ranges.size() == batch, name, " has ", ranges.size(), " entries; expected ", batch, ", the batch of ",
+          batch_of);
+  for (Index b = 0; b < batch; b++) {
+    const KeyRange range = ranges[b];
+    require(0 <= range.begin && range.begin <= range.end && range.end <= tokens, name, "[", b, "] is [", range.begin,
+            ", ", range.end, "); expected 0 <= begin <= end <= ", tokens, ", the tokens of ", of);
+  }
+}
+
+/// The sequences of a call with what its options say of them, checked.
+inline Sequences checked_sequences(Sequences sequences, const Options& options) {
+  using Kind = Sequences::Kind;
+  const Index batch = sequences.count, queries = sequences.queries;
+  if (sequences.kind == Kind::varlen) {
+    const bool shared = sequences.key_starts.empty();
+    if (shared) sequences.key_starts = sequences.query_starts;
+    check_starts(sequences.query_starts, queries, "queries", "q");
+    check_starts(sequences.key_starts, sequences.keys, shared ? "queries" : "keys", "k");
+    require(sequences.key_starts.size() == sequences.query_starts.size(), "starts.keys has ",
+            sequences.key_starts.size(), " entries; expected ", sequences.query_starts.size(),
+            ", as many as starts.queries");
+    require(options.queries.empty(),
+            "options.queries is given for packed sequences; expected none: their starts say it");
+  }
+  if (sequences.kind == Kind::padded) {
+    check_ranges(sequences.key_ranges, batch, sequences.keys, "padding.keys", "k", "q");
+    if (!sequences.query_ranges.empty())
+      check_ranges(sequences.query_ranges, batch, queries, "padding.queries", "q", "q");
+  }
+  if (!options.queries.empty()) {
+    require(sequences.query_ranges.empty(), "options.queries is given beside padding.queries; expected one of them");
+    check_ranges(options.queries, batch, queries, "options.queries", "q", "q");
+    sequences.query_ranges = options.queries;
+  }
+  return sequences;
+}
+
+}  // namespace alibi::inline ALIBI_ABI::detail

@@ -18,7 +18,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -47,13 +46,13 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-template <class F, class G>
+template <class F>
 class BackwardTask {
  public:
   using T = typename F::T;
   static_assert(std::is_same_v<typename F::Unit, T>, "gradients are not made of pairs");
 
-  BackwardTask(const Backward<F, G>& call, const BackwardItem& item, std::byte* scratch);
+  BackwardTask(const Backward<F>& call, const BackwardItem& item, std::byte* scratch);
 
   void run() {
     std::fill_n(grad_k_, rows_ * (dims_ + values_), T(0));
@@ -98,8 +97,6 @@ class BackwardTask {
   void open(Strip& strip);
   void silence(Strip& strip, Index row);
   void weigh(const Strip& strip, const Tile<T>& tile);
-  template <class Bias, class Visible>
-  void weigh(const Strip& strip, const Tile<T>& tile, const Bias& bias, const Visible& visible);
   void differentiate(const Strip& strip, const Tile<T>& tile);
   void add_queries(Strip& strip, const Tile<T>& tile);
   void close(const Strip& strip);
@@ -109,7 +106,7 @@ class BackwardTask {
   const BackwardItem& item_;
   const Forward<F>& call_;
   const Sequence<F>& sequence_;
-  const BackwardSequence<F, G>& mine_;
+  const BackwardSequence<F>& mine_;
   const ResolvedMask mask_;
   Index group_, kv_head_, head_;
   Index head_dim_, value_dim_, dims_, values_;  // the last two padded to whole vectors
@@ -133,8 +130,8 @@ class BackwardTask {
 };
 
 /// A tile against the blocks that need it: the lines at the top of this file.
-template <class F, class G>
-void BackwardTask<F, G>::visit(Index number) {
+template <class F>
+void BackwardTask<F>::visit(Index number) {
   Strip* use[kStrips<T>];
   KeyShare<T> of_values[kStrips<T>], of_keys[kStrips<T>];
   std::size_t count = 0;
@@ -159,39 +156,27 @@ void BackwardTask<F, G>::visit(Index number) {
   for (std::size_t i = 0; i < count; i++) add_queries(*use[i], tile);    // dQ += dS K, times τ in the end
 }
 
-template <class F, class G>
-void BackwardTask<F, G>::weigh(const Strip& strip, const Tile<T>& tile) {
-  const TileKeys& keys = strip.keys;
-  const Positions<T>& positions = strip.block.positions;
-  switch (strip.side) {
-    case Side::left:
-      return weigh(strip, tile, bias_.left(positions, keys.tile, keys.begin, keys.end), NoMask());
-    case Side::right:
-      return weigh(strip, tile, bias_.right(positions, keys.tile, keys.begin, keys.end), NoMask());
-    case Side::edge:
-      return weigh(strip, tile, bias_.edge(positions, keys.tile), strip.block.mask_of(mask_, keys.tile));
-  }
+template <class F>
+void BackwardTask<F>::weigh(const Strip& strip, const Tile<T>& tile) {
+  const auto weigh_from = [&]<class Start, class Visible>(const Start& start, const Visible& visible) {
+    Pack<T> shift[kVectors];
+    for (int r = 0; r < kVectors; r++) shift[r] = sub(load<T>(strip.numbers->lse + r * kLanes<T>), start.offset[r]);
+    score<F>(tile.k, tile.key_stride, head_dim_, strip.q, scale_, strip.keys, start, ahead_,
+             Probabilities<T, Visible>{visible, strip.keys.end, shift, strip.p});
+  };
+  with_start(bias_, strip.block, mask_, strip.keys, strip.side, weigh_from);
 }
 
-template <class F, class G>
-template <class Bias, class Visible>
-void BackwardTask<F, G>::weigh(const Strip& strip, const Tile<T>& tile, const Bias& bias, const Visible& visible) {
-  Pack<T> shift[kVectors];
-  for (int r = 0; r < kVectors; r++) shift[r] = sub(load<T>(strip.numbers->lse + r * kLanes<T>), bias.offset[r]);
-  score<F>(tile.k, tile.key_stride, head_dim_, strip.q, scale_, strip.keys, bias, ahead_,
-           Probabilities<T, Visible>{visible, strip.keys.end, shift, strip.p});
-}
-
-template <class F, class G>
-void BackwardTask<F, G>::differentiate(const Strip& strip, const Tile<T>& tile) {
-  const auto bias = bias_gradient_.tile(strip.block.positions, strip.keys.tile, strip.side);
+template <class F>
+void BackwardTask<F>::differentiate(const Strip& strip, const Tile<T>& tile) {
+  const auto bias = bias_gradient_.tile(strip.block.positions, strip.numbers->common, strip.keys.tile, strip.side);
   score<F>(tile.v, tile.value_stride, value_dim_, strip.grad_output, T(1), strip.keys,
            LaneStart<T>{strip.numbers->minus}, ahead_,
            ScoreGradients<T, std::remove_const_t<decltype(bias)>>{bias, strip.p});
 }
 
-template <class F, class G>
-void BackwardTask<F, G>::add_queries(Strip& strip, const Tile<T>& tile) {
+template <class F>
+void BackwardTask<F>::add_queries(Strip& strip, const Tile<T>& tile) {
   const Before before = std::exchange(strip.started, true) ? Before::keep : Before::none;
   with_vectors(strip.keys.vectors, [&](auto n) {
     accumulate<n>(tile.k, tile.key_stride, head_dim_, strip.p, strip.keys, before, static_cast<Pack<T>*>(nullptr),
@@ -200,8 +185,8 @@ void BackwardTask<F, G>::add_queries(Strip& strip, const Tile<T>& tile) {
 }
 
 /// Whether a block is to visit a tile: it is in reach, or stands apart and matters by itself.
-template <class F, class G>
-bool BackwardTask<F, G>::needs(const Strip& strip, Index tile) const {
+template <class F>
+bool BackwardTask<F>::needs(const Strip& strip, Index tile) const {
   const TileRange& reach = strip.numbers->tiles;
   if (reach.first <= tile && tile <= reach.last) return true;
   if (!stands_apart(tile)) return false;
@@ -214,14 +199,14 @@ bool BackwardTask<F, G>::needs(const Strip& strip, Index tile) const {
                      apart_share(*radii_, T(sequence_.tolerance)), lost);
 }
 
-template <class F, class G>
-bool BackwardTask<F, G>::stands_apart(Index tile) const {
+template <class F>
+bool BackwardTask<F>::stands_apart(Index tile) const {
   return radii_ && std::binary_search(radii_->apart, radii_->apart + radii_->apart_count, std::int32_t(tile));
 }
 
 /// The tile where the products read it. While it comes for the first time, the next one is asked for.
-template <class F, class G>
-const Tile<typename F::T>& BackwardTask<F, G>::near(Index number) {
+template <class F>
+const Tile<typename F::T>& BackwardTask<F>::near(Index number) {
   const Index at = number - tiles_.first;
   if (!std::exchange(brought_[at], true)) {
     const Index count = std::min<Index>(kTile, mask_.keys - number * kTile);
@@ -233,8 +218,8 @@ const Tile<typename F::T>& BackwardTask<F, G>::near(Index number) {
   return tile_[at];
 }
 
-template <class F, class G>
-BackwardTask<F, G>::BackwardTask(const Backward<F, G>& call, const BackwardItem& item, std::byte* scratch)
+template <class F>
+BackwardTask<F>::BackwardTask(const Backward<F>& call, const BackwardItem& item, std::byte* scratch)
     : item_(item),
       call_(call.forward),
       sequence_(call.forward.sequences[std::size_t(item.sequence)]),
@@ -272,18 +257,17 @@ BackwardTask<F, G>::BackwardTask(const Backward<F, G>& call, const BackwardItem&
   }
 }
 
-template <class F, class G>
-void BackwardTask<F, G>::begin_head() {
+template <class F>
+void BackwardTask<F>::begin_head() {
   slope_ = sequence_.slope(head_);
   bias_ = sequence_.bias(head_);
-  const bool prunes = worth_pruning(slope_, sequence_.tolerance, mask_, sequence_.q.tokens);
-  radii_ = prunes ? sequence_.radii_of(kv_head_) : nullptr;
+  radii_ = pruning_radii(sequence_, head_);
   bias_gradient_.clear();
 }
 
 /// Blocks first, …, first + count - 1 of the head.
-template <class F, class G>
-void BackwardTask<F, G>::begin_strips(Index first, Index count) {
+template <class F>
+void BackwardTask<F>::begin_strips(Index first, Index count) {
   const Index all = pieces(sequence_.q.tokens, kBlock<T>);
   count_ = count;
   for (Strip& strip : strips()) {
@@ -295,38 +279,38 @@ void BackwardTask<F, G>::begin_strips(Index first, Index count) {
 }
 
 /// Packs a block's rows, and lays them side by side.
-template <class F, class G>
-void BackwardTask<F, G>::open(Strip& strip) {
-  const auto q = rows_of(sequence_.q, head_);
-  const auto grad_output = rows_of(mine_.grad_output, head_);
+template <class F>
+void BackwardTask<F>::open(Strip& strip) {
   const Block<T>& block = strip.block;
-  for (int r = 0; r < kVectors; r++) {
-    const Index row = r * kLanes<T>;
-    pack_transposed(q, block.first + row, block.rows - row, head_dim_, scale_, strip.q + row);
-    pack_transposed(grad_output, block.first + row, block.rows - row, value_dim_, T(1), strip.grad_output + row);
-  }
-  const T scale = T(call_.scale);
-  for (Index i = 0; i < kBlock<T>; i++) {
-    T *const q_row = strip.q_rows + i * dims_, *const grad_row = strip.grad_output_rows + i * values_;
-    if (i >= block.rows) {
-      std::fill_n(q_row, dims_, T(0));
-      std::fill_n(grad_row, values_, T(0));
-      continue;
+  const auto pack = [&block](const auto& rows, Index dims, T scale, T* to) {
+    for (int r = 0; r < kVectors; r++) {
+      const Index row = r * kLanes<T>;
+      pack_transposed(rows, block.first + row, block.rows - row, dims, scale, to + row);
     }
-    widen_row(q[block.first + i], head_dim_, q_row);
-    std::fill(q_row + head_dim_, q_row + dims_, T(0));
-    for (Index d = 0; d < dims_; d += kLanes<T>) store<T>(q_row + d, mul(load<T>(q_row + d), splat<T>(scale)));
-    widen_row(grad_output[block.first + i], value_dim_, grad_row);
-    std::fill(grad_row + value_dim_, grad_row + values_, T(0));
-  }
+  };
+  const auto lay_out = [&block](const auto& rows, Index dims, Index stride, T* to) {
+    widen_rows(rows, block.first, block.rows, dims, to, stride);
+    for (Index i = 0; i < block.rows; i++) std::fill(to + i * stride + dims, to + (i + 1) * stride, T(0));
+    std::fill(to + block.rows * stride, to + kBlock<T> * stride, T(0));
+  };
+  const auto q = rows_of(sequence_.q, head_);
+  pack(q, head_dim_, scale_, strip.q);
+  lay_out(q, head_dim_, dims_, strip.q_rows);
+  const Pack<T> scale = splat<T>(T(call_.scale));
+  for (Index i = 0; i < block.rows * dims_; i += kLanes<T>)
+    store<T>(strip.q_rows + i, mul(load<T>(strip.q_rows + i), scale));
+  with_rows(mine_.grad_output, head_, [&](const auto& grad_output) {
+    pack(grad_output, value_dim_, T(1), strip.grad_output);
+    lay_out(grad_output, value_dim_, values_, strip.grad_output_rows);
+  });
   for (Index i = 0; i < block.rows; i++)
     if (strip.numbers->lse[i] == std::numeric_limits<T>::infinity()) silence(strip, i);
   strip.open = true;
 }
 
 /// A row that sees no key has no part in anything, whatever its query and grad_output hold.
-template <class F, class G>
-void BackwardTask<F, G>::silence(Strip& strip, Index row) {
+template <class F>
+void BackwardTask<F>::silence(Strip& strip, Index row) {
   for (Index d = 0; d < head_dim_; d++) strip.q[d * kBlock<T> + row] = T(0);
   for (Index d = 0; d < value_dim_; d++) strip.grad_output[d * kBlock<T> + row] = T(0);
   std::fill_n(strip.q_rows + row * dims_, dims_, T(0));
@@ -334,8 +318,8 @@ void BackwardTask<F, G>::silence(Strip& strip, Index row) {
 }
 
 /// Adds the block's dQ to the caller's rows.
-template <class F, class G>
-void BackwardTask<F, G>::close(const Strip& strip) {
+template <class F>
+void BackwardTask<F>::close(const Strip& strip) {
   const Rows<T> to = rows_of(mine_.grad_q, head_);
   for (int r = 0; r < strip.block.vectors; r++) {
     const Index row = r * kLanes<T>;
@@ -344,19 +328,17 @@ void BackwardTask<F, G>::close(const Strip& strip) {
   }
 }
 
-template <class F, class G>
-void BackwardTask<F, G>::end_head() {
+template <class F>
+void BackwardTask<F>::end_head() {
   using Gradient = BiasGradient<typename F::Bias>;
   const Index slot = Gradient::slot_size(mine_.plan.template rows<T>(), rows_);
   bias_gradient_.add_to(mine_.slots + (head_ * mine_.plan.query_chunks + item_.queries) * slot);
-  if (call_.report)
-    std::atomic_ref(call_.report[item_.sequence * call_.heads + head_].tiles_visited)
-        .fetch_add(std::exchange(visited_, 0), std::memory_order_relaxed);
+  if (call_.report) add_to(call_.report[item_.sequence * call_.heads + head_], std::exchange(visited_, 0), 0, 0);
 }
 
 /// Adds the chunk's dK or dV to the caller's rows.
-template <class F, class G>
-void BackwardTask<F, G>::write_keys(const View<T>& to, const T* from, Index stride) const {
+template <class F>
+void BackwardTask<F>::write_keys(const View<T>& to, const T* from, Index stride) const {
   const Rows<T> rows = rows_of(to, kv_head_);
   const Index first = tiles_.first * Index(kTile), end = std::min<Index>((tiles_.last + 1) * Index(kTile), mask_.keys);
   for (Index j = first; j < end; j++, from += stride) {

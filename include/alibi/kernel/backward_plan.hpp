@@ -12,7 +12,9 @@
 #include <cstdint>
 #include <span>
 #include <tuple>
+#include <type_traits>
 
+#include "alibi/detail/call.hpp"
 #include "alibi/kernel/bias_gradient.hpp"
 #include "alibi/kernel/horizon.hpp"
 #include "alibi/kernel/key_sums.hpp"
@@ -24,8 +26,6 @@ namespace alibi::inline ALIBI_ISA::kernel {
 /// Tiles of keys, first … last; none where last < first.
 struct TileRange {
   std::int32_t first = 0, last = -1;
-
-  bool meets(Index from, Index to) const { return first < to && from <= last; }
 };
 
 /// What a block of queries brings to all its tiles: one lane a query.
@@ -33,6 +33,9 @@ template <class T>
 struct BlockNumbers {
   T lse[kBlock<T>];    // base 2, in the bias's frame; inf where a query sees no key, or is none
   T minus[kBlock<T>];  // -Σ_d dO o
+  // What all keys of a row are farther off than the bias's frame has it, for the gradient of a slope; 0 where these are
+  // all keys of the row: Σ_j dS_ij is 0 then.
+  T common[kBlock<T>];
   Content<T> content;
   TileRange tiles;  // that may matter, those that stand apart aside
 };
@@ -57,28 +60,37 @@ struct BackwardPlan {
   static BackwardPlan of(const Sequence<F>& sequence, Index head_dim, Index value_dim);
 };
 
-/// A sequence's part in the backward pass beside its Sequence; G is what grad_output holds, views have a batch of 1.
-template <class F, class G>
+/// A sequence's part in the backward pass beside its Sequence; views have a batch of 1.
+template <class F>
 struct BackwardSequence {
   using T = typename F::T;
-  View<const G> grad_output;
+  alibi::detail::EitherView<typename F::Query> grad_output;
   View<const typename F::Query> output;
   const T* lse;  // row i of head h at lse[h lse_stride + i]
   Index lse_stride;
   View<T> grad_q, grad_k, grad_v;
   BackwardPlan plan{};
-  T* framed = nullptr;                // [heads][queries], the lse in the bias's frame, where `lse` has too few digits
+  T* framed = nullptr;                // [heads][queries], the lse of the keys at hand, in the bias's frame; or null
   BlockNumbers<T>* blocks = nullptr;  // [heads][blocks of queries]
   TileRange* reach = nullptr;         // [heads][query_chunks], of the blocks together
   double* slots = nullptr;            // [heads][query_chunks][slot_size()] of the bias's gradient
 };
 
 /// A checked call of the backward pass.
-template <class F, class G>
+template <class F>
 struct Backward {
   Forward<F> forward;
-  std::span<const BackwardSequence<F, G>> sequences;
+  std::span<const BackwardSequence<F>> sequences;
 };
+
+/// Calls f with the rows of a head of an array that holds either scalar.
+template <class E, class Body>
+void with_rows(const alibi::detail::EitherView<E>& x, Index head, const Body& f) {
+  if constexpr (!std::is_same_v<E, Sum<E>>) {
+    if (x.is_sum) return f(rows_of(x.of_sum, head));
+  }
+  f(rows_of(x.of_scalar, head));
+}
 
 /// Blocks that a task takes together, some 96 queries: sums over queries are longer then, and less often added up.
 template <class T>
@@ -137,8 +149,8 @@ bool any_apart(const Radii<T>* radii, const TileRange& tiles) {
 }
 
 /// Whether the heads that read a kv head see keys near their own chunk only, tiles that stand apart aside.
-template <class F, class G>
-bool is_band(const Forward<F>& call, const BackwardSequence<F, G>& sequence, Index kv_head) {
+template <class F>
+bool is_band(const Forward<F>& call, const BackwardSequence<F>& sequence, Index kv_head) {
   const BackwardPlan& plan = sequence.plan;
   for (Index h = kv_head * call.group(); h < (kv_head + 1) * call.group(); h++)
     for (Index chunk = 0; chunk < plan.query_chunks; chunk++) {
@@ -151,10 +163,10 @@ bool is_band(const Forward<F>& call, const BackwardSequence<F, G>& sequence, Ind
 }
 
 /// Cost of the task of a kv head in pairs of query and key, by estimate; 0 where there is nothing to do.
-template <class F, class G>
-float estimated_cost(const Backward<F, G>& call, const BackwardItem& item) {
+template <class F>
+float estimated_cost(const Backward<F>& call, const BackwardItem& item) {
   const Sequence<F>& sequence = call.forward.sequences[std::size_t(item.sequence)];
-  const BackwardSequence<F, G>& mine = call.sequences[std::size_t(item.sequence)];
+  const BackwardSequence<F>& mine = call.sequences[std::size_t(item.sequence)];
   const BackwardPlan& plan = mine.plan;
   const Index rows = plan.rows<typename F::T>(), begin = item.queries * rows;
   const Index end = std::min(begin + rows, sequence.q.tokens);
@@ -175,8 +187,8 @@ float estimated_cost(const Backward<F, G>& call, const BackwardItem& item) {
 }
 
 /// The tasks of wave `wave`, the most expensive first; returns their number.
-template <class F, class G>
-Index list_wave(const Backward<F, G>& call, Index wave, std::span<BackwardItem> items) {
+template <class F>
+Index list_wave(const Backward<F>& call, Index wave, std::span<BackwardItem> items) {
   std::size_t count = 0;
   for (std::size_t s = 0; s < call.sequences.size(); s++) {
     const BackwardPlan& plan = call.sequences[s].plan;

@@ -7,7 +7,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -41,12 +40,12 @@ T apart_share(const Radii<T>& radii, T tolerance) {
 }
 
 /// Fills in the numbers of a chunk of queries of a head, before any task of it.
-template <class F, class G>
+template <class F>
 class BackwardRows {
  public:
   using T = typename F::T;
 
-  BackwardRows(const Backward<F, G>& call, Index sequence, Index head, Index chunk, std::byte* scratch)
+  BackwardRows(const Backward<F>& call, Index sequence, Index head, Index chunk, std::byte* scratch)
       : call_(call.forward),
         sequence_(call.forward.sequences[std::size_t(sequence)]),
         mine_(call.sequences[std::size_t(sequence)]),
@@ -55,13 +54,10 @@ class BackwardRows {
         chunk_(chunk),
         packed_(reinterpret_cast<T*>(scratch)),
         center_(packed_ + call_.head_dim * kBlock<T>),
-        report_(call_.report ? call_.report + sequence * call_.heads + head : nullptr) {
-    slope_ = sequence_.slope(head) * std::numbers::log2e;
-    const Index kv = head / call_.group();
-    const bool prunes = worth_pruning(sequence_.slope(head), sequence_.tolerance, mask_, sequence_.q.tokens);
-    radii_ = prunes ? sequence_.radii_of(kv) : nullptr;
-    tails_ = radii_ && sequence_.tails ? sequence_.tails + head * tails_size(*radii_) : nullptr;
-  }
+        report_(call_.report ? call_.report + sequence * call_.heads + head : nullptr),
+        slope_(sequence_.slope(head) * std::numbers::log2e),
+        radii_(pruning_radii(sequence_, head)),
+        tails_(pruning_tails(sequence_, head, radii_)) {}
   static std::size_t bytes(Index head_dim) { return std::size_t(head_dim * (kBlock<T> + 1)) * sizeof(T); }
 
   void run() {
@@ -80,58 +76,72 @@ class BackwardRows {
       bound = std::max(bound, find_tiles(block, numbers));
       reach.first = std::min(reach.first, numbers.tiles.first);
       reach.last = std::max(reach.last, numbers.tiles.last);
-      if (block.some.begin < block.some.end) visible += (block.some.end - 1) / kTile - block.some.begin / kTile + 1;
+      visible += block.tiles();
     }
-    if (!report_) return;
-    std::atomic_ref(report_->tiles_visible).fetch_add(visible, std::memory_order_relaxed);
-    std::atomic_ref most(report_->bound);
-    for (double before = most.load(); before < bound && !most.compare_exchange_weak(before, bound);) {
-    }
+    if (report_) add_to(*report_, 0, visible, bound);
   }
 
  private:
   /// -D and the lse, and the gradient of q, to be added to.
   void fill(const Block<T>& block, BlockNumbers<T>& numbers) {
-    const auto output = rows_of(mine_.output, head_);
-    const auto grad_output = rows_of(mine_.grad_output, head_);
     const auto grad_q = rows_of(mine_.grad_q, head_);
     for (Index i = 0; i < kBlock<T>; i++) {
       const Index query = block.first + i;
-      numbers.lse[i] = i < block.rows ? lse_of(query) : std::numeric_limits<T>::infinity();
-      numbers.minus[i] = T(0);
+      numbers.lse[i] = std::numeric_limits<T>::infinity();
+      numbers.minus[i] = numbers.common[i] = T(0);
       if (i >= block.rows) continue;
+      find_lse(query, numbers.lse[i], numbers.common[i]);
       std::fill_n(grad_q[query], call_.head_dim, T(0));
-      if (numbers.lse[i] != std::numeric_limits<T>::infinity())
-        numbers.minus[i] = -dot(output[query], grad_output[query], mine_.output.head_dim);
     }
+    with_scalar(rows_of(mine_.output, head_), [&](const auto& output) {
+      with_rows(mine_.grad_output, head_, [&](const auto& rows) {
+        with_scalar(rows, [&](const auto& grad_output) {
+          for (Index i = 0; i < block.rows; i++)
+            if (numbers.lse[i] != std::numeric_limits<T>::infinity())
+              numbers.minus[i] = -dot(output[block.first + i], grad_output[block.first + i], mine_.output.head_dim);
+        });
+      });
+    });
   }
 
-  T lse_of(Index query) const {
+  /// The lse that is given, in base 2 and in the bias's frame, and the distance which that leaves to be counted. Where
+  /// the lse of the keys at hand is the same but for the rounding of the given one, these are all keys of the row, or
+  /// all that matter: it has the digits that the given one has lost, and the row of dS sums up to 0.
+  void find_lse(Index query, T& lse, T& common) const {
     const double given = double(mine_.lse[head_ * mine_.lse_stride + query]);
-    if (given == -std::numeric_limits<double>::infinity()) return std::numeric_limits<T>::infinity();
-    if (mine_.framed) return T(double(mine_.framed[head_ * sequence_.q.tokens + query]) * std::numbers::log2e);
-    const double slope = sequence_.slope(head_);
-    return T((given + slope * double(mask_.common_distance(query, slope))) * std::numbers::log2e);
+    if (given == -std::numeric_limits<double>::infinity()) return;
+    const double slope = sequence_.slope(head_), distance = double(mask_.common_distance(query, slope));
+    const double framed = given + slope * distance;
+    if (mine_.framed) {
+      const double own = double(mine_.framed[head_ * sequence_.q.tokens + query]);
+      const double rounding = double(std::numeric_limits<T>::epsilon()) * (std::abs(given) + std::abs(own) + 8);
+      if (std::isfinite(own) && std::abs(own - framed) <= rounding) {
+        lse = T(own * std::numbers::log2e);
+        return;
+      }
+      common = T(distance);
+    }
+    lse = T(framed * std::numbers::log2e);
   }
 
   /// The tiles that a block is to visit; returns a bound on what it loses with the others, of any row.
   double find_tiles(const Block<T>& block, BlockNumbers<T>& numbers) {
     TileRange& tiles = numbers.tiles;
     tiles = {};
-    if (block.some.begin >= block.some.end) return 0;
+    if (block.tiles() == 0) return 0;
     tiles = {std::int32_t(block.some.begin / kTile), std::int32_t((block.some.end - 1) / kTile)};
     if (!radii_) return 0;
     const TileRange all = tiles;
     measure(block, numbers);
     Pack<T> lost[kVectors];
     for (Pack<T>& x : lost) x = splat<T>(T(0));
-    const T share = T(sequence_.tolerance) * T(mask_.right > 0 ? 0x1.ep-2 : 0x1.ep-1);
 
     // Whether the tiles up to `number`, or from it on, may go; each step of the searches is proved by itself.
     const auto drop = [&](Index number, bool left, Pack<T>* sum) {
       const Unread<T> unread = left ? unread_until<T>(*radii_, tails_, slope_, number, {block.some.begin, mask_.keys})
                                     : unread_from<T>(*radii_, tails_, slope_, number, block.some.end);
-      return negligible(block.positions, numbers, slope_, unread, left, left ? share : 2 * share, sum);
+      const T share = side_share(T(sequence_.tolerance), left && mask_.right > 0);
+      return negligible(block.positions, numbers, slope_, unread, left, share, sum);
     };
     const auto may_drop = [&](Index number, bool left) {
       Pack<T> sum[kVectors];
@@ -185,7 +195,7 @@ class BackwardRows {
 
   const Forward<F>& call_;
   const Sequence<F>& sequence_;
-  const BackwardSequence<F, G>& mine_;
+  const BackwardSequence<F>& mine_;
   const ResolvedMask mask_;
   Index head_, chunk_;
   T *packed_, *center_;

@@ -1,7 +1,8 @@
 // Gradients of the bias: dS summed up over one head's pairs of a chunk of queries and a chunk of keys.
 //
-//   slope    dm = -Σ_ij dS_ij (|c_i - j| - d_i)      what a row's distances have in common counts for nothing: a row of
-//                                                    dS sums up to 0
+//   slope    dm = -Σ_ij dS_ij (|c_i - j| - d_i)      over all keys of a row: what its distances have in common counts
+//                                                    for nothing, as the row of dS sums up to 0
+//            dm = -Σ_ij dS_ij |p_i - j|              over a part of them
 //   table    dtable[t] = Σ_{p_i - j = t} dS_ij
 //
 // A sum goes to a slot of slot_size() doubles, which the calls of a head add up in a fixed order.
@@ -25,7 +26,6 @@ class BiasGradient<LinearBias<T>> {
   static Index slot_size(Index, Index) { return 1; }
   static Index scratch_size(Index, Index) { return 0; }
 
-  BiasGradient() = default;
   /// For chunks of so many queries and keys, the first of them at position `query` and `key`; to be cleared first.
   BiasGradient(T*, Index, Index, Index, Index) {}
 
@@ -56,7 +56,13 @@ class BiasGradient<LinearBias<T>> {
       sum[r] = kernel::add(sum[r], fma(all, distances.of(key, r), ramp));
     }
   };
-  Tile tile(const Positions<T>& queries, Index first_key, Side side) { return {{queries, first_key}, side, sum_}; }
+  /// `common`, by lane: what is to be added to the distances of a row.
+  Tile tile(const Positions<T>& queries, const T* common, Index first_key, Side side) {
+    Tile tile{{queries, first_key}, side, sum_};
+    for (int r = 0; r < kVectors; r++)
+      tile.distances.nearest[r] = sub(tile.distances.nearest[r], load<T>(common + r * kLanes<T>));
+    return tile;
+  }
 
   void add_to(double* slot) const {
     for (const Pack<T>& x : sum_) {
@@ -83,7 +89,6 @@ class BiasGradient<TableLaw<T>> {
   /// The distance of a slot's first entry.
   static Index first_distance(Index query, Index key, Index keys) { return query - (key + keys - 1) - kRows; }
 
-  BiasGradient() = default;
   BiasGradient(T* scratch, Index query, Index queries, Index key, Index keys)
       : sums_(scratch),
         first_(first_distance(query, key, keys)),
@@ -105,7 +110,7 @@ class BiasGradient<TableLaw<T>> {
       }
     }
   };
-  Tile tile(const Positions<T>& queries, Index first_key, Side) const {
+  Tile tile(const Positions<T>& queries, const T*, Index first_key, Side) const {
     return {sums_, table_, queries.first - first_key - first_};
   }
 
@@ -115,8 +120,8 @@ class BiasGradient<TableLaw<T>> {
   }
 
  private:
-  T* sums_ = nullptr;  // [kLanes][table_]
-  Index first_ = 0, size_ = 0, table_ = 0;
+  T* sums_;  // [kLanes][table_]
+  Index first_, size_, table_;
 };
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

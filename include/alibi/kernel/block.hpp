@@ -81,6 +81,9 @@ class Block {
     return seen ? place_of(keys) : Side::edge;
   }
 
+  /// Tiles of which some query sees some key.
+  Index tiles() const { return some.begin < some.end ? (some.end - 1) / kTile - some.begin / kTile + 1 : 0; }
+
   LaneMask<T> mask_of(const ResolvedMask& mask, Index tile) const {
     LaneMask<T> lanes;
     for (int i = 0; i < kBlock<T>; i++) {
@@ -97,6 +100,20 @@ class Block {
   Index lowest = 0, highest = 0;  // the keys nearest to its first and last query
   Positions<T> positions;
 };
+
+/// Calls f with what a tile's sums start from (bias.hpp), and with what hides keys from its lanes.
+template <class Law, class T, class Body>
+EIGEN_ALWAYS_INLINE void with_start(const Law& law, const Block<T>& block, const ResolvedMask& mask,
+                                    const TileKeys& keys, Side side, const Body& f) {
+  switch (side) {
+    case Side::left:
+      return f(law.left(block.positions, keys.tile, keys.begin, keys.end), NoMask());
+    case Side::right:
+      return f(law.right(block.positions, keys.tile, keys.begin, keys.end), NoMask());
+    case Side::edge:
+      return f(law.edge(block.positions, keys.tile), block.mask_of(mask, keys.tile));
+  }
+}
 
 /// The order of a task's tiles: from `center` outward, the two sides in turn.
 class Sweep {

@@ -12,12 +12,16 @@ namespace alibi::inline ALIBI_ISA::kernel {
 
 template <class S, class T>
 struct Cached {
-  const S* const* tiles;  // tile t is tiles[t - first_tile]
+  const void* const* tiles;  // tile t is tiles[t - first_tile], of S
   Index first_tile;
   Index begin;         // the first key that is held
   Index length;        // one behind the last
   Index value_offset;  // elements from the start of a tile to its values
   Radii<T> radii;
+
+  const S* tile(Index t) const { return static_cast<const S*>(tiles[t - first_tile]); }
+
+  bool half = false;   // of an S that may be bfloat16 or half (rows.hpp)
   double evicted = 0;  // share of any row's softmax mass that keys which have left have had, at most
 };
 

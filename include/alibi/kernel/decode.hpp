@@ -24,6 +24,7 @@
 #include <limits>
 #include <numbers>
 #include <span>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -70,8 +71,11 @@ struct RowState {
 struct DecodePlan {
   Index splits, tiles;  // of a head; of a split
 
-  static DecodePlan of(Index kv_heads, Index length) {
-    const Index all = pieces(length, kTile), most = std::max<Index>(16 / std::max<Index>(kv_heads, 1), 1);
+  /// Without queries there are no splits.
+  template <class F>
+  static DecodePlan of(const Sequence<F>& sequence) {
+    if (sequence.q.tokens == 0) return {0, 1};
+    const Index all = pieces(sequence.mask.keys, kTile), most = std::max<Index>(16 / sequence.kv_heads, 1);
     const Index tiles = std::max<Index>(pieces(all, std::clamp<Index>(all / 16, 1, most)), 1);
     return {std::max<Index>(pieces(all, tiles), 1), tiles};
   }
@@ -152,7 +156,7 @@ class DecodeTask {
   bool passed(Row& row, Index number);
   bool negligible(Row& row, Index number);
   double bound(const Row& row, Index last_key, double radius) const;
-  const S* tile(Index number) const { return source_.tiles[number - source_.first_tile]; }
+  const S* tile(Index number) const { return source_.tile(number); }
   void prefetch_some();
   Index tile_size() const { return source_.value_offset + kTile * value_dim_; }
 
@@ -179,7 +183,7 @@ DecodeTask<F>::DecodeTask(const Forward<F>& call, const DecodeItem& item, RowSta
   const ResolvedMask mask = sequence.mask_of(item.kv_head);
   source_ = sequence.cached[item.kv_head];
   const Radii<T>& radii = source_.radii;
-  const DecodePlan plan = DecodePlan::of(call.kv_heads, source_.length);
+  const DecodePlan plan = DecodePlan::of(sequence);
   const Index newest = pieces(source_.length, kTile) - 1;
   last_ = newest - item.split * plan.tiles;
   first_ = std::max(last_ - plan.tiles + 1, source_.first_tile);
@@ -483,26 +487,27 @@ void finish_decode(const Forward<F>& call, Index sequence_number, Index kv_head,
   }
 }
 
-/// The tasks of a call, the most expensive first; each has `rows` rows.
+/// The tasks of a call, the most expensive first; each has the rows of its sequence.
 template <class F>
-void list_items(const Forward<F>& call, Index rows, std::span<DecodeItem> items) {
+void list_items(const Forward<F>& call, std::span<DecodeItem> items) {
   std::size_t n = 0;
+  Index first_row = 0;
   for (std::size_t s = 0; s < call.sequences.size(); s++) {
     const Sequence<F>& sequence = call.sequences[s];
-    const DecodePlan plan = DecodePlan::of(call.kv_heads, sequence.mask.keys);
+    const DecodePlan plan = DecodePlan::of(sequence);
     for (Index kv = 0; kv < call.kv_heads; kv++) {
       double reach = 0;
       for (Index g = 0; g < call.group(); g++)
         reach = std::max(reach, estimated_reach(sequence, kv * call.group() + g));
-      for (Index split = 0; split < plan.splits; split++, n++) {
+      for (Index split = 0; split < plan.splits; split++, n++, first_row += call.group() * sequence.q.tokens) {
         const double before = double(split * plan.tiles * kTile), size = double(plan.tiles * kTile);
         items[n] = {float(std::clamp(reach - before, 0., size)), std::int32_t(s), std::int32_t(kv), std::int32_t(split),
-                    Index(n) * rows};
+                    first_row};
       }
     }
   }
   std::sort(items.begin(), items.end(), [](const DecodeItem& a, const DecodeItem& b) {
-    return std::pair(-a.cost, a.first_row) < std::pair(-b.cost, b.first_row);
+    return std::tuple(-a.cost, a.sequence, a.kv_head, a.split) < std::tuple(-b.cost, b.sequence, b.kv_head, b.split);
   });
 }
 

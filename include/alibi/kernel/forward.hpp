@@ -19,7 +19,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -180,14 +179,8 @@ void ForwardTask<F>::visit(ForwardBlock<F>& block, const TileKeys& keys) {
   const TileKeys all = whole(keys, kDepth<U>);
   Side side = block.side_of(keys);
   if (all.begin != keys.begin || !std::equal(keys.ends, keys.ends + keys.vectors, all.ends)) side = Side::edge;
-  switch (side) {
-    case Side::left:
-      return attend(block, all, bias_.left(block.positions, keys.tile, keys.begin, keys.end), NoMask());
-    case Side::right:
-      return attend(block, all, bias_.right(block.positions, keys.tile, keys.begin, keys.end), NoMask());
-    case Side::edge:
-      return attend(block, all, bias_.edge(block.positions, keys.tile), block.mask_of(mask_, keys.tile));
-  }
+  with_start(bias_, block, mask_, keys, side,
+             [&](const auto& bias, const auto& visible) { attend(block, all, bias, visible); });
 }
 
 /// Whether a block has dropped the tile, or drops it now and with it all that lies farther out on its side.
@@ -204,9 +197,9 @@ bool ForwardTask<F>::passed(ForwardBlock<F>& block, const TileKeys& keys, Index 
   if (std::exchange(unread_of_[left], number) != number)
     unread = left ? unread_until<T>(*radii_, tails_, log_slope_, number, {blocks_[0].some.begin, mask_.keys})
                   : unread_from<T>(*radii_, tails_, log_slope_, number, blocks_[count_ - 1].some.end);
-  // A sixteenth is kept for the tiles that stand apart, and half of the rest for the other side while it is open.
+  // Half is kept for the other side while it is open.
   const bool both = mask_.right > 0 && !(left ? block.right < kNone : block.left >= 0);
-  const T share = tolerance_ * T(both ? 0x1.ep-2 : 0x1.ep-1);
+  const T share = side_share(tolerance_, both);
   if (!affordable(block.positions, block.content, block.state, T(log_slope_), unread, left, share, block.lost))
     return false;
   (left ? block.left : block.right) = number;
@@ -260,11 +253,9 @@ ForwardTask<F>::ForwardTask(const Forward<F>& call, const ForwardItem& item, std
   log_slope_ = slope_ * std::numbers::log2e;
   scale_ = T(call.scale * std::numbers::log2e);
   report_ = call.report ? call.report + item.sequence * call.heads + h : nullptr;
-  const double tolerance = sequence.tolerance_of(kv);
-  tolerance_ = T(tolerance);
-  const bool prunes = worth_pruning(slope_, tolerance, mask_, sequence.q.tokens);
-  radii_ = prunes ? sequence.radii_of(kv) : nullptr;
-  tails_ = radii_ && sequence.tails ? sequence.tails + h * tails_size(*radii_) : nullptr;
+  tolerance_ = T(sequence.tolerance_of(kv));
+  radii_ = pruning_radii(sequence, h);
+  tails_ = pruning_tails(sequence, h, radii_);
 
   const auto take = [&scratch]<class X>(X*& to, Index size) {
     to = reinterpret_cast<X*>(std::exchange(scratch, scratch + std::size_t(size) * sizeof(X)));
@@ -329,7 +320,7 @@ void ForwardTask<F>::open(ForwardBlock<F>& block) {
 template <class F>
 void ForwardTask<F>::close(const ForwardBlock<F>& block) const {
   if (!block.started) {
-    for (Index i = 0; i < block.rows; i++) std::fill_n(output_[block.first + i], value_dim_, typename F::Query(0));
+    for (Index i = 0; i < block.rows; i++) std::fill_n(output_[block.first + i], value_dim_, typename F::Query{});
   } else {
     for (int r = 0; r < block.vectors; r++) {
       const Index row = r * kLanes<T>;
@@ -355,14 +346,14 @@ typename F::T ForwardTask<F>::lse_of(const ForwardBlock<F>& block, Index row) co
   return T(double(reference[lane]) * std::numbers::ln2 + std::log(double(sum[lane])) - shift);
 }
 
-/// Adds what this task did to the head's account, which other tasks may be writing too.
+/// Adds what this task did to the head's account.
 template <class F>
 void ForwardTask<F>::report() {
   Index visible = 0;
   double bound = 0, evicted = 0;
   if constexpr (F::kCached) evicted = source_.evicted;
   for (const auto& block : blocks()) {
-    if (block.some.begin < block.some.end) visible += (block.some.end - 1) / kTile - block.some.begin / kTile + 1;
+    visible += block.tiles();
     if (!dropped_) continue;
     for (int r = 0; r < block.vectors; r++) {
       T lost[kLanes<T>], sum[kLanes<T>];
@@ -372,12 +363,7 @@ void ForwardTask<F>::report() {
         if (lost[i] > 0) bound = std::max(bound, double(lost[i]) / double(sum[i]));
     }
   }
-  std::atomic_ref(report_->tiles_visited).fetch_add(visited_, std::memory_order_relaxed);
-  std::atomic_ref(report_->tiles_visible).fetch_add(visible, std::memory_order_relaxed);
-  bound += evicted;
-  std::atomic_ref most(report_->bound);
-  for (double before = most.load(); before < bound && !most.compare_exchange_weak(before, bound);) {
-  }
+  add_to(*report_, visited_, visible, bound + evicted);
 }
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

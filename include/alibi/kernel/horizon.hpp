@@ -88,6 +88,13 @@ Unread<T> unread_tile(const Radii<T>& radii, double slope, Index number, Index k
   return {nearest, kTile, tail<T>(slope, kTile), radii.radius[number - radii.first], radii, nullptr};
 }
 
+/// What all keys of a side may lose together, with nothing or with half for the other side: a sixteenth of the
+/// tolerance is kept for the tiles that stand apart.
+template <class T>
+T side_share(T tolerance, bool half) {
+  return tolerance * T(half ? 0x1.ep-2 : 0x1.ep-1);
+}
+
 /// Content of a block's queries, one a lane: what (1) of horizon.hpp needs. Lanes without a query never object.
 template <class T>
 struct Content {

@@ -6,6 +6,12 @@
 // differs.
 #pragma once
 
+#if (defined(_MSVC_LANG) ? _MSVC_LANG : __cplusplus) < 202002L
+#error "alibi needs C++20: compile with -std=c++20 or newer."
+// A missing header ends the compilation here, before a page of syntax errors.
+#include "alibi needs C++20"
+#endif
+
 #include <Eigen/Core>
 
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
@@ -14,7 +20,7 @@
 reassociation folds the range reduction of exp2 away (measured error 0.1, without a warning). Compile without them."
 #endif
 
-// The library's only macro: an inline namespace cannot be named by a constant expression.
+// Macros, since an inline namespace cannot be named by a constant expression.
 #if defined(EIGEN_VECTORIZE_AVX512)
 #define ALIBI_ISA avx512
 #elif defined(EIGEN_VECTORIZE_AVX) && defined(EIGEN_VECTORIZE_FMA)
@@ -27,6 +33,14 @@ reassociation folds the range reduction of exp2 away (measured error 0.1, withou
 #define ALIBI_ISA vector_default
 #else
 #define ALIBI_ISA scalar
+#endif
+
+// The namespace of everything but the kernels. Header-only, that is the vector unit's too. With the compiled library
+// (ALIBI_COMPILED) it has one name for all: a program and the library may be compiled for different vector units.
+#if defined(ALIBI_COMPILED)
+#define ALIBI_ABI compiled
+#else
+#define ALIBI_ABI ALIBI_ISA
 #endif
 
 namespace alibi {

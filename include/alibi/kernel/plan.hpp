@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -21,13 +22,49 @@
 #include "alibi/mask.hpp"
 #include "alibi/view.hpp"
 
-namespace alibi::inline ALIBI_ISA::kernel {
+namespace alibi {
+
+/// A view of bfloat16 or half (kernel/rows.hpp).
+template <class T>
+  requires std::is_same_v<std::remove_const_t<T>, kernel::Narrow>
+struct View<T> {
+  T* data = nullptr;
+  Index batch = 0, heads = 0, tokens = 0, head_dim = 0;
+  Index batch_stride = 0, head_stride = 0, token_stride = 0;
+  bool half = false;
+};
+
+inline namespace ALIBI_ISA {
+namespace kernel {
+
+/// A view as kernels take it.
+template <class X>
+auto erased(const View<X>& x) {
+  using E = std::remove_const_t<X>;
+  using Y = std::conditional_t<std::is_const_v<X>, const Erased<E>, Erased<E>>;
+  if constexpr (std::is_same_v<X, Y>)
+    return x;
+  else
+    return View<Y>{reinterpret_cast<Y*>(x.data),
+                   x.batch,
+                   x.heads,
+                   x.tokens,
+                   x.head_dim,
+                   x.batch_stride,
+                   x.head_stride,
+                   x.token_stride,
+                   std::is_same_v<E, Half>};
+}
 
 /// The tokens of one head of a view with a batch of 1. No offset is added to null, which a view without tokens may
 /// hold.
 template <class X>
 Rows<X> rows_of(const View<X>& x, Index head) {
-  return {x.data ? x.data + head * x.head_stride : x.data, x.token_stride};
+  X* const data = x.data ? x.data + head * x.head_stride : x.data;
+  if constexpr (std::is_same_v<std::remove_const_t<X>, Narrow>)
+    return {data, x.token_stride, x.half};
+  else
+    return {data, x.token_stride};
 }
 
 /// The tables of a bias (bias.hpp), of all heads: [heads][size()], padded at both ends; none: slopes instead.
@@ -50,8 +87,7 @@ struct Sequence {
   T* lse = nullptr;                                       // row i of head h at lse[h lse_stride + i]; null: not wanted
   Index lse_stride = 0;
   bool framed = false;  // lse as if each row's nearest key had no bias (bias.hpp): as many digits however far it is
-  const T* slopes = nullptr;  // of head h at slopes[h slope_stride]; 0 beside tables
-  Index slope_stride = 0;
+  SlopeView slopes{};   // [heads]; 0 beside tables
   Tables<T> tables{};
   ResolvedMask mask{};
   double tolerance = 0;
@@ -59,7 +95,7 @@ struct Sequence {
   const Radii<T>* radii = nullptr;  // [kv_heads], or null where nothing is pruned
   const T* tails = nullptr;         // [heads][tails_size()], with the radii: before and, if they have it, behind
 
-  double slope(Index head) const { return double(slopes[head * slope_stride]); }
+  double slope(Index head) const { return alibi::detail::slope_at(slopes, 0, head); }
 
   typename F::Bias bias(Index head) const {
     if constexpr (std::is_same_v<typename F::Bias, TableLaw<T>>)
@@ -104,6 +140,29 @@ inline bool worth_pruning(double slope, double tolerance, const ResolvedMask& ma
   const Index back = std::min(mask.left, mask.nearest_key(queries - 1) - mask.first);
   const Index ahead = std::min(mask.right, mask.keys - 1 - mask.nearest_key(0));
   return slope * std::numbers::log2e * double(std::max(back, ahead)) > 4 - std::log2(tolerance);
+}
+
+/// What is known of the keys of a head that may leave some out; null for one that reads all.
+template <class F>
+const Radii<typename F::T>* pruning_radii(const Sequence<F>& sequence, Index head) {
+  const Index kv = head / (sequence.q.heads / sequence.kv_heads);
+  const bool prunes =
+      worth_pruning(sequence.slope(head), sequence.tolerance_of(kv), sequence.mask_of(kv), sequence.q.tokens);
+  return prunes ? sequence.radii_of(kv) : nullptr;
+}
+/// Its tails, if its keys were measured for the call.
+template <class F>
+const typename F::T* pruning_tails(const Sequence<F>& sequence, Index head, const Radii<typename F::T>* radii) {
+  return radii && sequence.tails ? sequence.tails + head * tails_size(*radii) : nullptr;
+}
+
+/// Adds what a task did to a head's account, which other tasks may be writing too.
+inline void add_to(Pruning& account, Index visited, Index visible, double bound) {
+  std::atomic_ref(account.tiles_visited).fetch_add(visited, std::memory_order_relaxed);
+  std::atomic_ref(account.tiles_visible).fetch_add(visible, std::memory_order_relaxed);
+  std::atomic_ref most(account.bound);
+  for (double before = most.load(); before < bound && !most.compare_exchange_weak(before, bound);) {
+  }
 }
 
 inline constexpr int kMostBlocks = 16;                     // that share a pass over the keys
@@ -190,4 +249,6 @@ void list_items(const Forward<F>& call, const ForwardScratch<F>& scratch, std::s
   });
 }
 
-}  // namespace alibi::inline ALIBI_ISA::kernel
+}  // namespace kernel
+}  // namespace ALIBI_ISA
+}  // namespace alibi

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <type_traits>
 
@@ -26,6 +27,55 @@ struct Rows {
     return {data, stride};
   }
 };
+
+/// A bfloat16 or a half: which of the two is known at run time, so that a kernel that works in float is compiled once
+/// for both. Rows of them say which.
+struct Narrow {
+  std::uint16_t bits;
+};
+template <class T>
+  requires std::is_same_v<std::remove_const_t<T>, Narrow>
+struct Rows<T> {
+  T* data;
+  Index stride;
+  bool half;
+
+  T* operator[](Index t) const { return data + t * stride; }
+};
+
+/// What kernels read and write arrays of E as.
+template <class E>
+using Erased = std::conditional_t<sizeof(E) == 2, Narrow, E>;
+
+template <class T>
+Rows<T> rows_at(T* data, Index stride, bool half) {
+  if constexpr (std::is_same_v<std::remove_const_t<T>, Narrow>)
+    return {data, stride, half};
+  else
+    return {data, stride};
+}
+
+/// Calls f with the rows as rows of what they hold.
+template <class T, class Body>
+void with_scalar(const Rows<T>& rows, const Body& f) {
+  if constexpr (std::is_same_v<T, const Narrow>) {
+    rows.half ? f(Rows<const Half>{reinterpret_cast<const Half*>(rows.data), rows.stride})
+              : f(Rows<const Bfloat16>{reinterpret_cast<const Bfloat16*>(rows.data), rows.stride});
+  } else if constexpr (std::is_same_v<T, Narrow>) {
+    rows.half ? f(Rows<Half>{reinterpret_cast<Half*>(rows.data), rows.stride})
+              : f(Rows<Bfloat16>{reinterpret_cast<Bfloat16*>(rows.data), rows.stride});
+  } else {
+    f(rows);
+  }
+}
+
+/// Rows [first, first + count) of `dims` numbers as T, `stride` from one to the next.
+template <class T, class E>
+void widen_rows(const Rows<const E>& rows, Index first, Index count, Index dims, T* to, Index stride) {
+  with_scalar(rows, [&](const auto& typed) {
+    for (Index i = 0; i < count; i++) widen_row(typed[first + i], dims, to + i * stride);
+  });
+}
 
 /// n / unit, rounded up.
 constexpr Index pieces(Index n, Index unit) { return (n + unit - 1) / unit; }
@@ -68,7 +118,7 @@ EIGEN_ALWAYS_INLINE Pack<Carrier<U>> load_units(const E* p, Index left) {
 /// Rows [first, first + count), transposed: unit d of the i-th of them goes to to[d * kBlock + i], i < kLanes, numbers
 /// (not pairs) times `scale`; lanes behind the last row hold zeros.
 template <class U, class E, class T>
-EIGEN_ALWAYS_INLINE void pack_transposed(Rows<const E> rows, Index first, Index count, Index dims, T scale, U* to) {
+void pack_transposed(Rows<const E> rows, Index first, Index count, Index dims, T scale, U* to) {
   using C = Carrier<U>;
   constexpr int W = kLanes<C>;
   C* into = reinterpret_cast<C*>(to);
@@ -85,11 +135,15 @@ EIGEN_ALWAYS_INLINE void pack_transposed(Rows<const E> rows, Index first, Index 
   }
 }
 
+template <class U, class T>
+void pack_transposed(Rows<const Narrow> rows, Index first, Index count, Index dims, T scale, U* to) {
+  with_scalar(rows, [&](const auto& typed) { pack_transposed(typed, first, count, dims, scale, to); });
+}
+
 /// The other way round: lane i of dim d at from[d * kBlock + i], times the lane's `scale`, to rows[first + i]. With
 /// `adds` it joins what is there.
 template <bool adds = false, class T, class E>
-EIGEN_ALWAYS_INLINE void unpack_transposed(const T* from, Pack<T> scale, Index dims, Rows<E> rows, Index first,
-                                           Index count) {
+void unpack_transposed(const T* from, Pack<T> scale, Index dims, Rows<E> rows, Index first, Index count) {
   constexpr int W = kLanes<T>;
   for (Index d = 0; d < dims; d += W) {
     const Index n = std::min<Index>(W, dims - d);
@@ -102,6 +156,11 @@ EIGEN_ALWAYS_INLINE void unpack_transposed(const T* from, Pack<T> scale, Index d
       narrow_first(to, square[i], n);
     }
   }
+}
+
+template <class T>
+void unpack_transposed(const T* from, Pack<T> scale, Index dims, Rows<Narrow> rows, Index first, Index count) {
+  with_scalar(rows, [&](const auto& typed) { unpack_transposed<false>(from, scale, dims, typed, first, count); });
 }
 
 /// Brings rows of up to two arrays towards the cache, some at each call, so that they arrive while others are used.

@@ -16,21 +16,20 @@
 #include "alibi/kernel/cached.hpp"
 #include "alibi/kernel/rows.hpp"
 #include "alibi/kernel/simd.hpp"
+#include "alibi/view.hpp"
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// What sums are made in.
-template <class E>
-using Sum = std::conditional_t<std::is_same_v<E, double>, double, float>;
+using alibi::detail::Sum;
 
 /// How numbers are stored and multiplied: queries and output of E, keys and values of S, as rows or in a cache.
 /// `pairs`: bfloat16 is multiplied by the dot product instruction. `Law` is the bias (bias.hpp).
-template <class E, class S, bool cached, bool pairs = false, template <class> class Law = LinearBias>
+template <class E, class S, bool cached, bool pairs = false, class Law = LinearBias<Sum<E>>>
 struct Format {
   using Query = E;
   using Stored = S;
   using T = Sum<E>;
-  using Bias = Law<T>;
+  using Bias = Law;
   static constexpr bool kPairs = pairs;
   static_assert(!pairs || (std::is_same_v<E, Bfloat16> && std::is_same_v<S, Bfloat16>));
   using Unit = std::conditional_t<kPairs, BfloatPair, T>;
@@ -75,7 +74,7 @@ Tile<typename F::Unit> bring(const Source<F>& source, Index number, Index count,
   const S *k, *v;
   Index key_stride = 1, value_stride = value_dim;
   if constexpr (F::kCached) {
-    k = source.tiles[number - source.first_tile];
+    k = source.tile(number);
     v = k + source.value_offset;
   } else {
     k = source.k[number * kTile];
@@ -108,11 +107,18 @@ Tile<typename F::Unit> bring(const Source<F>& source, Index number, Index count,
         pair(v + j * value_stride, j + 1 < count ? v + (j + 1) * value_stride : nullptr, value_dim,
              values + j / 2 * value_dim);
     } else {
+      bool half;
       if constexpr (F::kCached)
-        widen_row(k, head_dim * kTile, keys);
+        half = source.half;
+      else if constexpr (std::is_same_v<S, Narrow>)
+        half = source.k.half;
       else
-        for (Index j = 0; j < count; j++) widen_row(k + j * key_stride, head_dim, keys + j * dims);
-      for (Index j = 0; j < count; j++) widen_row(v + j * value_stride, value_dim, values + j * value_dim);
+        half = false;
+      if constexpr (F::kCached)
+        widen_rows(rows_at(k, 0, half), 0, 1, head_dim * kTile, keys, 0);
+      else
+        widen_rows(rows_at(k, key_stride, half), 0, count, head_dim, keys, dims);
+      widen_rows(rows_at(v, value_stride, half), 0, count, value_dim, values, value_dim);
     }
     return {keys, F::kCached ? 1 : dims, values, value_dim};
   }
@@ -123,7 +129,7 @@ template <class F>
 Prefetch prefetch_tile(const Source<F>& source, Index number, Index keys, Index head_dim, Index value_dim,
                        Index calls) {
   if constexpr (F::kCached) {
-    const auto* k = source.tiles[number - source.first_tile];
+    const auto* k = source.tile(number);
     return {k, head_dim, head_dim, k + source.value_offset, value_dim, value_dim, kTile, calls};
   } else {
     const Index first = number * kTile;

@@ -44,7 +44,7 @@ struct RotaryConfig {
   double alpha = 1, beta = 32;  ///< for yarn; these are what LLaMA models take
 };
 
-inline namespace ALIBI_ISA {
+inline namespace ALIBI_ABI {
 
 /// Turns arrays of heads of head_dim numbers.
 class Rotary {
@@ -140,5 +140,5 @@ class Rotary {
   std::vector<double> frequencies_;
 };
 
-}  // namespace ALIBI_ISA
+}  // namespace ALIBI_ABI
 }  // namespace alibi

@@ -11,7 +11,7 @@
 #include "alibi/error.hpp"
 #include "alibi/kernel/isa.hpp"
 
-namespace alibi::inline ALIBI_ISA {
+namespace alibi::inline ALIBI_ABI {
 
 /// [tokens, dim], row-major: the embeddings of positions first, first + 1, …; angles in double.
 /// Throws std::invalid_argument for a negative size and for a base that is not a finite number above 0.
@@ -33,4 +33,4 @@ Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> sinusoidal(Ind
   return x;
 }
 
-}  // namespace alibi::inline ALIBI_ISA
+}  // namespace alibi::inline ALIBI_ABI

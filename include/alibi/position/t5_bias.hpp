@@ -18,7 +18,7 @@
 #include "alibi/error.hpp"
 #include "alibi/kernel/isa.hpp"
 
-namespace alibi::inline ALIBI_ISA {
+namespace alibi::inline ALIBI_ABI {
 
 struct T5Buckets {
   Index buckets = 32;        ///< in all; even, and a multiple of 4 if bidirectional
@@ -94,4 +94,4 @@ auto t5_weights_gradient(const Eigen::MatrixBase<Table>& grad_table, const T5Buc
   return weights;
 }
 
-}  // namespace alibi::inline ALIBI_ISA
+}  // namespace alibi::inline ALIBI_ABI

@@ -1,0 +1,224 @@
+// From a call over a cache to its tasks: checks it, and runs it by splits of the keys for a few queries, by blocks of
+// queries for many. Not a header for users.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <type_traits>
+
+#include "alibi/detail/call.hpp"
+#include "alibi/detail/forward_dispatch.hpp"
+#include "alibi/detail/validate.hpp"
+#include "alibi/error.hpp"
+#include "alibi/kernel/decode.hpp"
+#include "alibi/kv_cache.hpp"
+#include "alibi/options.hpp"
+#include "alibi/view.hpp"
+#include "alibi/workspace.hpp"
+
+namespace alibi::inline ALIBI_ABI::detail {
+
+/// The mask of a call, its window that of the cache unless it asks for a narrower one.
+template <class S>
+Mask cache_mask(const KvCache<S>& cache, const Mask& asked) {
+  Mask mask = asked;
+  const std::optional<Index> window = cache.config().window;
+  if (!window) return mask;
+  if (!mask.window) mask.window = window;
+  require(*mask.window <= *window, "mask.window is ", *mask.window, "; expected at most ", *window,
+          ", the window of the cache");
+  return mask;
+}
+
+/// That the queries find all that they need in the cache.
+template <class E, class S>
+void check_reach(const CachedCall<E, S>& call, const Sequences& sequences, const Mask& mask, double scale) {
+  const KvCache<S>& cache = call.cache;
+  const View<const E>& q = call.q;
+  const KvCacheConfig& config = cache.config();
+  for (Index b = 0; b < q.batch; b++) {
+    const KeyRange queries = sequences[b].queries;
+    const Index count = queries.end - queries.begin, least = cache.shortest(b) - 1;
+    const Index first = resolve(mask, count, cache.length(b)).position(0);
+    require(count == 0 || cache.shortest(b) == 0 || first >= least, "the first query of sequence ", b, " stands at ",
+            first, "; expected at least ", least, ": keys that it needs have left the cache");
+    // From the first call on, not only once something has been evicted: a promise that is not kept shows at once.
+    for (Index h = 0; h < q.heads && config.eviction; h++) {
+      const Eviction& eviction = *config.eviction;
+      require(Index(eviction.slopes.size()) == q.heads, "q has heads ", q.heads, "; expected ", eviction.slopes.size(),
+              ", as many as eviction.slopes of the cache");
+      constexpr double kSlack = 0x1p-12;  // of a number: what the eviction has left for rounding
+      const double slope = slope_at(call.slopes, b, h), least_slope = eviction.slopes[std::size_t(h)];
+      require(slope >= least_slope - kSlack * std::abs(least_slope), "the slope of head ", h, " in batch ", b, " is ",
+              slope, "; expected at least ", least_slope, ", that of the cache's eviction");
+      require(std::abs(scale) <= std::abs(*eviction.scale) * (1 + kSlack), "scale is ", scale, "; expected at most ",
+              *eviction.scale, ", that of the cache's eviction");
+      for (Index i = queries.begin; i < queries.end; i++) {
+        const E* query = q.data + b * q.batch_stride + h * q.head_stride + i * q.token_stride;
+        double square = 0;
+        for (Index d = 0; d < q.head_dim; d++) square += double(query[d]) * double(query[d]);
+        require(!(std::sqrt(square) > eviction.query_norm * (1 + kSlack)), "query ", i, " of head ", h, " in batch ", b,
+                " has norm ", std::sqrt(square), "; expected at most ", eviction.query_norm,
+                ", the query_norm of the cache's eviction");
+      }
+    }
+  }
+}
+
+/// The memory of a decode call.
+template <class F>
+struct DecodeMemory {
+  using T = typename F::T;
+  std::span<std::byte> scratch;
+  std::span<kernel::Sequence<F>> sequences;
+  std::span<kernel::Cached<typename F::Stored, T>> cached;
+  std::span<kernel::DecodeItem> items;
+  std::span<kernel::RowState<T>> states;
+  std::span<T> outputs;
+
+  DecodeMemory(Arena& arena, Index scratch_bytes, Index count, Index kv_heads, Index item_count, Index rows, Index dims)
+      : scratch(arena.take<std::byte>(scratch_bytes)),
+        sequences(arena.take<kernel::Sequence<F>>(count)),
+        cached(arena.take<kernel::Cached<typename F::Stored, T>>(count * kv_heads)),
+        items(arena.take<kernel::DecodeItem>(item_count)),
+        states(arena.take<kernel::RowState<T>>(rows)),
+        outputs(arena.take<T>(rows * dims)) {}
+};
+
+/// Whether the kernel for few queries takes a sequence: that depends on nothing else in the call.
+inline bool is_few(const KeyRange& queries) { return queries.end - queries.begin <= kernel::kMostQueries; }
+
+/// The sequences of a checked call over a cache, one at a time: those of few queries or the others, in whose place
+/// there are sequences without queries.
+template <class F, class S>
+struct CacheSequences {
+  using E = typename F::Query;
+  using T = typename F::T;
+  View<const E> q;
+  View<E> output;
+  T* lse;
+  const KvCache<S>& cache;
+  SlopeView slopes;
+  const Sequences& sequences;
+  const Mask& mask;
+  double tolerance;
+  bool few;
+
+  Index count() const { return q.batch; }
+  kernel::Sequence<F> operator[](Index b) const {
+    KeyRange queries = sequences[b].queries;
+    if (is_few(queries) != few) queries.end = queries.begin;
+    return {.q = part_of(q, b, queries),
+            .output = part_of(output, b, queries),
+            .lse = lse ? lse + b * q.heads * q.tokens + queries.begin : nullptr,
+            .lse_stride = q.tokens,
+            .slopes = slopes_of(slopes, b),
+            .mask = resolve(mask, queries.end - queries.begin, cache.length(b)),
+            .tolerance = tolerance,
+            .kv_heads = cache.config().kv_heads};
+  }
+  kernel::Cached<typename F::Stored, T> head(Index b, Index kv_head) const {
+    const kernel::Cached<S, T> at = cache.head(b, kv_head);
+    return {.tiles = at.tiles,
+            .first_tile = at.first_tile,
+            .begin = at.begin,
+            .length = at.length,
+            .value_offset = at.value_offset,
+            .radii = at.radii,
+            .half = std::is_same_v<S, Eigen::half>,
+            .evicted = cache.evicted_tolerance(b, kv_head)};
+  }
+};
+
+/// Runs a checked call with few queries: a task for each split of each kv head, then the merge.
+template <class F, class S>
+void run_decode(kernel::Forward<F> call, const CacheSequences<F, S>& all, const Executor& executor,
+                Workspace& workspace) {
+  using kernel::DecodePlan;
+  using T = typename F::T;
+  const Index count = all.count(), dims = kernel::padded<T>(call.value_dim);
+  Index items = 0, rows = 0, most = 0;  // rows: of all items together, and of one at most
+  for (Index s = 0; s < count; s++) {
+    const kernel::Sequence<F> sequence = all[s];
+    const Index of_one = call.group() * sequence.q.tokens;
+    const Index splits = call.kv_heads * DecodePlan::of(sequence).splits;
+    most = std::max(most, of_one);
+    items += splits;
+    rows += splits * of_one;
+  }
+  const std::size_t bytes = kernel::DecodeTask<F>::bytes(most, call.head_dim);
+  const Index scratch = Index(bytes) * std::min<Index>(executor.slots(), items);
+  Arena counted;
+  DecodeMemory<F>(counted, scratch, count, call.kv_heads, items, rows, dims);
+  Arena arena(workspace.reserve(counted.used()));
+  DecodeMemory<F> memory(arena, scratch, count, call.kv_heads, items, rows, dims);
+  make_sequences<F>(memory.sequences, memory.cached, call.kv_heads, all);
+  call.sequences = memory.sequences;
+  kernel::list_items(call, memory.items);
+  executor.for_each(items, [&](Index i, int slot) {
+    const kernel::DecodeItem& item = memory.items[std::size_t(i)];
+    kernel::DecodeTask<F>(call, item, memory.states.data() + item.first_row,
+                          memory.outputs.data() + item.first_row * dims,
+                          memory.scratch.data() + std::size_t(slot) * bytes)
+        .run();
+  });
+  Index first = 0;
+  for (Index s = 0; s < count; s++) {
+    const kernel::Sequence<F>& sequence = memory.sequences[std::size_t(s)];
+    const Index splits = DecodePlan::of(sequence).splits;
+    for (Index kv = 0; kv < call.kv_heads; kv++) {
+      kernel::finish_decode(call, s, kv, splits, memory.states.data() + first, memory.outputs.data() + first * dims);
+      first += splits * call.group() * sequence.q.tokens;
+    }
+  }
+}
+
+template <class E, class S>
+void forward_cached(const CachedCall<E, S>& call, const Options& options, Workspace& workspace) {
+  using T = Sum<E>;
+  const View<const E>& q = call.q;
+  const KvCacheConfig& config = call.cache.config();
+  require_equal(q.batch, config.batch, "q", "batch", "the cache");
+  require(q.heads % config.kv_heads == 0, "q has heads ", q.heads, "; expected a multiple of ", config.kv_heads,
+          ", the kv_heads of the cache");
+  require_equal(q.head_dim, config.head_dim, "q", "head_dim", "the cache");
+  require_memory(q, "q");
+  const Sequences sequences = checked_sequences({.count = q.batch, .queries = q.tokens}, options);
+  check_slopes(call.slopes, q.heads, sequences);
+  check_output(call.output, q, config.value_dim);
+  const double scale = scale_of<T>(options, q.head_dim), tolerance = tolerance_of<T>(options);
+  Pruning* const report = report_of(options, sequences, q.heads);
+  const Mask mask = cache_mask(call.cache, options.mask);
+  check_memory(call.output, call.lse, q.batch * q.heads * q.tokens, {memory_of(q, "q"), memory_of(call.slopes)});
+  check_reach(call, sequences, mask, scale);
+  if (report) std::fill_n(report, q.batch * q.heads, Pruning());
+  clear_padding(call.output, sequences.query_ranges);
+  if (call.lse) clear_padding(call.lse->data(), q.heads, q.tokens, sequences.query_ranges);
+  if (q.tokens == 0 || q.heads == 0) return;
+
+  bool any_few = false, any_many = false;
+  for (Index b = 0; b < q.batch; b++) (is_few(sequences[b].queries) ? any_few : any_many) = true;
+  const auto run_as = [&]<class F>(F, const auto& queries, const auto& output, bool few) {
+    const kernel::Forward<F> forward{{}, q.heads, config.kv_heads, q.head_dim, config.value_dim, scale, report};
+    const CacheSequences<F, S> all{queries,    output,      call.lse ? call.lse->data() : nullptr,
+                                   call.cache, call.slopes, sequences,
+                                   mask,       tolerance,   few};
+    if constexpr (std::is_same_v<F, kernel::Format<E, S, true>>) {
+      if (few) return run_decode(forward, all, options.executor, workspace);
+    }
+    if constexpr (std::is_same_v<typename F::Stored, kernel::Erased<S>> || F::kPairs)
+      run(forward, all, options.executor, workspace);
+  };
+  using Many = kernel::Format<kernel::Erased<E>, kernel::Erased<S>, true>;
+  if constexpr (kernel::kDotsPairs && std::is_same_v<E, Eigen::bfloat16> && std::is_same_v<S, Eigen::bfloat16>) {
+    if (any_many && options.dot_product) run_as(kernel::Format<E, S, true, true>(), q, call.output, false);
+    any_many = any_many && !options.dot_product;
+  }
+  if (any_many) run_as(Many(), kernel::erased(q), kernel::erased(call.output), false);  // first: it starts the reports
+  if (any_few) run_as(kernel::Format<E, S, true>(), q, call.output, true);
+}
+
+}  // namespace alibi::inline ALIBI_ABI::detail

@@ -1,0 +1,143 @@
+// A call of attention as data: what the public functions make of their arguments in their first lines, and all that
+// stands below them sees. From here on a template depends on the scalars and on the kind of bias alone, so that each is
+// compiled once, in the compiled library or in a user's file. Not a header for users.
+#pragma once
+
+#include <cstddef>
+#include <optional>
+#include <span>
+
+#include "alibi/mask.hpp"
+#include "alibi/options.hpp"
+#include "alibi/table_bias.hpp"
+#include "alibi/token_ranges.hpp"
+#include "alibi/view.hpp"
+#include "alibi/workspace.hpp"
+
+namespace alibi {
+inline namespace ALIBI_ABI {
+
+template <class S>
+class KvCache;
+
+namespace detail {
+
+/// What bias a call has: a slope a head, of 0 where there is none, or a table of distances.
+enum class BiasKind { slopes, table };
+
+/// The bias of a call; beside a table the slopes are 0.
+template <class T>
+struct BiasView {
+  SlopeView slopes;
+  TableBias<T> table{};
+};
+
+/// One sequence of a call: an entry of the batch, the ranges of its tokens there, and the position of its first query
+/// among its keys: mask.query_offset, or `default_offset` where that has none, less `offset_shift`.
+struct SequenceSlice {
+  Index batch;
+  KeyRange queries, keys;
+  Index default_offset, offset_shift = 0;
+};
+
+/// The sequences of a call. Each kind has lists of its own; `queries` and `keys` are the tokens of the arrays.
+struct Sequences {
+  enum class Kind {
+    batch,   ///< the entries of the batch
+    padded,  ///< the same, with key ranges
+    varlen,  ///< side by side in one entry
+  };
+  Kind kind = Kind::batch;
+  Index count = 0, queries = 0, keys = 0;
+  TokenRanges query_ranges = {};                              // none: all
+  std::span<const KeyRange> key_ranges = {};                  // padded
+  std::span<const Index> query_starts = {}, key_starts = {};  // varlen
+
+  const char* name() const { return kind == Kind::varlen ? "the number of sequences" : "the batch of q"; }
+
+  SequenceSlice operator[](Index s) const {
+    SequenceSlice slice{s, {0, queries}, {0, keys}, 0};
+    const auto at = std::size_t(s);
+    if (kind == Kind::varlen) {
+      slice.batch = 0;
+      slice.queries = {query_starts[at], query_starts[at + 1]};
+      slice.keys = {key_starts[at], key_starts[at + 1]};
+    }
+    if (!query_ranges.empty()) slice.queries = query_ranges[s];
+    if (kind == Kind::padded) {
+      slice.keys = key_ranges[at];
+      if (query_ranges.empty()) {  // every query stays where it is in the arrays
+        slice.default_offset = keys - queries;
+        slice.offset_shift = slice.keys.begin;
+        return slice;
+      }
+    }
+    slice.default_offset = slice.keys.end - slice.keys.begin - (slice.queries.end - slice.queries.begin);
+    return slice;
+  }
+};
+
+/// A call of the forward over arrays; `lse` [batch, heads, queries] where it is wanted.
+template <class E>
+struct ForwardCall {
+  View<const E> q, k, v;
+  View<E> output;
+  std::optional<std::span<Sum<E>>> lse;
+  BiasView<Sum<E>> bias;
+  Sequences sequences;
+};
+
+/// A call of the forward over a cache.
+template <class E, class S>
+struct CachedCall {
+  View<const E> q;
+  View<E> output;
+  std::optional<std::span<Sum<E>>> lse;
+  const KvCache<S>& cache;
+  SlopeView slopes;
+};
+
+/// The gradient of slopes, [heads] or [batch, heads], or of a table, [heads, entries]: side by side, row by row.
+template <class T>
+struct BiasEntries {
+  T* data = nullptr;
+  Index rows = 0, cols = 0;  // one row for an array of rank 1
+  bool mirrored = false;     // a column-major tensor, read in the mirrored order
+
+  Index size() const { return rows * cols; }
+};
+
+/// An array that holds E, or if `is_sum` the scalar that E is summed up in.
+template <class E>
+struct EitherView {
+  View<const E> of_scalar;
+  View<const Sum<E>> of_sum;
+  bool is_sum = false;
+};
+
+/// A call of the backward pass.
+template <class E>
+struct BackwardCall {
+  View<const E> q, k, v, output;
+  EitherView<E> grad_output;
+  std::span<const Sum<E>> lse;
+  BiasView<Sum<E>> bias;
+  View<Sum<E>> grad_q, grad_k, grad_v;
+  BiasEntries<Sum<E>> grad_bias;
+  Sequences sequences;
+};
+
+// Each checks a call, throws std::invalid_argument for what is wrong with it before anything is written, and runs it.
+
+template <class E, BiasKind bias>
+void forward(const ForwardCall<E>& call, const Options& options, Workspace& workspace);
+
+template <class E, class S>
+void forward_cached(const CachedCall<E, S>& call, const Options& options, Workspace& workspace);
+
+template <class E, BiasKind bias>
+void backward(const BackwardCall<E>& call, const Options& options, Workspace& workspace);
+
+}  // namespace detail
+}  // namespace ALIBI_ABI
+}  // namespace alibi
