@@ -21,6 +21,30 @@ run_step() {
   fi
 }
 
+# run_build <name> <target>: builds a target; every 15 seconds a line that says how far it is, in the end what it took.
+run_build() {
+  local name=$1 target=$2 log start=$SECONDS worker status=0 progress times
+  log=$root/build/log/${name// /-}.log
+  times=$root/build/log/${name// /-}.time
+  echo "==> $name"
+  mkdir -p "$root/build/log"
+  (TIMEFORMAT='%U %S' && time cmake --build "$build" --target "$target" --parallel "$jobs" >"$log" 2>&1 </dev/null) \
+    2>"$times" &
+  worker=$!
+  while sleep 1 && kill -0 "$worker" 2>/dev/null; do
+    (((SECONDS - start) % 15 == 0)) || continue
+    progress=$(grep -o '^\[[0-9]*/[0-9]*\]' "$log" | tail -n 1 || true)
+    echo "    ${progress:-[starting]} files, $((SECONDS - start)) s"
+  done
+  wait "$worker" || status=$?
+  if [ "$status" -ne 0 ]; then
+    tail -n 60 "$log" >&2
+    echo "Failed: $name. The whole log: $log" >&2
+    exit 1
+  fi
+  awk -v wall=$((SECONDS - start)) 'END { printf "    %d s, %.0f s of processor time\n", wall, $1 + $2 }' "$times"
+}
+
 is_installed() {
   case $1 in
     g++) command -v "${CXX:-c++}" ;;
@@ -54,14 +78,18 @@ require() {
   run_step "install: ${missing[*]}" "${apt[@]}" install --yes --no-install-recommends "${missing[@]}"
 }
 
-# build_part <part>: configures the build directory with TESTS, BENCHMARKS or EXAMPLES beside the parts already there,
-# so that nothing is built twice, and builds that one.
-build_part() {
+# configure_part <part>: configures the build directory with TESTS, BENCHMARKS or EXAMPLES beside the parts already
+# there, so that nothing is built twice.
+configure_part() {
   local parts=()
   if [ ! -e "$build/CMakeCache.txt" ]; then
     parts=(-DALIBI_BUILD_TESTS=OFF -DALIBI_BUILD_BENCHMARKS=OFF -DALIBI_BUILD_EXAMPLES=OFF)
   fi
   run_step "configure ${1,,}" cmake -S "$root" --preset release "${parts[@]}" "-DALIBI_BUILD_$1=ON" \
     "-DALIBI_WERROR=${ALIBI_WERROR:-OFF}"
-  run_step "build ${1,,}" cmake --build "$build" --target "alibi_${1,,}" --parallel "$jobs"
+}
+# build_part <part>: configures it, and builds it.
+build_part() {
+  configure_part "$1"
+  run_build "build ${1,,}" "alibi_${1,,}"
 }

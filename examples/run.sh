@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# Builds and runs the examples, the last of them the paper's experiment, reduced to a few minutes. Argument: a text for
-# the second to look at (default: the LICENSE, plain English).
+# Builds and runs the examples, the last of them the paper's experiment, reduced to a minute. Argument: a text for the
+# second to look at (default: the LICENSE, plain English).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 
 require gnuplot-nox
-build_part EXAMPLES
+configure_part EXAMPLES
+run_build "build quickstart" quickstart
 
 echo "==> quickstart"
 "$build/examples/quickstart"
+
+run_build "build examples" alibi_examples
 
 text=${1:-$root/LICENSE}
 picture=$build/examples/heads.png
@@ -22,7 +25,7 @@ echo "==> decode, up to 65,536 tokens"
 experiment=$build/examples/experiment
 rm -rf "$experiment"
 echo "==> train_short_test_long, the reduced version: ALiBi and sinusoidal, trained at 128 bytes"
-"$build/examples/train_short_test_long" --methods alibi,sinusoidal --length 128 --steps 900 --evaluate 131072 \
+"$build/examples/train_short_test_long" --methods alibi,sinusoidal --length 128 --steps 220 --evaluate 16384 \
   --out "$experiment"
 
 echo

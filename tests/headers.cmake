@@ -14,7 +14,7 @@ add_executable(test_headers ${sources})
 target_link_libraries(test_headers PRIVATE alibi_header_only)
 # Every header includes this one, and it Eigen: parsed once, it hides nothing that a header forgets.
 target_precompile_headers(test_headers PRIVATE <alibi/kernel/isa.hpp>)
-target_compile_options(test_headers PRIVATE -O0)
+target_compile_options(test_headers PRIVATE -O1)
 add_test(NAME headers COMMAND test_headers)
 set_tests_properties(headers PROPERTIES LABELS static)
 add_dependencies(alibi_tests test_headers)

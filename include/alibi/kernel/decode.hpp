@@ -282,7 +282,7 @@ typename DecodeTask<F>::Frame DecodeTask<F>::frame_of(const Row& row, Index numb
 template <class F>
 template <int M>
 void DecodeTask<F>::attend(Row* const* rows, Index number) {
-  Frame frame[M];
+  Frame frame[std::size_t(M)];
   for (int a = 0; a < M; a++) frame[a] = frame_of(*rows[a], number);
   score<M>(rows, frame, tile(number));                                                          // S = τ Q K' + bias
   for (int a = 0; a < M; a++) add_to_softmax(*rows[a], number, frame[a], scores_ + a * kTile);  // P = 2^(S - μ)
@@ -299,8 +299,8 @@ void DecodeTask<F>::score(Row* const* rows, const Frame* frame, const S* keys) {
     return j;
   }();
   for (Index j = 0; j < kTile; j += kPass) {
-    Pack<T> acc[M][kSpan];
-    const T* q[M];
+    Pack<T> acc[std::size_t(M)][std::size_t(kSpan)];
+    const T* q[std::size_t(M)];
     for (int a = 0; a < M; a++) {
       q[a] = rows[a]->q;
       for (int r = 0; r < kSpan; r++) {
@@ -335,7 +335,7 @@ void DecodeTask<F>::add_to_softmax(const Row& row, Index number, Frame& frame, T
   for (Index j = W; j < kTile; j += W) most = max(most, load<T>(s + j));
   const T highest = reduce_max(most), largest = highest + frame.offset;
   if (largest > state.reference + kSlack<T>) {
-    T factor[W];
+    T factor[std::size_t(W)];
     store<T>(factor, exp2<T>(splat<T>(state.reference - largest)));
     frame.factor = factor[0];
     state.sum *= frame.factor;
@@ -361,8 +361,8 @@ void DecodeTask<F>::accumulate(Row* const* rows, const Frame* frame, const S* va
   for (Index d = 0; d < value_dim_; d += kSpan * W) {
     const int vectors = int(std::min<Index>(kSpan, pieces(value_dim_ - d, W)));
     with_vectors<kSpan>(vectors, [&](auto n) {
-      Pack<T> acc[M][n];
-      const T* p[M];
+      Pack<T> acc[std::size_t(M)][std::size_t(n)];
+      const T* p[std::size_t(M)];
       for (int a = 0; a < M; a++) {
         p[a] = scores_ + a * kTile;
         for (int r = 0; r < n; r++) acc[a][r] = splat<T>(T(0));

@@ -32,7 +32,7 @@ struct KeyShare {
 /// M keys from `key` on, N vectors of dims from `d` on; the vectors of queries before `first` do not count.
 template <int M, int N, class T>
 void key_rows(std::span<const KeyShare<T>> shares, Index key, int first, Index d, Index dims, T* g) {
-  Pack<T> acc[M][N];
+  Pack<T> acc[std::size_t(M)][std::size_t(N)];
   T* const to = g + key * dims + d;
 #pragma GCC unroll 8
   for (int a = 0; a < M; a++)
@@ -40,7 +40,7 @@ void key_rows(std::span<const KeyShare<T>> shares, Index key, int first, Index d
     for (int r = 0; r < N; r++) acc[a][r] = load<T>(to + a * dims + r * kLanes<T>);
   const Index skipped = first * kLanes<T>;
   for (const KeyShare<T>& share : shares) {
-    const T* row[M];
+    const T* row[std::size_t(M)];
 #pragma GCC unroll 8
     for (int a = 0; a < M; a++) row[a] = share.p + (key + a) * kBlock<T> + skipped;
     multiply_add<0, N>(row, 1, share.y + skipped * dims + d, dims, share.keys->vectors * kLanes<T> - skipped, acc);

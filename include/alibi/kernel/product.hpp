@@ -9,6 +9,7 @@
 // and N loads.
 #pragma once
 
+#include <cstddef>
 #include <type_traits>
 
 #include "alibi/kernel/simd.hpp"
@@ -18,16 +19,16 @@ namespace alibi::inline ALIBI_ISA::kernel {
 /// x[a] points at the first scalar of its row, the next is `step` further; rows of y are `stride` apart, of which
 /// vectors [R, N) count. X is the type of the sums, or BfloatPair on both sides, which is two products an entry; y is
 /// widened as it is read.
-template <int R, int N, int M, int V, class X, class Y, class P>
+template <int R, int N, std::size_t M, std::size_t V, class X, class Y, class P>
 EIGEN_ALWAYS_INLINE void multiply_add(const X* const (&x)[M], Index step, const Y* y, Index stride, Index length,
                                       P (&acc)[M][V]) {
 #pragma GCC unroll 4
   for (Index i = 0; i < length; i++) {
-    Pack<X> vector[N];
+    Pack<X> vector[std::size_t(N)];
 #pragma GCC unroll 4
     for (int r = R; r < N; r++) vector[r] = widen<X>(y + i * stride + r * kLanes<X>);
 #pragma GCC unroll 8
-    for (int a = 0; a < M; a++) {
+    for (std::size_t a = 0; a < M; a++) {
       const Pack<X> scalar = splat<X>(x[a][i * step]);
 #pragma GCC unroll 4
       for (int r = R; r < N; r++) acc[a][r] = fma(scalar, vector[r], acc[a][r]);

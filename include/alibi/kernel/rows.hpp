@@ -124,7 +124,7 @@ void pack_transposed(Rows<const E> rows, Index first, Index count, Index dims, T
   C* into = reinterpret_cast<C*>(to);
   for (Index d = 0, left = dims; left > 0; d += W, left -= W * kDepth<U>) {
     const Index n = std::min<Index>(W, units<U>(left));
-    Pack<C> square[W];
+    Pack<C> square[std::size_t(W)];
     for (int i = 0; i < W; i++)
       square[i] = i >= count ? splat<C>(C(0)) : load_units<U>(rows[first + i] + d * kDepth<U>, left);
     transpose<C>(square);
@@ -147,7 +147,7 @@ void unpack_transposed(const T* from, Pack<T> scale, Index dims, Rows<E> rows, I
   constexpr int W = kLanes<T>;
   for (Index d = 0; d < dims; d += W) {
     const Index n = std::min<Index>(W, dims - d);
-    Pack<T> square[W];
+    Pack<T> square[std::size_t(W)];
     for (int i = 0; i < W; i++) square[i] = i < n ? mul(load<T>(from + (d + i) * kBlock<T>), scale) : splat<T>(T(0));
     transpose<T>(square);
     for (int i = 0; i < W && i < count; i++) {

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -306,7 +307,7 @@ template <class S, class P>
 EIGEN_ALWAYS_INLINE void narrow_first(S* p, P x, Index n) {
   constexpr int W = Eigen::internal::unpacket_traits<P>::size;
   if (n == W) return narrow(p, x);
-  S all[W];
+  S all[std::size_t(W)];
   narrow(all, x);
   std::copy_n(all, n, p);
 }

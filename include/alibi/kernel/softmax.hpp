@@ -7,6 +7,7 @@
 // States of disjoint sets of keys merge: associative and commutative up to rounding, with empty() as identity.
 #pragma once
 
+#include <cstddef>
 #include <limits>
 
 #include "alibi/kernel/exp2.hpp"
@@ -96,7 +97,7 @@ EIGEN_ALWAYS_INLINE void exponentiate_keys(T* s, Index begin, const Index* ends,
 template <class U, int N, bool Masked, class T>
 EIGEN_ALWAYS_INLINE void exponentiate(T* s, Index begin, const Index* ends, const Pack<T>* offset,
                                       const Pack<T>* largest, SoftmaxState<T>* state) {
-  Pack<T> shift[N], sum[N];
+  Pack<T> shift[std::size_t(N)], sum[std::size_t(N)];
 #pragma GCC unroll 4
   for (int r = 0; r < N; r++) {
     shift[r] = max(sub(state[r].reference, offset[r]), sub(largest[r], splat<T>(kSlack<T>)));

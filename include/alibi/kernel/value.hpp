@@ -3,6 +3,8 @@
 //   O[d][query] = α[query] O[d][query] + Σ_key v[key][d] · P[key][query]
 #pragma once
 
+#include <cstddef>
+
 #include "alibi/kernel/block.hpp"
 #include "alibi/kernel/product.hpp"
 #include "alibi/kernel/rows.hpp"
@@ -17,9 +19,9 @@ enum class Before { none, keep, rescale };
 /// values and probabilities hold a key each, or a pair of them.
 template <int R, int N, int M, class U, class T>
 EIGEN_ALWAYS_INLINE void add_keys(const U* v, Index stride, const U* p, Index begin, const Index* ends,
-                                  Pack<T> (&acc)[M][kVectors]) {
+                                  Pack<T> (&acc)[std::size_t(M)][kVectors]) {
   constexpr Index kKeys = kDepth<U>;
-  const U* dim[M];
+  const U* dim[std::size_t(M)];
 #pragma GCC unroll 8
   for (int a = 0; a < M; a++) dim[a] = v + begin / kKeys * stride + a;
   multiply_add<R, N>(dim, stride, p + begin / kKeys * kBlock<T>, kBlock<T>, (ends[R] - begin) / kKeys, acc);
@@ -31,7 +33,7 @@ EIGEN_ALWAYS_INLINE void add_keys(const U* v, Index stride, const U* p, Index be
 template <int M, int N, class U, class T>
 EIGEN_ALWAYS_INLINE void value_dims(const U* v, Index stride, const U* p, const TileKeys& keys, Before before,
                                     const Pack<T>* factor, T* o) {
-  Pack<T> acc[M][kVectors];
+  Pack<T> acc[std::size_t(M)][kVectors];
 #pragma GCC unroll 8
   for (int a = 0; a < M; a++)
 #pragma GCC unroll 4
