@@ -188,6 +188,12 @@ TEST(Bias, Errors) {
   EXPECT_EQ(message([&] { alibi::key_bias(bad, 3); }), "alibi: the slope of head 1 is nan; expected a finite number");
   EXPECT_EQ(message([&] { alibi::bias_matrix(m, 3, 3, {.window = 0}); }),
             "alibi: mask.window is 0; expected at least 1, the query's own position");
+  // Sizes whose product overflows: 2^81 entries, of which 0 bits are left in 64.
+  constexpr Index kLong = Index(1) << 40;
+  const std::string overflows = "alibi: the bias has more than 2^60 entries; expected a product of sizes up to that";
+  EXPECT_EQ(message([&] { alibi::bias_matrix(m, kLong, kLong); }), overflows);
+  EXPECT_EQ(message([&] { alibi::bias_expression(1.f, kLong, kLong); }), overflows);
+  EXPECT_EQ(message([&] { alibi::key_bias(m, Index(1) << 60); }), overflows);
 }
 
 }  // namespace

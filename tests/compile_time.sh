@@ -34,11 +34,11 @@ void all(const Tensor4& q, const Tensor4& k, const Tensor4& v, const Eigen::Vect
 }
 CPP
 
-# seconds <file> <flag>...: processor seconds of compiling it with -O3, the least of three.
+# seconds <file> <flag>...: processor seconds of compiling it with -O3, the least of two.
 seconds() {
   local file=$1 TIMEFORMAT='%U %S'
   shift
-  for _ in 1 2 3; do
+  for _ in 1 2; do
     { time "${CXX:-c++}" -std=c++20 -O3 -DNDEBUG -march=native -I "$root/include" -isystem "$eigen" "$@" -c \
       "$work/$file.cpp" -o "$work/$file.o" 2>"$work/messages"; } 2>&1 || cat "$work/messages" >&2
   done | awk '{ s = $1 + $2; if (NR == 1 || s < least) least = s } END { print least }'

@@ -218,4 +218,37 @@ TYPED_TEST(View, SlopesPerBatch) {
   EXPECT_TRUE(std::equal(both.data() + half, both.data() + 2 * half, second.data() + half));
 }
 
+// Slopes of any scalar, whatever q holds: the result is that of the same numbers in the widest.
+TYPED_TEST(View, SlopesOfAnyScalar) {
+  const Eigen::VectorXd m = alibi::slopes<double>(kHeads);  // powers of two, which every scalar holds
+  const auto expected = alibi::attention(this->q_, this->k_, this->v_, m);
+  const auto expect_same = [&](const auto& slopes) {
+    EXPECT_TRUE(test::same(alibi::attention(this->q_, this->k_, this->v_, slopes), expected));
+    alibi::KvCache<TypeParam> cache({.batch = this->k_.dimension(0),
+                                     .kv_heads = this->k_.dimension(1),
+                                     .head_dim = this->k_.dimension(3),
+                                     .value_dim = this->v_.dimension(3),
+                                     .capacity = this->k_.dimension(2)});
+    cache.append(this->k_, this->v_);
+    EXPECT_TRUE(test::same(alibi::attention(this->q_, cache, slopes), alibi::attention(this->q_, cache, m)));
+  };
+  expect_same(m.template cast<float>().eval());
+  expect_same(m.template cast<Eigen::bfloat16>().eval());
+  expect_same(m.template cast<Eigen::half>().eval());
+  expect_same(std::vector<double>(m.begin(), m.end()));
+  EXPECT_EQ(alibi::slope_view(m).scalar, alibi::SlopeScalar::float64);
+
+  // Of one that a narrower scalar rounds, the rounded one counts.
+  const Eigen::Matrix<Eigen::bfloat16, Eigen::Dynamic, 1> rounded =
+      Eigen::VectorXf::Constant(kHeads, 0.3f).cast<Eigen::bfloat16>();
+  EXPECT_TRUE(test::same(alibi::attention(this->q_, this->k_, this->v_, rounded),
+                         alibi::attention(this->q_, this->k_, this->v_, rounded.template cast<double>().eval())));
+}
+
+TEST(Views, SizesThatOverflow) {
+  float x = 0;
+  constexpr Index kLong = Index(1) << 32;
+  EXPECT_THROW(alibi::view(&x, {kLong, kLong, 1, 1}, {0, 0, 0, 1}), std::invalid_argument);
+}
+
 }  // namespace

@@ -30,6 +30,7 @@
 
 #include "alibi/detail/adapt.hpp"
 #include "alibi/detail/call.hpp"
+#include "alibi/error.hpp"
 #include "alibi/options.hpp"
 #include "alibi/view.hpp"
 #include "alibi/workspace.hpp"
@@ -69,7 +70,9 @@ auto new_output(const Q& q, const V& v) {
       requires { typename Adapter<Q>::Output; },
       "alibi: for views there is no array type to return; use attention_into() with a view of your memory.");
   const auto queries = view_of(q, "q");
-  return Adapter<Q>::output(queries.batch, queries.heads, queries.tokens, view_of(v, "v").head_dim);
+  const Index value_dim = view_of(v, "v").head_dim;
+  checked_product({queries.batch, queries.heads, queries.tokens, value_dim}, "the output");
+  return Adapter<Q>::output(queries.batch, queries.heads, queries.tokens, value_dim);
 }
 template <class Q>
 auto new_lse(const Q& q) {

@@ -59,11 +59,13 @@ typename Slopes::PlainObject finite_slopes(const Eigen::DenseBase<Slopes>& slope
 
 /// [queries, keys], row(i, j) = -m |p_i - j|, or -inf where the mask hides key j: an expression, made anew at every
 /// access. Assign it to a matrix, or use it inside a larger expression: (q * k.transpose() + bias_expression(m, n, n)).
-/// Throws std::invalid_argument for negative sizes, a slope that is not finite, or a mask out of range.
+/// Throws std::invalid_argument for sizes that are negative or whose product overflows, a slope that is not finite, or
+/// a mask out of range.
 template <class T>
 auto bias_expression(T slope, Index queries, Index keys, const Mask& mask = {}) {
   detail::check_bias_size(queries, "queries");
   detail::check_bias_size(keys, "keys");
+  detail::checked_product({queries, keys}, "the bias");
   detail::require(std::isfinite(double(slope)), "the slope is ", double(slope), "; expected a finite number");
   using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   return Matrix::NullaryExpr(queries, keys, detail::Bias<T>{double(slope), resolve(mask, queries, keys)});
@@ -76,6 +78,7 @@ auto bias_matrix(const Eigen::DenseBase<Slopes>& slopes, Index queries, Index ke
   using T = typename Slopes::Scalar;
   detail::check_bias_size(queries, "queries");
   detail::check_bias_size(keys, "keys");
+  detail::checked_product({slopes.size(), queries, keys}, "the bias");
   const auto m = detail::finite_slopes(slopes);
   const ResolvedMask resolved = resolve(mask, queries, keys);
   Eigen::Tensor<T, 3, Eigen::RowMajor> matrix(m.size(), queries, keys);
@@ -108,6 +111,7 @@ template <class Slopes>
 auto key_bias(const Eigen::DenseBase<Slopes>& slopes, Index keys) {
   using T = typename Slopes::Scalar;
   detail::check_bias_size(keys, "keys");
+  detail::checked_product({slopes.size(), keys}, "the bias");
   const auto m = detail::finite_slopes(slopes);
   Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> rows(m.size(), keys);
   for (Index h = 0; h < m.size(); h++)

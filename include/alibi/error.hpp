@@ -78,6 +78,21 @@ EIGEN_ALWAYS_INLINE void require(bool ok, const Parts&... parts) {
     fail<std::invalid_argument>({MessagePart(parts)...});
 }
 
+/// Calls body(), and what to do where it throws.
+template <class Body, class Caught>
+void try_or(const Body& body, const Caught& caught) {
+#if defined(__cpp_exceptions)
+  try {
+    body();
+  } catch (...) {
+    caught();
+  }
+#else
+  static_cast<void>(caught);
+  body();
+#endif
+}
+
 /// The product of sizes of at least 0. Throws std::invalid_argument where it, times 8 bytes, is beyond the memory that
 /// an Index can address; `name` says what has the sizes.
 inline Index checked_product(std::initializer_list<Index> sizes, const char* name) {
@@ -86,7 +101,7 @@ inline Index checked_product(std::initializer_list<Index> sizes, const char* nam
   for (const Index size : sizes)
     if (size == 0) return 0;
   for (const Index size : sizes) {
-    require(product <= kMost / size, name, " has more than 2^60 entries; expected sizes whose product is less");
+    require(product <= kMost / size, name, " has more than 2^60 entries; expected a product of sizes up to that");
     product *= size;
   }
   return product;

@@ -68,14 +68,14 @@ class Executor {
           const Index others = pool.CurrentThreadId() == -1 ? count - 1 : 0;
           std::latch running(others);
           for (Index i = 1; i <= others; i++) {
-            try {
-              pool.Schedule([&running, task, i] {
-                task(i);
-                running.count_down();
-              });
-            } catch (...) {
-              running.count_down();
-            }
+            detail::try_or(
+                [&] {
+                  pool.Schedule([&running, task, i] {
+                    task(i);
+                    running.count_down();
+                  });
+                },
+                [&] { running.count_down(); });
           }
           task(0);
           running.wait();
@@ -115,21 +115,23 @@ void Executor::for_each(Index count, Body&& body) const {
   std::mutex error_mutex;
   // Every slot takes the next index from the shared counter until none is left.
   auto slot = [&](Index s) {
-    try {
-      for (Index i = next++; i < count; i = next++) {
-        body(i, int(s));
-        done++;
-      }
-    } catch (...) {
-      next = count;
-      const std::lock_guard lock(error_mutex);
-      if (!error) error = std::current_exception();
-    }
+    detail::try_or(
+        [&] {
+          for (Index i = next++; i < count; i = next++) {
+            body(i, int(s));
+            done++;
+          }
+        },
+        [&] {
+          next = count;
+          const std::lock_guard lock(error_mutex);
+          if (!error) error = std::current_exception();
+        });
   };
   run_(slots, Task(slot));
   if (error) std::rethrow_exception(error);
   if (done != count)
-    throw std::runtime_error("alibi: the executor's run(count, task) returned before every task had been called");
+    detail::fail<std::runtime_error>({"the executor's run(count, task) returned before every task had been called"});
 }
 
 }  // namespace alibi::inline ALIBI_ABI

@@ -11,6 +11,8 @@ file(STRINGS "${SOURCE}" flags REGEX "^// flags: " LIMIT_COUNT 1)
 string(REGEX REPLACE "^// flags: " "" flags "${flags}")
 separate_arguments(flags UNIX_COMMAND "${flags}")
 list(TRANSFORM INCLUDE PREPEND -I)
+# As with the compiled library: what is refused is refused above the waist, and half as much is parsed.
+set(flags -DALIBI_COMPILED ${flags})
 
 execute_process(
   COMMAND "${COMPILER}" -std=c++20 -fsyntax-only ${INCLUDE} ${flags} "${SOURCE}"

@@ -32,6 +32,8 @@ inline KvCacheConfig checked_config(KvCacheConfig config, double tolerance) {
   at_least_1(config.kv_heads, "kv_heads");
   at_least_1(config.head_dim, "head_dim");
   at_least_1(config.value_dim, "value_dim");
+  checked_product({config.batch, config.kv_heads, config.head_dim + config.value_dim, kernel::kTile},
+                  "one tile of every head of the cache");
   require(0 <= config.capacity && config.capacity <= kMostTokens, "capacity is ", config.capacity,
           "; expected 0 to 2^37");
   require(config.capacity > 0 || config.window || config.eviction,

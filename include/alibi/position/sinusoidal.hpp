@@ -20,6 +20,7 @@ Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> sinusoidal(Ind
                                                                              double base = 10000) {
   detail::require(tokens >= 0, "tokens is ", tokens, "; expected 0 or more");
   detail::require(dim >= 0, "dim is ", dim, "; expected 0 or more");
+  detail::checked_product({tokens, dim}, "the array of embeddings");
   detail::require(std::isfinite(base) && base > 0, "base is ", base, "; expected a finite number above 0");
   Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> x(tokens, dim);
   for (Index d = 0; d < dim; d++) {

@@ -1,0 +1,3 @@
+// expect: alibi needs C\+\+20
+// flags: -std=c++17
+#include "alibi/alibi.hpp"
