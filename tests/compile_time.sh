@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # How long files that use alibi take to compile, in units of Eigen's Core and Tensor headers on the same machine: one
 # `attention` call, and forward, backward and cache together, header-only and with the compiled library. With --budget:
-# also what the build of the tests took, and an error where something exceeds its budget.
+# also what the build of the tests took, and an error where something exceeds its budget. Budgets are about a quarter
+# above what was measured with g++ 12 on an AVX-512 machine, whose kernels take longest to compile.
 #     bash tests/compile_time.sh [--budget]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
@@ -54,13 +55,13 @@ row() {
   echo "$1: $2 s, $ratio times that (budget $3)"
   awk -v r="$ratio" -v b="$3" 'BEGIN { exit !(r > b) }' && failures=$((failures + 1)) || true
 }
-row "one attention call, header-only" "$(seconds call)" 2.2
+row "one attention call, header-only" "$(seconds call)" 4.2
 echo "the longest symbol of its object file: $(nm "$work/call.o" | awk '{ n = length($NF); if (n > m) m = n } END { print m }') characters"
 row "one attention call, compiled library" "$(seconds call -DALIBI_COMPILED)" 1.5
-row "forward, backward and cache, header-only" "$(seconds all)" 4
+row "forward, backward and cache, header-only" "$(seconds all)" 12
 row "forward, backward and cache, compiled library" "$(seconds all -DALIBI_COMPILED)" 1.7
 if [ "${1:-}" = --budget ]; then
   log=$root/build/log/build-tests.time
-  [ -e "$log" ] && row "the build of the tests and of the compiled library" "$(awk '{ print $1 + $2 }' "$log")" 220
+  [ -e "$log" ] && row "the build of the tests and of the compiled library" "$(awk '{ print $1 + $2 }' "$log")" 350
   exit $((failures > 0))
 fi
