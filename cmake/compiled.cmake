@@ -12,13 +12,13 @@ function(alibi_compile name header)
     set(close "")
   endif()
   list(JOIN ARGN ";\ntemplate " instantiations)
+  string(REGEX REPLACE "(bfloat16|half)" "Eigen::\\1" instantiations "${instantiations}")
   set(source "${PROJECT_BINARY_DIR}/compiled/${name}.cpp")
   file(
     CONFIGURE OUTPUT "${source}" @ONLY
     CONTENT "// Made by cmake/compiled.cmake.\n#include \"alibi/detail/@header@.hpp\"\n
 namespace alibi {
 inline namespace ALIBI_ABI {
-using Eigen::bfloat16, Eigen::half;
 @open@
 template @instantiations@;
 @close@
