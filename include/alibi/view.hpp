@@ -58,6 +58,11 @@ inline constexpr bool kIsScalar = std::is_same_v<E, float> || std::is_same_v<E, 
 template <class E>
 using Sum = std::conditional_t<std::is_same_v<E, double>, double, float>;
 
+/// Bytes of a slope.
+inline Index size_of(SlopeScalar scalar) {
+  return scalar == SlopeScalar::float64 ? 8 : scalar == SlopeScalar::float32 ? 4 : 2;
+}
+
 /// The slope of head h of sequence b, as it is held.
 inline double slope_at(const SlopeView& slopes, Index b, Index h) {
   const Index at = b * slopes.batch_stride + h * slopes.head_stride;

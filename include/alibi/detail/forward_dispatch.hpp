@@ -38,8 +38,8 @@ View<X> part_of(View<X> x, Index b, const KeyRange& tokens) {
 
 /// The slopes of sequence s, [heads].
 inline SlopeView slopes_of(SlopeView slopes, Index s) {
-  const Index size = slopes.scalar == SlopeScalar::float64 ? 8 : slopes.scalar == SlopeScalar::float32 ? 4 : 2;
-  if (slopes.data) slopes.data = static_cast<const char*>(slopes.data) + s * slopes.batch_stride * size;
+  if (slopes.data)
+    slopes.data = static_cast<const char*>(slopes.data) + s * slopes.batch_stride * size_of(slopes.scalar);
   slopes.batch = 1;
   slopes.batch_stride = 0;
   return slopes;

@@ -38,7 +38,7 @@ Memory memory_of(const View<T>& x, const char* name) {
       sizeof(T), name);
 }
 inline Memory memory_of(const SlopeView& m) {
-  const Index size = m.scalar == SlopeScalar::float64 ? 8 : m.scalar == SlopeScalar::float32 ? 4 : 2;
+  const Index size = size_of(m.scalar);
   return memory_in_bytes(m.data, {nullptr, m.batch, 1, m.heads, 1, m.batch_stride, 0, m.head_stride}, size, "slopes");
 }
 template <BiasKind kind, class T>
