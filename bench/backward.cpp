@@ -12,8 +12,8 @@
 #include <alibi/backward.hpp>
 #include <alibi/position/t5_bias.hpp>
 #include <alibi/reference.hpp>
+#include <alibi/relative_bias.hpp>
 #include <alibi/slopes.hpp>
-#include <alibi/table_bias.hpp>
 #include <functional>
 #include <optional>
 #include <set>
@@ -75,19 +75,19 @@ struct Problem {
 
   template <class Body>
   void with_bias(const Body& body) const {
-    table.size() > 0 ? body(alibi::table_bias(table, alibi::t5_first_distance())) : body(x.slopes);
+    table.size() > 0 ? body(alibi::relative_bias(table, alibi::t5_first_distance())) : body(x.slopes);
   }
   template <class OfBias>
-  void forward(const OfBias& bias, const alibi::Options& options) {
-    alibi::attention_forward_into(x.view(x.output), lse, x.view(x.q), x.view(x.k), x.view(x.v), bias, options,
-                                  workspace);
+  void forward(const OfBias& bias, alibi::Options options) {
+    options.workspace = &workspace;
+    alibi::attention_with_lse_into(x.view(x.output), lse, x.view(x.q), x.view(x.k), x.view(x.v), bias, options);
   }
   template <class OfBias>
-  void backward(const OfBias& bias, const alibi::Options& options) {
+  void backward(const OfBias& bias, alibi::Options options) {
+    options.workspace = &workspace;
     const std::span<A> to_bias(grad_bias.data(), std::size_t(grad_bias.size()));
     alibi::attention_backward_into({x.view(grad_q), x.view(grad_k), x.view(grad_v), to_bias}, x.view(grad_output),
-                                   x.view(x.q), x.view(x.k), x.view(x.v), bias, {x.view(x.output), lse}, options,
-                                   workspace);
+                                   x.view(x.q), x.view(x.k), x.view(x.v), bias, {x.view(x.output), lse}, options);
   }
 };
 

@@ -2,7 +2,7 @@
 // every unit.
 #include <Eigen/Core>
 #include <algorithm>
-#include <alibi/decode.hpp>
+#include <alibi/cached_attention.hpp>
 #include <alibi/kv_cache.hpp>
 #include <alibi/slopes.hpp>
 #include <array>
@@ -80,13 +80,13 @@ void check(const std::string& name, const Case& c, const Filled<Storage>& x, con
 }
 
 /// Bytes of K and V that a call reads. The heads of a group share one read: that of the one which looks farthest.
-double bytes_read(const Case& c, const std::vector<alibi::Pruning>& heads, std::size_t size) {
+double bytes_read(const Case& c, const std::vector<alibi::PruningStats>& heads, std::size_t size) {
   const Index group = c.heads / c.kv_heads;
   Index tiles = 0;
   for (auto first = heads.begin(); first != heads.end(); first += group)
-    tiles += std::max_element(first, first + group, [](const alibi::Pruning& a, const alibi::Pruning& b) {
-               return a.tiles_visited < b.tiles_visited;
-             })->tiles_visited;
+    tiles += std::max_element(first, first + group, [](const alibi::PruningStats& a, const alibi::PruningStats& b) {
+               return a.tiles_computed < b.tiles_computed;
+             })->tiles_computed;
   return double(std::min(tiles * alibi::kernel::kTile, c.kv_heads * c.keys)) * double(2 * c.head_dim) * double(size);
 }
 
@@ -116,11 +116,12 @@ void add_decode(const char* method, const Case& c, std::optional<double> toleran
     RowMatrix<float> output = RowMatrix<float>::Zero(c.heads, c.head_dim);
     alibi::Workspace workspace;
     const Threads threads(c.threads);
-    std::vector<alibi::Pruning> pruning(std::size_t(c.heads));
-    const alibi::Options options{.tolerance = tolerance, .executor = threads.executor, .report = pruning};
+    std::vector<alibi::PruningStats> pruning(std::size_t(c.heads));
+    const alibi::Options options{
+        .tolerance = tolerance, .executor = threads.executor, .pruning_stats = pruning, .workspace = &workspace};
     const auto attend = [&] {
       alibi::attention_into(view(output.data(), c.heads, 1, c.head_dim), view(q.data(), c.heads, 1, c.head_dim),
-                            x.cache, slopes, options, workspace);
+                            x.cache, slopes, options);
     };
     attend();
 

@@ -15,8 +15,8 @@
 #include <alibi/position/rotary.hpp>
 #include <alibi/position/t5_bias.hpp>
 #include <alibi/reference.hpp>
+#include <alibi/relative_bias.hpp>
 #include <alibi/slopes.hpp>
-#include <alibi/table_bias.hpp>
 #include <array>
 #include <cmath>
 #include <cstdio>
@@ -211,7 +211,7 @@ class Attention {
   /// Calls body(slopes), body(a table's bias) or body(no_bias).
   template <class Body>
   void with_bias(const Body& body) const {
-    if (case_.t5()) return body(alibi::table_bias(table_));
+    if (case_.t5()) return body(alibi::relative_bias(table_));
     if (case_.method == Method::none || case_.method == Method::rotary) return body(alibi::no_bias);
     body(problem_.x.slopes);
   }
@@ -221,13 +221,13 @@ class Attention {
   void fused(const Bias& bias) {
     Problem& p = problem_;
     const auto q = view(p.x.q), k = view(p.x.k), v = view(p.x.v), output = view(p.x.output);
-    alibi::Options options;
+    alibi::Options options{.workspace = &workspace_};
     if (case_.method == Method::alibi_dense) options.tolerance = 0;
-    if (!case_.backward) return alibi::attention_into(output, q, k, v, bias, options, workspace_);
+    if (!case_.backward) return alibi::attention_into(output, q, k, v, bias, options);
     const std::span<float> grad_table(grad_table_.data(), case_.t5() ? std::size_t(grad_table_.size()) : 0);
-    alibi::attention_forward_into(output, p.lse, q, k, v, bias, options, workspace_);
+    alibi::attention_with_lse_into(output, p.lse, q, k, v, bias, options);
     alibi::attention_backward_into({view(p.grad_q), view(p.grad_k), view(p.grad_v), grad_table}, view(p.grad_output), q,
-                                   k, v, bias, {output, p.lse}, options, workspace_);
+                                   k, v, bias, {output, p.lse}, options);
   }
 
   void whole_matrices() {

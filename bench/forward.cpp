@@ -66,16 +66,16 @@ void report_scratch(benchmark::State& state, std::size_t bytes) { state.counters
 
 /// Every key is visited: what pruning saves is pruning.cpp's business.
 template <class T>
-void add_alibi(const Case& c, const char* method = "alibi", bool dot_product = false) {
+void add_alibi(const Case& c, const char* method = "alibi", bool bf16_dot = false) {
   const std::string name = name_of<T>(method, c);
   const auto body = [=](benchmark::State& state) {
     auto x = arrays<T>(c);
     alibi::Workspace workspace;
     std::optional<Eigen::ThreadPool> pool;
-    alibi::Options options{.tolerance = 0, .dot_product = dot_product};
+    alibi::Options options{.tolerance = 0, .bf16_dot = bf16_dot, .workspace = &workspace};
     if (c.threads > 1) options.executor = alibi::Executor(pool.emplace(c.threads));
     measure<T>(state, name, c, x, [&] {
-      alibi::attention_into(x.view(x.output), x.view(x.q), x.view(x.k), x.view(x.v), x.slopes, options, workspace);
+      alibi::attention_into(x.view(x.output), x.view(x.q), x.view(x.k), x.view(x.v), x.slopes, options);
     });
     report_scratch(state, workspace.size());
   };

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <alibi/reference.hpp>
-#include <alibi/table_bias.hpp>
+#include <alibi/relative_bias.hpp>
 #include <string>
 
 #include "inputs.hpp"
@@ -16,7 +16,7 @@ A of_head(const Vector<A>& slopes, Index head) {
 }
 inline alibi::NoBias of_head(alibi::NoBias, Index) { return {}; }
 template <class A>
-alibi::TableBias<A> of_head(alibi::TableBias<A> bias, Index head) {
+alibi::RelativeBias<A> of_head(alibi::RelativeBias<A> bias, Index head) {
   bias.data += head * bias.head_stride;
   bias.heads = 1;
   return bias;

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <alibi/attention.hpp>
 #include <alibi/mask.hpp>
-#include <alibi/packed.hpp>
+#include <alibi/varlen.hpp>
 #include <cmath>
 #include <functional>
 #include <string>
@@ -73,7 +73,8 @@ void check(const std::string& name, Arrays& x) {
   }
 }
 
-const alibi::Options kDense{.tolerance = 0};
+/// Options under which every key is read.
+alibi::Options dense(alibi::Workspace& workspace) { return {.tolerance = 0, .workspace = &workspace}; }
 
 /// GFLOP/s where nothing is padded and all sequences are equally long: as long as the one in which the mean
 /// multiply-add of ours is done, and enough of them for a tenth of our work.
@@ -88,8 +89,8 @@ double free_rate() {
   Arrays x({}, count * length);
   alibi::Workspace workspace;
   const double seconds = bench::median(3, [&] {
-    alibi::attention_into(view(x.output, count), view(x.q, count), view(x.k, count), view(x.v, count), x.slopes, kDense,
-                          workspace);
+    alibi::attention_into(view(x.output, count), view(x.q, count), view(x.k, count), view(x.v, count), x.slopes,
+                          dense(workspace));
   });
   return double(count) * work(length) / seconds;
 }
@@ -138,8 +139,10 @@ void add_padded(const char* method, bool left) {
     return Arrays(begins, kSequences * kLongest);
   };
   add(method, arrays, [keys = ranges(left)](Arrays& x, alibi::Workspace& workspace) {
-    alibi::attention_padded_into(view(x.output, kSequences), view(x.q, kSequences), view(x.k, kSequences),
-                                 view(x.v, kSequences), x.slopes, {.keys = keys}, kDense, workspace);
+    alibi::Options options = dense(workspace);
+    options.keys = keys;
+    alibi::attention_into(view(x.output, kSequences), view(x.q, kSequences), view(x.k, kSequences),
+                          view(x.v, kSequences), x.slopes, options);
   });
 }
 
@@ -147,13 +150,13 @@ void add_padded(const char* method, bool left) {
 
 int main(int argc, char** argv) {
   add("packed", packed, [starts = starts()](Arrays& x, alibi::Workspace& workspace) {
-    alibi::attention_packed_into(view(x.output, 1), view(x.q, 1), view(x.k, 1), view(x.v, 1), x.slopes,
-                                 {.queries = starts}, kDense, workspace);
+    alibi::attention_varlen_into(view(x.output, 1), view(x.q, 1), view(x.k, 1), view(x.v, 1), x.slopes,
+                                 {.cu_seqlens_q = starts}, dense(workspace));
   });
   add("one_by_one", packed, [length = lengths()](Arrays& x, alibi::Workspace& workspace) {
     for (std::size_t s = 0; s < length.size(); s++) {
       const auto of = [&](RowMatrix<float>& all) { return sequence(all, x.begins[s], length[s]); };
-      alibi::attention_into(of(x.output), of(x.q), of(x.k), of(x.v), x.slopes, kDense, workspace);
+      alibi::attention_into(of(x.output), of(x.q), of(x.k), of(x.v), x.slopes, dense(workspace));
     }
   });
   add_padded("padded_left", true);

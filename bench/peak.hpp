@@ -6,7 +6,7 @@
 #include <Eigen/Core>
 #include <algorithm>
 #include <alibi/executor.hpp>
-#include <alibi/kernel/simd.hpp>
+#include <alibi/kernel/simd/vec.hpp>
 #include <array>
 #include <chrono>
 #include <cstddef>
@@ -49,7 +49,7 @@ inline constexpr int kPeakRounds = 1 << 20, kPeakRuns = 100;
 
 /// The sum of all packs and lanes, so that none of the work is in vain.
 template <class T>
-EIGEN_ALWAYS_INLINE T total(const alibi::kernel::Pack<T> (&sum)[kPeakSums]) {
+EIGEN_ALWAYS_INLINE T total(const alibi::kernel::Vec<T> (&sum)[kPeakSums]) {
   namespace kernel = alibi::kernel;
   auto all = sum[0];
 #pragma GCC unroll 16
@@ -63,10 +63,10 @@ EIGEN_ALWAYS_INLINE T total(const alibi::kernel::Pack<T> (&sum)[kPeakSums]) {
 template <class T>
 [[gnu::noinline]] T multiply_adds(int rounds, T factor) {
   namespace kernel = alibi::kernel;
-  const auto scale = kernel::splat<T>(factor);
-  kernel::Pack<T> sum[kPeakSums];
+  const auto scale = kernel::broadcast<T>(factor);
+  kernel::Vec<T> sum[kPeakSums];
 #pragma GCC unroll 16
-  for (int i = 0; i < kPeakSums; i++) sum[i] = kernel::splat<T>(T(i) * factor);
+  for (int i = 0; i < kPeakSums; i++) sum[i] = kernel::broadcast<T>(T(i) * factor);
   for (int round = 0; round < rounds; round++)
 #pragma GCC unroll 16
     for (int i = 0; i < kPeakSums; i++) sum[i] = kernel::fma(scale, sum[(i + 1) % kPeakSums], sum[i]);
@@ -89,10 +89,10 @@ double core_peak() {
 template <class Pair>
 [[gnu::noinline]] float pair_products(int rounds, Pair a, Pair b) {
   namespace kernel = alibi::kernel;
-  const auto x = kernel::splat<Pair>(a), y = kernel::splat<Pair>(b);
-  kernel::Pack<float> sum[kPeakSums];
+  const auto x = kernel::broadcast<Pair>(a), y = kernel::broadcast<Pair>(b);
+  kernel::Vec<float> sum[kPeakSums];
 #pragma GCC unroll 16
-  for (int i = 0; i < kPeakSums; i++) sum[i] = kernel::splat<float>(float(i));
+  for (int i = 0; i < kPeakSums; i++) sum[i] = kernel::broadcast<float>(float(i));
   for (int round = 0; round < rounds; round++)
 #pragma GCC unroll 16
     for (int i = 0; i < kPeakSums; i++) sum[i] = kernel::fma(x, y, sum[i]);
@@ -111,15 +111,15 @@ double core_dot_peak() {
 }
 
 /// What plain_read() reads at a time: a vector for each of its sums.
-inline constexpr std::size_t kReadBlock = sizeof(alibi::kernel::Pack<float>) * kPeakSums;
+inline constexpr std::size_t kReadBlock = sizeof(alibi::kernel::Vec<float>) * kPeakSums;
 
 /// Reads memory once, in order, with nothing but an addition for each vector, which even the first-level cache can
 /// feed; the hardware prefetches.
 [[gnu::noinline]] inline float read_blocks(const std::byte* memory, std::size_t blocks) {
   namespace kernel = alibi::kernel;
-  kernel::Pack<float> sum[kPeakSums];
+  kernel::Vec<float> sum[kPeakSums];
 #pragma GCC unroll 16
-  for (auto& x : sum) x = kernel::splat<float>(0);
+  for (auto& x : sum) x = kernel::broadcast<float>(0);
   const auto* p = reinterpret_cast<const float*>(memory);  // vector loads may alias anything
   for (std::size_t i = 0; i < blocks; i++, p += kReadBlock / sizeof(float))
 #pragma GCC unroll 16

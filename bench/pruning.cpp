@@ -59,20 +59,21 @@ double operations(const Case& c) {
 bool slow(const Case& c) { return operations(c) > 2e11; }
 
 /// A call of attention over x, into x.output.
-std::function<void()> call(Arrays& x, alibi::Workspace& workspace, const alibi::Options& options) {
-  return [&x, &workspace, options] {
-    alibi::attention_into(x.view(x.output), x.view(x.q), x.view(x.k), x.view(x.v), x.slopes, options, workspace);
+std::function<void()> call(Arrays& x, alibi::Workspace& workspace, alibi::Options options) {
+  options.workspace = &workspace;
+  return [&x, options] {
+    alibi::attention_into(x.view(x.output), x.view(x.q), x.view(x.k), x.view(x.v), x.slopes, options);
   };
 }
 
 /// Tiles visited of those that are visible, of all heads and of each of eight, and the bound on what was left out.
-void report(benchmark::State& state, const std::vector<alibi::Pruning>& heads) {
+void report(benchmark::State& state, const std::vector<alibi::PruningStats>& heads) {
   double visited = 0, visible = 0, bound = 0;
   for (std::size_t h = 0; h < heads.size(); h++) {
-    const auto of_head = double(heads[h].tiles_visited), all = double(heads[h].tiles_visible);
+    const auto of_head = double(heads[h].tiles_computed), all = double(heads[h].tiles_total);
     visited += of_head;
     visible += all;
-    bound = std::max(bound, heads[h].bound);
+    bound = std::max(bound, heads[h].mass_bound);
     if (heads.size() == 8) state.counters["head_" + std::to_string(h + 1)] = of_head / all;
   }
   state.counters["visited"] = visited / visible;
@@ -84,8 +85,8 @@ void add_alibi(const char* method, const Case& c, std::optional<double> toleranc
   const auto body = [=](benchmark::State& state) {
     Arrays x = arrays(c);
     alibi::Workspace workspace;
-    std::vector<alibi::Pruning> pruning(std::size_t(c.heads));
-    const auto attend = call(x, workspace, {.tolerance = tolerance, .report = pruning});
+    std::vector<alibi::PruningStats> pruning(std::size_t(c.heads));
+    const auto attend = call(x, workspace, {.tolerance = tolerance, .pruning_stats = pruning});
     bench::time(state, name, attend, [&] { check(name, c, x); }, slow(c));
     report(state, pruning);
   };

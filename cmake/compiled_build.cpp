@@ -2,7 +2,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "alibi/detail/build.hpp"
+#include "alibi/detail/build_check.hpp"
 
 namespace alibi::inline ALIBI_ABI::detail {
 

@@ -91,12 +91,13 @@ class Generation {
  private:
   Reading attend(const Matrix& projected, std::optional<double> tolerance, Matrix& output) {
     const auto into = alibi::view(output.data(), {1, kHeads, 1, kHeadDim}, {kWidth, kHeadDim, kHeadDim, 1});
-    std::vector<alibi::Pruning> report(kHeads);
+    std::vector<alibi::PruningStats> report(kHeads);
     Reading reading{.seconds = timed([&] {
-                      alibi::attention_into(into, part(projected, kQuery), cache_, slopes_,
-                                            {.tolerance = tolerance, .report = report}, workspace_);
+                      alibi::attention_into(
+                          into, part(projected, kQuery), cache_, slopes_,
+                          {.tolerance = tolerance, .pruning_stats = report, .workspace = &workspace_});
                     })};
-    for (const alibi::Pruning& head : report) reading.bytes.push_back(kTileBytes * double(head.tiles_visited));
+    for (const alibi::PruningStats& head : report) reading.bytes.push_back(kTileBytes * double(head.tiles_computed));
     return reading;
   }
 

@@ -25,7 +25,7 @@ namespace {
 using alibi::Index;
 using Tensor4 = Eigen::Tensor<float, 4, Eigen::RowMajor>;  // [batch, heads, tokens, head_dim]
 
-constexpr Index kHeads = 8, kHeadDim = 64, kMostTokens = 96;
+constexpr Index kHeads = 8, kHeadDim = 64, kMaxTokens = 96;
 constexpr double kAttraction = 3;  // logit of a word with itself; with other words it is around 0
 
 /// Whether every character's first byte is followed by as many bytes as it says, which other encodings hardly ever do.
@@ -44,14 +44,14 @@ std::vector<std::string> words_of(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file || std::filesystem::is_directory(path)) throw std::runtime_error("cannot read " + path);
   std::vector<std::string> words(1);
-  for (char c; file.get(c) && Index(words.size()) <= kMostTokens;) {
+  for (char c; file.get(c) && Index(words.size()) <= kMaxTokens;) {
     const auto byte = static_cast<unsigned char>(c);
     if (std::isalnum(byte) || byte >= 0x80)
       words.back() += char(std::tolower(byte));
     else if (!words.back().empty())
       words.emplace_back();
   }
-  if (words.back().empty() || Index(words.size()) > kMostTokens) words.pop_back();
+  if (words.back().empty() || Index(words.size()) > kMaxTokens) words.pop_back();
   if (words.size() < 2) throw std::runtime_error(path + " has fewer than two words");
   if (!std::all_of(words.begin(), words.end(), is_utf8)) throw std::runtime_error(path + " is no text in UTF-8");
   return words;

@@ -5,13 +5,14 @@
 int main() {
   using Tensor4 = Eigen::Tensor<float, 4, Eigen::RowMajor>;  // [batch, heads, tokens, head_dim]
   Tensor4 q(1, 8, 1024, 64), k(1, 8, 1024, 64), v(1, 8, 1024, 64);
-  q.setRandom();
-  k.setRandom();
+  q.setConstant(0.5f);
+  k.setConstant(0.5f);
   v = v.generate([](const auto& at) { return float(at[2]); });
 
-  const Eigen::VectorXf m = alibi::slopes(8);      // 1/2, 1/4, ... 1/256
-  const Tensor4 o = alibi::attention(q, k, v, m);  // causal, scale 1/sqrt(64), as large as v
+  const Eigen::VectorXf slopes = alibi::slopes(8);           // 1/2, 1/4, ... 1/256
+  const Tensor4 output = alibi::attention(q, k, v, slopes);  // causal, scale 1/sqrt(64)
 
+  std::cout.precision(3);
   for (int h = 0; h < 8; h++)
-    std::cout << "head " << h << ", slope 1/" << 1 / m[h] << ": " << 1023 - o(0, h, 1023, 0) << " tokens back\n";
+    std::cout << "slope 1/" << 1 / slopes[h] << ": " << 1023 - output(0, h, 1023, 0) << " tokens back\n";
 }

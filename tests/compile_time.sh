@@ -27,7 +27,7 @@ cat >"$work/all.cpp" <<'CPP'
 #include <alibi/alibi.hpp>
 using Tensor4 = Eigen::Tensor<float, 4, Eigen::RowMajor>;
 void all(const Tensor4& q, const Tensor4& k, const Tensor4& v, const Eigen::VectorXf& m, Tensor4& to) {
-  auto [output, lse] = alibi::attention_forward(q, k, v, m);
+  auto [output, lse] = alibi::attention_with_lse(q, k, v, m);
   auto grad = alibi::attention_backward(output, q, k, v, m, {output, lse});
   alibi::KvCache<float> cache({.kv_heads = 8, .head_dim = 64, .capacity = 1024});
   cache.append(k, v);

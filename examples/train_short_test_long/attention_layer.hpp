@@ -15,8 +15,8 @@
 #include <alibi/attention.hpp>
 #include <alibi/backward.hpp>
 #include <alibi/position/t5_bias.hpp>
+#include <alibi/relative_bias.hpp>
 #include <alibi/slopes.hpp>
-#include <alibi/table_bias.hpp>
 #include <alibi/workspace.hpp>
 #include <array>
 #include <cmath>
@@ -206,14 +206,14 @@ class LibraryAttention : public Attention {
   void forward(const Matrix& qkv, Matrix& output, Saved& saved) override {
     saved.lse.resize(extent_.rows() * shape_.heads);
     const auto call = [&](const auto& bias) {
-      alibi::attention_forward_into(whole(output), saved.lse, part(qkv, 0), part(qkv, 1), part(qkv, 2), bias, {},
-                                    workspace_);
+      alibi::attention_with_lse_into(whole(output), saved.lse, part(qkv, 0), part(qkv, 1), part(qkv, 2), bias,
+                                     {.workspace = &workspace_});
     };
     switch (shape_.method) {
       case Method::alibi:
         return call(slopes_);
       case Method::t5:
-        return call(alibi::table_bias(table_, alibi::t5_first_distance(kT5Buckets)));
+        return call(alibi::relative_bias(table_, alibi::t5_first_distance(kT5Buckets)));
       default:
         return call(alibi::no_bias);
     }
@@ -226,17 +226,17 @@ class LibraryAttention : public Attention {
     const auto grad_o = whole(grad_output);
     switch (shape_.method) {
       case Method::alibi:  // its slopes are not learned
-        return alibi::attention_backward_into({grad_q, grad_k, grad_v}, grad_o, q, k, v, slopes_, {o, saved.lse}, {},
-                                              workspace_);
+        return alibi::attention_backward_into({grad_q, grad_k, grad_v}, grad_o, q, k, v, slopes_, {o, saved.lse},
+                                              {.workspace = &workspace_});
       case Method::t5:
         alibi::attention_backward_into({grad_q, grad_k, grad_v, layer_grad_table_}, grad_o, q, k, v,
-                                       alibi::table_bias(table_, alibi::t5_first_distance(kT5Buckets)), {o, saved.lse},
-                                       {}, workspace_);
+                                       alibi::relative_bias(table_, alibi::t5_first_distance(kT5Buckets)),
+                                       {o, saved.lse}, {.workspace = &workspace_});
         grad_table_ += layer_grad_table_;
         return;
       default:
         return alibi::attention_backward_into({grad_q, grad_k, grad_v}, grad_o, q, k, v, alibi::no_bias, {o, saved.lse},
-                                              {}, workspace_);
+                                              {.workspace = &workspace_});
     }
   }
 

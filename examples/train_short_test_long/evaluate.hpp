@@ -66,7 +66,7 @@ class Evaluator {
     const auto start = Clock::now();
     const Index count = Index(windows.size()), group = longest_ / evaluation.length;  // so that every task is as large
     std::vector<double> losses(std::size_t((count + group - 1) / group));
-    std::vector<std::unique_ptr<Pass>> passes(std::size_t(executor_.slots()));
+    std::vector<std::unique_ptr<Pass>> passes(std::size_t(executor_.max_concurrency()));
     executor_.for_each(Index(losses.size()), [&](Index task, int slot) {
       if (stop_requested()) return;
       const Index first = task * group, batch = std::min(group, count - first);

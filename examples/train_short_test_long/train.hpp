@@ -39,7 +39,7 @@ class Trainer {
   Trainer(const Settings& settings, std::string_view text, const alibi::Executor& executor, State& state)
       : settings_(settings), text_(text), executor_(executor), state_(state) {
     for (Index s = 0; s < kShards; s++) gradients_.push_back(std::make_unique<Parameters>(settings.shape));
-    passes_.resize(std::size_t(executor.slots()));
+    passes_.resize(std::size_t(executor.max_concurrency()));
   }
 
   /// One step; the loss before it becomes the last of state.losses.
@@ -49,7 +49,7 @@ class Trainer {
     const double loss = differentiate(working);
     const auto optimiser = Clock::now();
     update();
-    working += seconds_since(optimiser) * double(executor_.slots());
+    working += seconds_since(optimiser) * double(executor_.max_concurrency());
     state_.losses.push_back(loss);
     state_.step++;
     state_.seconds.working += working;

@@ -1,26 +1,33 @@
 // Attention with linear biases (Press, Smith, Lewis, "Train Short, Test Long", arXiv 2108.12409).
 //
-//   s_ij = τ q_i·k_j - m_h |p_i - j|        the bias is outside the scale (footnote 10)
-//   o_i  = Σ_j softmax_j(s_ij) v_j          over the keys that the mask lets query i see
+//   s_ij  = τ q_i·k_j - m_h |p_i - j|       the bias is outside the scale (footnote 10)
+//   o_i   = Σ_j softmax_j(s_ij) v_j         over the keys that the mask lets query i see
 //   lse_i = ln Σ_j exp(s_ij)
 //
-// q [batch, heads, queries, head_dim], k [batch, kv_heads, keys, head_dim], v [batch, kv_heads, keys, value_dim],
-// slopes m [heads] or [batch, heads]; the result is [batch, heads, queries, value_dim]. heads is a multiple of
-// kv_heads: query head h reads kv head h / (heads / kv_heads). Arrays are what view.hpp lists, all of one scalar:
-// float, double, bfloat16 or half. The last two are summed up in float; slopes and lse are float with them.
+// Shapes:
+//   q        [batch, heads, queries, head_dim]
+//   k        [batch, kv_heads, keys, head_dim]
+//   v        [batch, kv_heads, keys, value_dim]
+//   slopes   [heads] or [batch, heads]
+//   output   [batch, heads, queries, value_dim]
+//   lse      [batch, heads, queries], natural logarithm
+// heads is a multiple of kv_heads; query head h reads kv head h / (heads / kv_heads).
 //
-// Keys so far back that they cannot matter are not read: each row may lose the share `tolerance` of its softmax mass,
-// by default less than rounding takes from it (horizon.hpp derives the bound). So the cost of a head of slope m grows
-// with tokens / m, not with their square. What a NaN or infinity in a value that is not read would have done is not
-// seen; keys that are not finite are always read, and a head that has one reads nearly all of its keys.
+// q, k, v and the output are arrays of one scalar: float, double, bfloat16 or half (view.hpp lists the array types).
+// bfloat16 and half are summed in float; their lse is float. Slopes may hold any of the four.
 //
-// A query that sees no key has output 0 and lse -inf. The same input gives the same bits on any number of threads.
+// Pruning: keys that are too far away to matter are not read. Each row loses at most the share `tolerance` of its
+// softmax mass, by default less than rounding takes (pruning.hpp derives the bound). The cost of a head of slope m
+// therefore grows with tokens / m, not with their square.
 //
-// In the place of slopes stands, where that is wanted, any bias of distance, table_bias() of table_bias.hpp, or
-// no_bias.
+// - A query that sees no key has output 0 and lse -inf.
+// - The same input gives the same bits on any number of threads.
+// - A NaN or infinity in the value of a pruned key does not reach the output. Keys that are not finite are always read;
+//   a head that has one reads nearly all of its keys.
+// - Instead of slopes, pass relative_bias(table) or no_bias.
 //
-// Errors: std::invalid_argument that names the argument, before anything is written. Gradients are in backward.hpp. Not
-// for: dropout, additive masks.
+// Errors: std::invalid_argument that names the argument, before anything is written. Gradients: backward.hpp. Not
+// supported: dropout, additive masks.
 #pragma once
 
 #include <optional>
@@ -33,11 +40,10 @@
 #include "alibi/error.hpp"
 #include "alibi/options.hpp"
 #include "alibi/view.hpp"
-#include "alibi/workspace.hpp"
 
 namespace alibi::inline ALIBI_ABI {
 
-/// What attention_forward() returns.
+/// The result of attention_with_lse().
 template <class Output, class Lse>
 struct ForwardResult {
   Output output;  ///< [batch, heads, queries, value_dim]
@@ -46,24 +52,23 @@ struct ForwardResult {
 
 namespace detail {
 
-/// The arrays of a call as views, over sequences that are known but for the tokens there are.
-template <template <class> class AdapterOf, class Output, class Q, class K, class V, class Slopes>
+/// Makes views of the arrays of a call and runs it. `sequences` still lacks the sizes of the arrays.
+template <template <class> class AdapterOf, class Output, class Q, class K, class V, class Bias>
 void forward_into(Output& output, std::optional<std::span<Sum<typename AdapterOf<Q>::Scalar>>> lse, const Q& q,
-                  const K& k, const V& v, const Slopes& slopes, Sequences sequences, const Options& options,
-                  Workspace& workspace) {
+                  const K& k, const V& v, const Bias& bias, SequenceList sequences, const Options& options) {
   using E = typename AdapterOf<Q>::Scalar;
   const auto into = AdapterOf<std::remove_const_t<Output>>::of(output, "output");
   check_scalars<E, typename AdapterOf<K>::Scalar, typename AdapterOf<V>::Scalar, decltype(into)>();
   const View<const E> queries = view_of<AdapterOf>(q, "q"), keys = view_of<AdapterOf>(k, "k"),
                       values = view_of<AdapterOf>(v, "v");
-  if (sequences.kind != Sequences::Kind::varlen) sequences.count = queries.batch;
+  if (sequences.kind != SequenceList::Kind::varlen) sequences.count = queries.batch;
   sequences.queries = queries.tokens;
   sequences.keys = keys.tokens;
-  forward<E, kBiasKind<Slopes>>({queries, keys, values, into, lse, bias_view<Sum<E>>(slopes, queries.heads), sequences},
-                                options, workspace);
+  forward<E, kBiasKind<Bias>>({queries, keys, values, into, lse, bias_view<Sum<E>>(bias, queries.heads), sequences},
+                              options);
 }
 
-/// The result of q's kind for `v`'s head_dim.
+/// A new output of the array type of q, with the head_dim of v.
 template <class Q, class V>
 auto new_output(const Q& q, const V& v) {
   static_assert(
@@ -74,6 +79,7 @@ auto new_output(const Q& q, const V& v) {
   checked_product({queries.batch, queries.heads, queries.tokens, value_dim}, "the output");
   return Adapter<Q>::output(queries.batch, queries.heads, queries.tokens, value_dim);
 }
+/// A new lse for the rows of q.
 template <class Q>
 auto new_lse(const Q& q) {
   const auto queries = view_of(q, "q");
@@ -82,51 +88,36 @@ auto new_lse(const Q& q) {
 
 }  // namespace detail
 
-/// Attention as defined at the top of this file, as a new array of q's kind: a tensor for tensors, a row-major matrix
-/// for matrices of one head.
-template <class Q, class K, class V, class Slopes>
-auto attention(const Q& q, const K& k, const V& v, const Slopes& slopes, const Options& options = {}) {
+/// Attention, as a new array of the type of q: a tensor for tensors, a row-major matrix for matrices of one head.
+template <class Q, class K, class V, class Bias>
+auto attention(const Q& q, const K& k, const V& v, const Bias& slopes, const Options& options = {}) {
   auto output = detail::new_output(q, v);
-  Workspace workspace;
-  detail::forward_into<Adapter>(output, std::nullopt, q, k, v, slopes, {}, options, workspace);
+  detail::forward_into<Adapter>(output, std::nullopt, q, k, v, slopes, {}, options);
   return output;
 }
 
-/// Attention and its log-sum-exp, as new arrays: auto [output, lse] = attention_forward(q, k, v, slopes).
-template <class Q, class K, class V, class Slopes>
-auto attention_forward(const Q& q, const K& k, const V& v, const Slopes& slopes, const Options& options = {}) {
+/// Attention and its log-sum-exp, as new arrays: auto [output, lse] = attention_with_lse(q, k, v, slopes).
+template <class Q, class K, class V, class Bias>
+auto attention_with_lse(const Q& q, const K& k, const V& v, const Bias& slopes, const Options& options = {}) {
   auto output = detail::new_output(q, v);
   auto lse = detail::new_lse(q);
-  Workspace workspace;
-  detail::forward_into<Adapter>(output, lse_view<detail::SumOf<Q>>(lse), q, k, v, slopes, {}, options, workspace);
+  detail::forward_into<Adapter>(output, lse_view<detail::SumOf<Q>>(lse), q, k, v, slopes, {}, options);
   return ForwardResult<decltype(output), decltype(lse)>{std::move(output), std::move(lse)};
 }
 
-/// Attention into memory of the caller, [batch, heads, queries, value_dim], which may not overlap an input. Allocates
-/// nothing once `workspace` has served a call of these shapes, as long as the executor does not.
-template <class Output, class Q, class K, class V, class Slopes>
-void attention_into(Output&& output, const Q& q, const K& k, const V& v, const Slopes& slopes, const Options& options,
-                    Workspace& workspace) {
-  detail::forward_into<Adapter>(output, std::nullopt, q, k, v, slopes, {}, options, workspace);
-}
-template <class Output, class Q, class K, class V, class Slopes>
-void attention_into(Output&& output, const Q& q, const K& k, const V& v, const Slopes& slopes,
+/// Attention into memory of the caller, [batch, heads, queries, value_dim], which may not overlap an input. With
+/// Options::workspace a repeated call allocates nothing.
+template <class Output, class Q, class K, class V, class Bias>
+void attention_into(Output&& output, const Q& q, const K& k, const V& v, const Bias& slopes,
                     const Options& options = {}) {
-  Workspace workspace;
-  attention_into(output, q, k, v, slopes, options, workspace);
+  detail::forward_into<Adapter>(output, std::nullopt, q, k, v, slopes, {}, options);
 }
 
-/// The same with the log-sum-exp, [batch, heads, queries], what lse_view() takes.
-template <class Output, class Lse, class Q, class K, class V, class Slopes>
-void attention_forward_into(Output&& output, Lse&& lse, const Q& q, const K& k, const V& v, const Slopes& slopes,
-                            const Options& options, Workspace& workspace) {
-  detail::forward_into<Adapter>(output, lse_view<detail::SumOf<Q>>(lse), q, k, v, slopes, {}, options, workspace);
-}
-template <class Output, class Lse, class Q, class K, class V, class Slopes>
-void attention_forward_into(Output&& output, Lse&& lse, const Q& q, const K& k, const V& v, const Slopes& slopes,
-                            const Options& options = {}) {
-  Workspace workspace;
-  attention_forward_into(output, lse, q, k, v, slopes, options, workspace);
+/// attention_into() that also writes the log-sum-exp, [batch, heads, queries], an array that lse_view() takes.
+template <class Output, class Lse, class Q, class K, class V, class Bias>
+void attention_with_lse_into(Output&& output, Lse&& lse, const Q& q, const K& k, const V& v, const Bias& slopes,
+                             const Options& options = {}) {
+  detail::forward_into<Adapter>(output, lse_view<detail::SumOf<Q>>(lse), q, k, v, slopes, {}, options);
 }
 
 }  // namespace alibi::inline ALIBI_ABI

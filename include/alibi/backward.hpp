@@ -1,19 +1,22 @@
 // Gradients of attention (attention.hpp), from the gradient of its output.
 //
-//   P_ij = exp(s_ij - lse_i)                   the softmax, from the forward's log-sum-exp
-//   dV_j = Σ_i P_ij dO_i                       dP_ij = dO_i·v_j
+//   P_ij  = exp(s_ij - lse_i)                   the softmax, from the forward's log-sum-exp
+//   dV_j  = Σ_i P_ij dO_i                       dP_ij = dO_i·v_j
 //   dS_ij = P_ij (dP_ij - Σ_d dO_id o_id)
-//   dQ_i = τ Σ_j dS_ij k_j                     dK_j = τ Σ_i dS_ij q_i
-//   dm_h = -Σ_ij dS_ij |p_i - j|               of a table: dtable_ht = Σ_{p_i - j at entry t} dS_ij
+//   dQ_i  = τ Σ_j dS_ij k_j                     dK_j = τ Σ_i dS_ij q_i
+//   dm_h  = -Σ_ij dS_ij |p_i - j|               of a table: dtable_ht = Σ_{p_i - j at entry t} dS_ij
 //
-// Arrays, options and errors are those of attention(); `output` and `lse` are what attention_forward() gave for the
-// same arguments, grad_output [batch, heads, queries, value_dim] holds their scalar or the one that they are summed up
-// in. Gradients hold the latter: double for double, float for float, bfloat16 and half. Of kv heads that several query
-// heads read the gradient is the sum, of slopes or a table that the whole batch shares as well.
+// Arrays, options and errors are those of attention(). `output` and `lse` are the results of attention_with_lse() for
+// the same arguments. grad_output is [batch, heads, queries, value_dim] and holds the scalar of q or the one that q is
+// summed in. Gradients hold the scalar of the sums: double for double, float for float, bfloat16 and half.
 //
-// Five products of 2 head_dim operations for every visible pair of query and key, in one pass; memory grows with the
-// tokens (detail/backward_dispatch.hpp). With a tolerance above 0 each row may leave out that share of its softmax
-// mass, as in the forward. The same input gives the same bits on any number of threads.
+// Gradients add up over what shares an argument: query heads that read one kv head, and batch entries that share slopes
+// or a table. Given the output and lse of all keys, a call over a part of the keys gives the gradients of that part; dQ
+// and the gradient of the slopes are then the sum over the parts (ring attention).
+//
+// Cost: five products of 2 head_dim operations for each visible pair of query and key, in one pass. Memory is linear in
+// the tokens (detail/backward_dispatch.hpp). With a tolerance above 0 each row may lose that share of its softmax mass,
+// as in the forward. The same input gives the same bits on any number of threads.
 #pragma once
 
 #include <span>
@@ -25,13 +28,12 @@
 #include "alibi/detail/call.hpp"
 #include "alibi/error.hpp"
 #include "alibi/options.hpp"
-#include "alibi/table_bias.hpp"
+#include "alibi/relative_bias.hpp"
 #include "alibi/view.hpp"
-#include "alibi/workspace.hpp"
 
 namespace alibi::inline ALIBI_ABI {
 
-/// What attention_backward() returns: of q, k and v, and of the slopes, [heads] or [batch, heads] as they were given.
+/// The result of attention_backward(): gradients of q, k, v and of the slopes, [heads] or [batch, heads] as given.
 template <class Q, class K, class V, class Slopes>
 struct BackwardResult {
   Q q;
@@ -39,15 +41,15 @@ struct BackwardResult {
   V v;
   Slopes slopes;
 };
-/// The same of a table, a row-major matrix [heads, entries].
+/// The result for a relative_bias(): the gradient of its table is a row-major matrix [heads, entries].
 template <class Q, class K, class V, class Table>
-struct TableBackwardResult {
+struct RelativeBiasBackwardResult {
   Q q;
   K k;
   V v;
   Table table;
 };
-/// The same without a bias.
+/// The result for no_bias.
 template <class Q, class K, class V>
 struct NoBiasBackwardResult {
   Q q;
@@ -55,25 +57,27 @@ struct NoBiasBackwardResult {
   V v;
 };
 
-namespace detail {
-
-/// What the forward gave, in place of which a call is written {output, lse} or a ForwardResult. E is the scalar of q.
+/// The results of the forward that the backward pass reads. Written {output, lse}, or a ForwardResult. E is the scalar
+/// of q.
 template <class E, template <class> class AdapterOf = Adapter>
-struct Given {
+struct ForwardResultView {
   static constexpr int kRank = std::is_same_v<AdapterOf<View<E>>, Adapter<View<E>>> ? 3 : 2;
-  View<const E> output;
-  std::span<const Sum<E>> lse;
+  View<const E> output;                 ///< [batch, heads, queries, value_dim]
+  std::span<const detail::Sum<E>> lse;  ///< [batch, heads, queries], natural logarithm
 
   template <class Output, class Lse>
-  Given(const Output& o, const Lse& l)
-      : output(AdapterOf<Output>::of(o, "output")), lse(lse_view<const Sum<E>, kRank>(l)) {
+  ForwardResultView(const Output& o, const Lse& l)
+      : output(AdapterOf<Output>::of(o, "output")), lse(lse_view<const detail::Sum<E>, kRank>(l)) {
     static_assert(std::is_same_v<typename AdapterOf<Output>::Scalar, E>,
                   "alibi: output must hold the same scalar as q, k and v.");
   }
   template <class Output, class Lse>
-  Given(const ForwardResult<Output, Lse>& result) : Given(result.output, result.lse) {}
+  ForwardResultView(const ForwardResult<Output, Lse>& result) : ForwardResultView(result.output, result.lse) {}
 };
 
+namespace detail {
+
+/// The gradient of a bias as a view: of a scalar, a vector, a row-major matrix or a tensor.
 template <class T, class Array>
 BiasEntries<T> entries_of(Array& array) {
   if constexpr (std::is_same_v<Array, T>) {
@@ -104,19 +108,21 @@ BiasEntries<T> entries_of(Array& array) {
   }
 }
 
-/// Where gradients go, in place of which a call is written {grad_q, grad_k, grad_v, grad_slopes}; without the last one
-/// the gradient of the bias is not wanted.
+}  // namespace detail
+
+/// The arrays that gradients are written to. Written {grad_q, grad_k, grad_v, grad_slopes}, or {grad_q, grad_k, grad_v}
+/// where the gradient of the bias is not wanted. T is the scalar that q is summed in.
 template <class T, template <class> class AdapterOf = Adapter>
-struct Gradients {
-  View<T> q, k, v;
-  BiasEntries<T> bias;
+struct GradientViews {
+  View<T> q, k, v;              ///< of the sizes of q, k and v
+  detail::BiasEntries<T> bias;  ///< of the sizes of the slopes or of the table
 
   template <class Q, class K, class V>
-  Gradients(Q&& to_q, K&& to_k, V&& to_v)
-      : q(view_of(to_q, "grad_q")), k(view_of(to_k, "grad_k")), v(view_of(to_v, "grad_v")) {}
+  GradientViews(Q&& grad_q, K&& grad_k, V&& grad_v)
+      : q(view_of(grad_q, "grad_q")), k(view_of(grad_k, "grad_k")), v(view_of(grad_v, "grad_v")) {}
   template <class Q, class K, class V, class Bias>
-  Gradients(Q&& to_q, K&& to_k, V&& to_v, Bias&& to_bias) : Gradients(to_q, to_k, to_v) {
-    bias = entries_of<T>(to_bias);
+  GradientViews(Q&& grad_q, K&& grad_k, V&& grad_v, Bias&& grad_bias) : GradientViews(grad_q, grad_k, grad_v) {
+    bias = detail::entries_of<T>(grad_bias);
   }
 
  private:
@@ -130,12 +136,14 @@ struct Gradients {
   }
 };
 
-/// The arrays of a call as views, over sequences that are known but for the tokens there are.
+namespace detail {
+
+/// Makes views of the arrays of a call and runs it. `sequences` still lacks the sizes of the arrays.
 template <template <class> class AdapterOf, class GradOutput, class Q, class K, class V, class Bias>
-void backward_into(const Gradients<Sum<typename AdapterOf<Q>::Scalar>, AdapterOf>& to, const GradOutput& grad_output,
-                   const Q& q, const K& k, const V& v, const Bias& bias,
-                   const Given<typename AdapterOf<Q>::Scalar, AdapterOf>& given, Sequences sequences,
-                   const Options& options, Workspace& workspace) {
+void backward_into(const GradientViews<Sum<typename AdapterOf<Q>::Scalar>, AdapterOf>& to,
+                   const GradOutput& grad_output, const Q& q, const K& k, const V& v, const Bias& bias,
+                   const ForwardResultView<typename AdapterOf<Q>::Scalar, AdapterOf>& given, SequenceList sequences,
+                   const Options& options) {
   using E = typename AdapterOf<Q>::Scalar;
   using T = Sum<E>;
   using G = typename AdapterOf<GradOutput>::Scalar;
@@ -149,12 +157,12 @@ void backward_into(const Gradients<Sum<typename AdapterOf<Q>::Scalar>, AdapterOf
     of_output.of_scalar = view_of<AdapterOf>(grad_output, "grad_output");
   else
     of_output.of_sum = view_of<AdapterOf>(grad_output, "grad_output"), of_output.is_sum = true;
-  if (sequences.kind != Sequences::Kind::varlen) sequences.count = queries.batch;
+  if (sequences.kind != SequenceList::Kind::varlen) sequences.count = queries.batch;
   sequences.queries = queries.tokens;
   sequences.keys = keys.tokens;
   backward<E, kBiasKind<Bias>>({queries, keys, values, given.output, of_output, given.lse,
                                 bias_view<T>(bias, queries.heads), to.q, to.k, to.v, to.bias, sequences},
-                               options, workspace);
+                               options);
 }
 
 /// Makes a new array of T as large as another, [batch, heads, tokens, head_dim].
@@ -178,17 +186,17 @@ auto new_gradients(const Q& q, const K& k, const V& v, const Bias& bias, const N
   auto grad_k = make(k, "k");
   auto grad_v = make(v, "v");
   if constexpr (std::is_same_v<Bias, NoBias>) {
-    fill(Gradients<T, AdapterOf>(grad_q, grad_k, grad_v));
+    fill(GradientViews<T, AdapterOf>(grad_q, grad_k, grad_v));
     return NoBiasBackwardResult<decltype(grad_q), decltype(grad_k), decltype(grad_v)>{
         std::move(grad_q), std::move(grad_k), std::move(grad_v)};
   } else if constexpr (requires { bias.entries; }) {
     Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> table(bias.heads, bias.entries);
-    fill(Gradients<T, AdapterOf>(grad_q, grad_k, grad_v, table));
-    return TableBackwardResult<decltype(grad_q), decltype(grad_k), decltype(grad_v), decltype(table)>{
+    fill(GradientViews<T, AdapterOf>(grad_q, grad_k, grad_v, table));
+    return RelativeBiasBackwardResult<decltype(grad_q), decltype(grad_k), decltype(grad_v), decltype(table)>{
         std::move(grad_q), std::move(grad_k), std::move(grad_v), std::move(table)};
   } else {
     auto slopes = SlopesLike<T, Bias>::make(bias);
-    fill(Gradients<T, AdapterOf>(grad_q, grad_k, grad_v, slopes));
+    fill(GradientViews<T, AdapterOf>(grad_q, grad_k, grad_v, slopes));
     return BackwardResult<decltype(grad_q), decltype(grad_k), decltype(grad_v), decltype(slopes)>{
         std::move(grad_q), std::move(grad_k), std::move(grad_v), std::move(slopes)};
   }
@@ -197,33 +205,27 @@ auto new_gradients(const Q& q, const K& k, const V& v, const Bias& bias, const N
 }  // namespace detail
 
 /// Gradients into memory of the caller, {grad_q, grad_k, grad_v, grad_slopes}, which may not overlap an input or one
-/// another; what was there is overwritten. The last of them may be left out where it is not wanted. Allocates nothing
-/// once `workspace` has served a call of these shapes, as long as the executor does not.
+/// another. What was there is overwritten. The last may be left out. With Options::workspace a repeated call allocates
+/// nothing.
 template <class GradOutput, class Q, class K, class V, class Bias>
-void attention_backward_into(const detail::Gradients<detail::SumOf<Q>>& to, const GradOutput& grad_output, const Q& q,
-                             const K& k, const V& v, const Bias& slopes,
-                             const detail::Given<typename Adapter<Q>::Scalar>& forward, const Options& options,
-                             Workspace& workspace) {
-  detail::backward_into<Adapter>(to, grad_output, q, k, v, slopes, forward, {}, options, workspace);
-}
-template <class GradOutput, class Q, class K, class V, class Bias>
-void attention_backward_into(const detail::Gradients<detail::SumOf<Q>>& to, const GradOutput& grad_output, const Q& q,
-                             const K& k, const V& v, const Bias& slopes,
-                             const detail::Given<typename Adapter<Q>::Scalar>& forward, const Options& options = {}) {
-  Workspace workspace;
-  attention_backward_into(to, grad_output, q, k, v, slopes, forward, options, workspace);
+void attention_backward_into(const GradientViews<detail::SumOf<Q>>& gradients, const GradOutput& grad_output,
+                             const Q& q, const K& k, const V& v, const Bias& slopes,
+                             const ForwardResultView<typename Adapter<Q>::Scalar>& forward,
+                             const Options& options = {}) {
+  detail::backward_into<Adapter>(gradients, grad_output, q, k, v, slopes, forward, {}, options);
 }
 
-/// Gradients as new arrays of the kinds of q, k, v and the slopes:
+/// Gradients as new arrays of the types of q, k, v and the slopes:
 ///   auto grad = attention_backward(grad_output, q, k, v, slopes, {output, lse});
-///   grad.q, grad.k, grad.v, grad.slopes      grad.table for a table_bias()
+///   grad.q, grad.k, grad.v, grad.slopes      for a relative_bias(): grad.table
 template <class GradOutput, class Q, class K, class V, class Bias>
 auto attention_backward(const GradOutput& grad_output, const Q& q, const K& k, const V& v, const Bias& slopes,
-                        const detail::Given<typename Adapter<Q>::Scalar>& forward, const Options& options = {}) {
+                        const ForwardResultView<typename Adapter<Q>::Scalar>& forward, const Options& options = {}) {
   using T = detail::SumOf<Q>;
-  return detail::new_gradients<T, Adapter>(q, k, v, slopes, detail::NewLike<T>(), [&](const detail::Gradients<T>& to) {
-    attention_backward_into(to, grad_output, q, k, v, slopes, forward, options);
-  });
+  return detail::new_gradients<T, Adapter>(
+      q, k, v, slopes, detail::NewLike<T>(), [&](const GradientViews<T>& gradients) {
+        attention_backward_into(gradients, grad_output, q, k, v, slopes, forward, options);
+      });
 }
 
 }  // namespace alibi::inline ALIBI_ABI

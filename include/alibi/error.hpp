@@ -12,7 +12,7 @@
 #include <stdexcept>
 #include <type_traits>
 
-#include "alibi/kernel/isa.hpp"
+#include "alibi/kernel/simd/isa.hpp"
 
 #if !defined(__cpp_exceptions) && !defined(ALIBI_HANDLE_ERROR)
 #define ALIBI_HANDLE_ERROR(message) (std::fprintf(stderr, "%s\n", message), std::abort())

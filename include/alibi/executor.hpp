@@ -25,10 +25,11 @@
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <type_traits>
 #include <utility>
 
 #include "alibi/error.hpp"
-#include "alibi/kernel/isa.hpp"
+#include "alibi/kernel/simd/isa.hpp"
 
 namespace alibi::inline ALIBI_ABI {
 
@@ -89,12 +90,12 @@ class Executor {
   }
 
   /// How many tasks run at once, at most.
-  int slots() const { return slots_; }
+  int max_concurrency() const { return slots_; }
 
   /// Calls body(index, slot) for every index in [0, count), started in rising order; no two calls that run at once have
-  /// the same slot in [0, slots()). The first exception of a body is thrown again here once all slots have stopped;
-  /// indices not yet started are then left out. Throws std::runtime_error if `run` returned without calling its tasks;
-  /// a `run` that returns while one of them still runs is undefined.
+  /// the same slot in [0, max_concurrency()). The first exception of a body is thrown again here once all slots have
+  /// stopped; indices not yet started are then left out. Throws std::runtime_error if `run` returned without calling
+  /// its tasks; a `run` that returns while one of them still runs is undefined.
   template <class Body>
   void for_each(Index count, Body&& body) const;
 

@@ -33,51 +33,29 @@
 // Errors: std::invalid_argument that names the argument, and std::bad_alloc; the cache is then as it was.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <cstddef>
-#include <limits>
 #include <optional>
 #include <span>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 #include "alibi/detail/adapt.hpp"
-#include "alibi/detail/cache_head.hpp"
+#include "alibi/detail/kv_cache/head.hpp"
 #include "alibi/error.hpp"
-#include "alibi/kernel/cached.hpp"
-#include "alibi/kernel/rows.hpp"
-#include "alibi/kernel/simd.hpp"
+#include "alibi/kernel/simd/vec.hpp"
+#include "alibi/kernel/tile/cached.hpp"
+#include "alibi/kernel/tile/rows.hpp"
+#include "alibi/kv_cache_config.hpp"
 #include "alibi/token_ranges.hpp"
 #include "alibi/view.hpp"
 
 namespace alibi {
 
-/// Which keys no future query can reach; the proof is above. A promise: it is checked by attention over the cache.
-struct Eviction {
-  double query_norm = std::numeric_limits<double>::quiet_NaN();  ///< |q| of every future query is at most this
-  std::vector<double> slopes = {};                               ///< [heads], those of the query heads
-  std::optional<double> scale = std::nullopt;                    ///< τ; none: 1 / sqrt(head_dim)
-  /// Share of a row's softmax mass that all evicted keys have together, at most; none: a quarter of an ulp, half of
-  /// what attention may leave out by default: 2^-25, or 2^-54 for a cache of double.
-  std::optional<double> tolerance = std::nullopt;
-};
-
-struct KvCacheConfig {
-  Index batch = 1;      ///< sequences
-  Index kv_heads = 1;   ///< of each
-  Index head_dim = 0;   ///< of keys
-  Index value_dim = 0;  ///< of values; 0: head_dim
-  Index capacity = 0;   ///< tokens of a sequence; 0: no end, for a cache with a window or eviction
-  std::optional<Index> window = std::nullopt;       ///< keys that no query with this window can see leave the cache
-  std::optional<Eviction> eviction = std::nullopt;  ///< keys that no query can reach leave the cache
-  Index rollback = 64;  ///< where keys have left, truncate() takes back the last append and so many tokens before it
-};
-
 inline namespace ALIBI_ABI {
 
 namespace detail {
+
+struct CacheAccess;
 
 /// The first tiles of a head that are to leave it, and whether one of them does by eviction.
 struct Leaving {
@@ -124,17 +102,19 @@ class KvCache {
   }
 
   /// Takes back what is behind `length`, in all sequences or in one. 0 starts afresh; any other length must be at least
-  /// shortest(). Costs O(tiles) at most.
+  /// min_length(). Costs O(tiles) at most.
   void truncate(Index length);
   void truncate(Index sequence, Index length);
 
   /// Tokens of a sequence, those that have left included: its next one has this position.
   Index length(Index sequence = 0) const { return sequence_at(sequence).length; }
   /// The first key that is still held; a multiple of 64.
-  Index first(Index sequence, Index kv_head) const { return head_at(sequence, kv_head).store.radii().first() * kTile; }
-  /// The least length but 0 that truncate() allows; 0 where nothing has left. Queries at positions shortest() - 1 and
+  Index first_key(Index sequence, Index kv_head) const {
+    return head_at(sequence, kv_head).store.key_bounds().first() * kTile;
+  }
+  /// The least length but 0 that truncate() allows; 0 where nothing has left. Queries at positions min_length() - 1 and
   /// later find all that they need.
-  Index shortest(Index sequence = 0) const;
+  Index min_length(Index sequence = 0) const;
   /// The share of a row's softmax mass that evicted keys may have had: 0 where none were evicted, else
   /// Eviction::tolerance.
   double evicted_tolerance(Index sequence, Index kv_head) const {
@@ -149,27 +129,29 @@ class KvCache {
   /// As it was given, with value_dim and the eviction's scale and tolerance filled in.
   const KvCacheConfig& config() const { return config_; }
 
+ private:
+  friend struct detail::CacheAccess;
+
   /// A head as kernels read it, until the cache is changed, moved from or destroyed.
   kernel::Cached<S, Accumulate> head(Index sequence, Index kv_head) const {
     return head_at(sequence, kv_head).store.view(length(sequence));
   }
 
- private:
   static constexpr Index kTile = kernel::kTile;
   using Real = std::optional<TokenRanges>;
 
-  struct Sequence {
+  struct SequenceState {
     Index length = 0;
     Index considered = 0;  // its full tiles when it was last considered what could leave
   };
   struct Head {
     detail::CacheHead<S> store;
-    Index shortest = 0;
+    Index min_length = 0;
     bool evicted = false;
     detail::Leaving leaving = {};  // in the append() under way
   };
 
-  const Sequence& sequence_at(Index sequence) const {
+  const SequenceState& sequence_at(Index sequence) const {
     detail::require(0 <= sequence && sequence < config_.batch, "sequence is ", sequence, "; expected 0 to ",
                     config_.batch - 1);
     return sequences_[std::size_t(sequence)];
@@ -205,15 +187,27 @@ class KvCache {
   void shorten(Index sequence, Index length);
 
   KvCacheConfig config_;
-  std::vector<Sequence> sequences_;
+  std::vector<SequenceState> sequences_;
   std::vector<Head> heads_;      // [batch][kv_heads]
   std::vector<double> slopes_;   // [kv_heads], the smallest of each group; 0: evicts nothing
   detail::CacheTiles<S> spare_;  // between calls at most one a head: what one step of all heads frees and needs again
 };
 
+namespace detail {
+
+/// Gives kernels the tiles of a cache.
+struct CacheAccess {
+  template <class S>
+  static kernel::Cached<S, typename KvCache<S>::Accumulate> head(const KvCache<S>& cache, Index sequence,
+                                                                 Index kv_head) {
+    return cache.head(sequence, kv_head);
+  }
+};
+
+}  // namespace detail
 }  // namespace ALIBI_ABI
 }  // namespace alibi
 
 #if !defined(ALIBI_COMPILED)
-#include "alibi/detail/cache_definitions.hpp"
+#include "alibi/detail/kv_cache/definitions.hpp"
 #endif

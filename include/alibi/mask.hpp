@@ -14,7 +14,7 @@
 #include <optional>
 
 #include "alibi/error.hpp"
-#include "alibi/kernel/isa.hpp"
+#include "alibi/kernel/simd/isa.hpp"
 
 namespace alibi {
 

@@ -1,34 +1,47 @@
-// What a call of attention may ask for, in every form of it.
+// The options of a call of attention, the same for every form of it.
 #pragma once
 
 #include <optional>
 #include <span>
 
 #include "alibi/executor.hpp"
-#include "alibi/horizon.hpp"
 #include "alibi/mask.hpp"
+#include "alibi/pruning.hpp"
 #include "alibi/token_ranges.hpp"
+#include "alibi/workspace.hpp"
 
 namespace alibi::inline ALIBI_ABI {
 
 struct Options {
-  Mask mask = {};                              ///< which keys a query sees; default: causal, aligned at the end
-  std::optional<double> scale = std::nullopt;  ///< τ; none: 1 / sqrt(head_dim)
-  /// Share of a row's softmax mass that may be left out; 0: every key is read; none: half an ulp, 2^-24, or 2^-53 for
-  /// double.
+  /// Which keys a query sees. Default: causal, with the last query on the last key.
+  Mask mask = {};
+  /// τ, the factor of q·k. Default: 1 / sqrt(head_dim).
+  std::optional<double> scale = std::nullopt;
+  /// The share of each row's softmax mass that pruning may remove, in [0, 1). 0: every key is read. Default: half an
+  /// ulp of the scalar that sums are held in, 2^-24, or 2^-53 for double.
   std::optional<double> tolerance = std::nullopt;
-  /// bfloat16 only: multiply with the processor's dot product instruction, where it has one. That rounds probabilities
-  /// to bfloat16 too. false: in float.
-  bool dot_product = false;
-  Executor executor = {};          ///< who runs the tasks; default: the calling thread
-  std::span<Pruning> report = {};  ///< [batch x heads], to be filled in with what was left out; default: not wanted
-  /// [batch], the queries of each sequence that are real, the others being padding with output 0 and lse -inf: counts
-  /// (the first so many) or ranges. The last real one sits on the last key. Default: all.
+  /// bfloat16 only: multiply with the processor's bfloat16 dot product instruction, where it has one, instead of in
+  /// float. The instruction also rounds probabilities to bfloat16.
+  bool bf16_dot = false;
+  /// Runs the tasks of the call. Default: the calling thread.
+  Executor executor = {};
+  /// [batch x heads], or [sequences x heads] for varlen: receives what pruning did. Default: not wanted.
+  std::span<PruningStats> pruning_stats = {};
+  /// [batch]: the tokens of q that are real in each sequence, as counts or as ranges. The other rows are padding: they
+  /// get output 0 and lse -inf, and are not read. By default the last real query sits on the last real key.
+  /// Default: all.
   TokenRanges queries = {};
+  /// [batch]: the tokens of k and v that are real in each sequence, as counts or as ranges. The others are not read.
+  /// Positions count from the first real key. Without `queries`, every query is real and keeps its position in the
+  /// arrays. Not for varlen or a cache, which say it themselves. Default: all.
+  TokenRanges keys = {};
+  /// Scratch memory that outlives the call. A call with the shapes of an earlier one then allocates nothing, as long as
+  /// the executor does not. One call at a time may use it. Default: memory of the call's own.
+  Workspace* workspace = nullptr;
 };
 
 }  // namespace alibi::inline ALIBI_ABI
 
 #if defined(ALIBI_COMPILED)
-#include "alibi/detail/build.hpp"
+#include "alibi/detail/build_check.hpp"
 #endif

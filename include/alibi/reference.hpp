@@ -5,7 +5,7 @@
 //   o_i  = Σ_j exp(s_ij) v_j / Σ_j exp(s_ij)
 //   lse_i = ln Σ_j exp(s_ij)
 //
-// The bias is -m_h |p_i - j|, or an entry of a table for p_i - j (table_bias.hpp), or none.
+// The bias is -m_h |p_i - j|, or an entry of a table for p_i - j (relative_bias.hpp), or none.
 //
 // Cost: batch x heads x queries x keys x (head_dim + value_dim) multiply-adds, one at a time; three times that for the
 // gradients.
@@ -22,7 +22,7 @@
 
 #include "alibi/error.hpp"
 #include "alibi/mask.hpp"
-#include "alibi/table_bias.hpp"
+#include "alibi/relative_bias.hpp"
 #include "alibi/view.hpp"
 
 namespace alibi::inline ALIBI_ABI::reference {
@@ -112,7 +112,7 @@ struct Slopes {
 
 template <class T>
 struct Table {
-  TableBias<T> table;
+  RelativeBias<T> table;
 
   bool fit(Index, Index heads) const { return table.heads == heads && table.entries >= 1; }
   TableOfHead<T> head(Index, Index h) const { return {table.data + h * table.head_stride, table.entries, table.first}; }
@@ -125,7 +125,7 @@ Slopes bias_of(const S& slopes, Index) {
   return {slope_view(slopes)};
 }
 template <class T>
-Table<T> bias_of(const TableBias<T>& table, Index) {
+Table<T> bias_of(const RelativeBias<T>& table, Index) {
   return {table};
 }
 template <class T>
@@ -222,8 +222,8 @@ auto inputs(const Q& q_array, const K& k_array, const V& v_array, const Biases& 
 }
 
 /// q [batch, heads, queries, head_dim], k [batch, kv_heads, keys, head_dim], v [batch, kv_heads, keys, value_dim],
-/// biases: slopes [heads] or [batch, heads], a table_bias() or no_bias. Arrays as in view.hpp, of float or double. The
-/// default scale is 1 / sqrt(head_dim). Throws std::invalid_argument for shapes that do not fit.
+/// biases: slopes [heads] or [batch, heads], a relative_bias() or no_bias. Arrays as in view.hpp, of float or double.
+/// The default scale is 1 / sqrt(head_dim). Throws std::invalid_argument for shapes that do not fit.
 template <class Q, class K, class V, class Biases>
 Result attention(const Q& q, const K& k, const V& v, const Biases& biases, const Mask& mask = {},
                  std::optional<double> scale = std::nullopt) {

@@ -10,7 +10,7 @@
 #include <cstdint>
 
 #include "alibi/error.hpp"
-#include "alibi/kernel/isa.hpp"
+#include "alibi/kernel/simd/isa.hpp"
 
 namespace alibi::inline ALIBI_ABI {
 

@@ -2,6 +2,7 @@
 // the same memory read in the mirrored order, [head_dim, tokens, heads, batch].
 #pragma once
 
+#include <cstddef>
 #include <type_traits>
 #include <unsupported/Eigen/CXX11/Tensor>
 
@@ -79,11 +80,11 @@ template <class Plain, int options, template <class> class MakePointer>
 struct Adapter<Eigen::TensorMap<Plain, options, MakePointer>> : detail::TensorAdapter<std::remove_const_t<Plain>> {};
 
 template <class T, int rank, int options, class I>
-struct PackedAdapter<Eigen::Tensor<T, rank, options, I>>
+struct VarlenAdapter<Eigen::Tensor<T, rank, options, I>>
     : detail::PackedTensorAdapter<Eigen::Tensor<T, rank, options, I>> {};
 
 template <class Plain, int options, template <class> class MakePointer>
-struct PackedAdapter<Eigen::TensorMap<Plain, options, MakePointer>>
+struct VarlenAdapter<Eigen::TensorMap<Plain, options, MakePointer>>
     : detail::PackedTensorAdapter<std::remove_const_t<Plain>> {};
 
 template <class T, class S, int rank, int options, class I>

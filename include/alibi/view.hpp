@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "alibi/error.hpp"
-#include "alibi/kernel/isa.hpp"
+#include "alibi/kernel/simd/isa.hpp"
 
 namespace alibi {
 
@@ -57,6 +57,14 @@ inline constexpr bool kIsScalar = std::is_same_v<E, float> || std::is_same_v<E, 
 /// What attention over arrays of E adds up in; also the scalar of an lse and of gradients.
 template <class E>
 using Sum = std::conditional_t<std::is_same_v<E, double>, double, float>;
+
+/// An array that holds E, or if `is_sum` the scalar that E is summed up in.
+template <class E>
+struct EitherView {
+  View<const E> of_scalar;
+  View<const Sum<E>> of_sum;
+  bool is_sum = false;
+};
 
 /// Bytes of a slope.
 inline Index size_of(SlopeScalar scalar) {
@@ -98,7 +106,7 @@ View<T> view(T* data, const std::array<Index, 4>& sizes, const std::array<Index,
 ///   static View<T> of(array, name)                  T is Scalar, or const Scalar for an array that is not to change;
 ///                                                   `name` says which argument it is, for an error message
 ///   Output, static Output output(b, h, n, d)        what attention() returns; not needed for attention_into()
-///   Lse,    static Lse lse(b, h, n)                 what attention_forward() returns beside it: data() and size()
+///   Lse,    static Lse lse(b, h, n)                 what attention_with_lse() returns beside it: data() and size()
 ///   Like<T>, static Like<T> like<T>(b, h, n, d)     an array of another scalar: what attention_backward() returns
 template <class Array>
 struct Adapter {
@@ -116,7 +124,7 @@ struct Adapter<View<T>> {
 
 /// The same for packed arrays, [tokens, heads, head_dim] (packed.hpp): views of a batch of 1, and tensors of rank 3.
 template <class Array>
-struct PackedAdapter {
+struct VarlenAdapter {
   static_assert(!sizeof(Array),
                 "alibi: this type is not a packed array. Pass an Eigen::Tensor or TensorMap of rank 3, [tokens, heads, "
                 "head_dim] (include <alibi/tensor.hpp> or <alibi/alibi.hpp>), or alibi::view(pointer, {1, heads, "
@@ -124,7 +132,7 @@ struct PackedAdapter {
 };
 
 template <class T>
-struct PackedAdapter<View<T>> {
+struct VarlenAdapter<View<T>> {
   using Scalar = std::remove_const_t<T>;
   static View<T> of(const View<T>& x, const char* name) {
     detail::require(x.batch == 1, name, " has batch ", x.batch, "; expected 1, all sequences side by side");

@@ -1,37 +1,38 @@
-// Scratch memory that outlives a call, for callers that must not allocate.
+// Scratch memory that outlives a call, for callers that must not allocate (Options::workspace).
 #pragma once
 
 #include <cstddef>
 #include <memory>
 #include <new>
 
-#include "alibi/kernel/isa.hpp"
+#include "alibi/kernel/simd/isa.hpp"
 
 namespace alibi::inline ALIBI_ABI {
 
-/// Scratch memory of the calls it is passed to, one at a time. It grows to what they need and keeps it, so that a call
-/// with the shapes of an earlier one allocates nothing. Scratch is at most 1 MiB per executor slot, however many tokens
-/// there are, as long as head_dim + value_dim is at most 5,000 floats. Beside it, where keys may be left out, for every
-/// tile of 64 keys: 4 numbers a kv head, 5 where queries look ahead, and 1 or 2 a head; for every task, which is up to
-/// 768 queries of a head, or a split of a cache, 32 bytes, and of a split the outputs of its rows. What
-/// gradients need is in detail/backward_dispatch.hpp.
+class Workspace;
+
+namespace detail {
+
+/// At least `bytes` bytes, aligned to a cache line. Discards what was there.
+std::byte* scratch_memory(Workspace& workspace, std::size_t bytes);
+
+}  // namespace detail
+
+/// Scratch memory of the calls that it is given to, one at a time. It grows to what a call needs and keeps it: a call
+/// with the shapes of an earlier one allocates nothing.
+///
+/// Size: at most 1 MiB for each task that runs at once, whatever the number of tokens, as long as head_dim + value_dim
+/// is at most 5,000 floats. In addition, where keys may be pruned, for each tile of 64 keys: 4 numbers a kv head (5 for
+/// a bidirectional mask) and 1 or 2 a head. For each task, which is up to 768 queries of a head or one split of a
+/// cache, 32 bytes; for a split also the outputs of its rows. detail/backward_dispatch.hpp lists what gradients need.
 class Workspace {
  public:
   /// Bytes held.
   std::size_t size() const { return size_; }
 
-  /// At least `bytes` bytes, aligned to a cache line; what was there before is lost.
-  std::byte* reserve(std::size_t bytes) {
-    if (bytes > size_) {
-      memory_.reset();
-      size_ = 0;
-      memory_.reset(new (kLine) std::byte[bytes]);
-      size_ = bytes;
-    }
-    return memory_.get();
-  }
-
  private:
+  friend std::byte* detail::scratch_memory(Workspace&, std::size_t);
+
   static constexpr std::align_val_t kLine{64};
   struct Free {
     void operator()(std::byte* p) const { ::operator delete[](p, kLine); }
@@ -39,5 +40,15 @@ class Workspace {
   std::unique_ptr<std::byte[], Free> memory_;
   std::size_t size_ = 0;
 };
+
+inline std::byte* detail::scratch_memory(Workspace& workspace, std::size_t bytes) {
+  if (bytes > workspace.size_) {
+    workspace.memory_.reset();
+    workspace.size_ = 0;
+    workspace.memory_.reset(new (Workspace::kLine) std::byte[bytes]);
+    workspace.size_ = bytes;
+  }
+  return workspace.memory_.get();
+}
 
 }  // namespace alibi::inline ALIBI_ABI

@@ -1,6 +1,6 @@
-// attention_forward_into() against the definition; packed and padded batches against it, bit for bit.
-#include <alibi/packed.hpp>
+// attention_with_lse_into() against the definition; packed and padded batches against it, bit for bit.
 #include <alibi/tensor.hpp>
+#include <alibi/varlen.hpp>
 
 #include "call.hpp"
 #include "targets.hpp"
@@ -23,7 +23,7 @@ struct Call {
   Array<E> q_array, k_array, v_array, output_array;
   std::vector<T> lse, slopes;
   alibi::Options options;
-  std::vector<alibi::Pruning> report;
+  std::vector<alibi::PruningStats> report;
   bool repeats_slopes, flawed = false;
   alibi::View<const E> q, k, v;
   alibi::View<E> output;
@@ -44,7 +44,7 @@ struct Call {
         output(output_array.view()) {
     slopes = slopes_of<T>(in, repeats_slopes ? s.heads() : sequences * s.heads());
     options = options_of<E>(in, s.queries, s.keys);
-    if (!in.one_in(8)) options.report = report;
+    if (!in.one_in(8)) options.pruning_stats = report;
     fill(in, q_array), fill(in, k_array), fill(in, v_array);
     align(in, k_array, q_array);
     spoil(in, q_array), spoil(in, k_array), spoil(in, v_array);
@@ -58,7 +58,7 @@ struct Call {
   }
   bool untouched() const {
     return output_array.erased() && all_ones(lse) &&
-           std::all_of(report.begin(), report.end(), [](const auto& of) { return of.tiles_visible == -1; });
+           std::all_of(report.begin(), report.end(), [](const auto& of) { return of.tiles_total == -1; });
   }
   bool right() const {
     return !flawed && s.head_dim > 0 && s.value_dim > 0 && (sequences == 0 || all_finite(slopes)) &&
@@ -124,7 +124,7 @@ struct Call {
         return erase();
       case 11:
         report.push_back({});
-        options.report = report;
+        options.pruning_stats = report;
         return erase();
       case 12:
         q.data = nullptr;
@@ -145,15 +145,16 @@ template <class E>
 struct Written {
   std::vector<E> output;
   std::vector<Sum<E>> lse;
-  std::vector<alibi::Pruning> report;
+  std::vector<alibi::PruningStats> report;
 
   explicit Written(const Call<E>& call) : output(call.output_array.contents()), lse(call.lse), report(call.report) {}
 };
 
-void expect_same(const alibi::Pruning& is, const alibi::Pruning& was, const char* what) {
-  promise(is.tiles_visited == was.tiles_visited && is.tiles_visible == was.tiles_visible && is.bound == was.bound,
-          "reported ", is.tiles_visited, " of ", is.tiles_visible, ", bound ", is.bound, "; ", what, ' ',
-          was.tiles_visited, " of ", was.tiles_visible, ", bound ", was.bound);
+void expect_same(const alibi::PruningStats& is, const alibi::PruningStats& was, const char* what) {
+  promise(
+      is.tiles_computed == was.tiles_computed && is.tiles_total == was.tiles_total && is.mass_bound == was.mass_bound,
+      "reported ", is.tiles_computed, " of ", is.tiles_total, ", bound ", is.mass_bound, "; ", what, ' ',
+      was.tiles_computed, " of ", was.tiles_total, ", bound ", was.mass_bound);
 }
 
 /// Runs `attend` as the call asks, and says whether it was accepted, which has to be right.
@@ -162,16 +163,17 @@ bool run(Input& in, Call<E>& call, bool right, const Attend& attend) {
   alibi::Workspace workspace;
   soil(in, workspace);
   std::string message;
-  const bool done = accepted([&] { attend(workspace); }, message);
+  call.options.workspace = &workspace;
+  const bool done = accepted(attend, message);
+  call.options.workspace = nullptr;
   promise(done == right, done ? "accepted, and should be refused" : "refused: ", message);
   if (!done) promise(call.untouched(), "written before: ", message);
   return done;
 }
 
 template <class E>
-void attend_forward(Call<E>& call, alibi::Workspace& workspace) {
-  alibi::attention_forward_into(call.output, call.lse, call.q, call.k, call.v, call.slope_map(), call.options,
-                                workspace);
+void attend_forward(Call<E>& call) {
+  alibi::attention_with_lse_into(call.output, call.lse, call.q, call.k, call.v, call.slope_map(), call.options);
 }
 
 /// Where numbers are beyond the range: NaN where it is NaN without pruning, and nowhere else.
@@ -179,8 +181,7 @@ template <class E>
 void judge_beyond(Call<E>& call, const Written<E>& pruned, const std::vector<std::pair<Index, Index>>& heads_and_rows) {
   const Shape& s = call.s;
   call.options.tolerance = 0;
-  alibi::Workspace workspace;
-  attend_forward(call, workspace);
+  attend_forward(call);
   const Written<E> dense(call);
   const std::vector<double> v = call.v_array.numbers();
   for (const auto& [h, row] : heads_and_rows) {
@@ -203,7 +204,7 @@ template <class E>
 void judge(Call<E>& call, const Written<E>& written) {
   const Shape& s = call.s;
   const double share = share_of<Sum<E>>(call.options.tolerance);
-  if (!call.options.report.empty()) judge_reports(written.report, share);
+  if (!call.options.pruning_stats.empty()) judge_reports(written.report, share);
   const std::vector<double> q = call.q_array.numbers(), k = call.k_array.numbers(), v = call.v_array.numbers(),
                             lse(written.lse.begin(), written.lse.end());
   std::vector<double> output(written.output.size());
@@ -221,7 +222,7 @@ void judge(Call<E>& call, const Written<E>& written) {
                     double(call.slope_map()(h / s.heads(), h % s.heads())),
                     call.options.scale.value_or(1 / std::sqrt(double(s.head_dim))),
                     call.options.mask};
-    const double lost = call.options.report.empty() ? share : written.report[std::size_t(h)].bound;
+    const double lost = call.options.pruning_stats.empty() ? share : written.report[std::size_t(h)].mass_bound;
     const Answer answer{output.data() + h * s.queries * s.value_dim, lse.data() + h * s.queries, lost, share < 0x1p-100,
                         alibi::kernel::kBlock<Sum<E>>};
     for (const Index row : Judge(head, call.precision(), answer).run()) beyond.emplace_back(h, row);
@@ -234,8 +235,8 @@ void run_forward(Input& in) {
   const Shape s = shape_of(in);
   Call<E> call(in, s, s.batch);
   call.flaw(in);
-  call.describe("attention_forward_into", "");
-  const auto attend = [&](alibi::Workspace& workspace) { attend_forward(call, workspace); };
+  call.describe("attention_with_lse_into", "");
+  const auto attend = [&] { attend_forward(call); };
   if (!run(in, call, call.right(), attend)) return;
   const Written<E> written(call);
   promise(call.output_array.erase_inside(), "written outside of the output");
@@ -276,11 +277,12 @@ void expect_separate(const Call<E>& call, Index sequence, const Part& part, cons
   const Index heads = call.s.heads(), queries = part.queries.end - part.queries.begin, dim = call.s.value_dim;
   std::vector<E> output(std::size_t(heads * queries * dim));
   std::vector<T> lse(std::size_t(heads * queries));
-  std::vector<alibi::Pruning> report(static_cast<std::size_t>(heads));
+  std::vector<alibi::PruningStats> report(static_cast<std::size_t>(heads));
   alibi::Options options = call.options;
-  if (!options.report.empty()) options.report = report;
+  options.queries = options.keys = {};
+  if (!options.pruning_stats.empty()) options.pruning_stats = report;
   if (query_offset) options.mask.query_offset = query_offset;
-  alibi::attention_forward_into(
+  alibi::attention_with_lse_into(
       alibi::view(output.data(), {1, heads, queries, dim}, {heads * queries * dim, queries * dim, dim, 1}), lse,
       part_of(call.q, part.batch, part.queries), part_of(call.k, part.batch, part.keys),
       part_of(call.v, part.batch, part.keys), call.slopes_at(sequence), options);
@@ -294,7 +296,7 @@ void expect_separate(const Call<E>& call, Index sequence, const Part& part, cons
       promise(same_bits(&of_batch, &of_one, 1), "sequence ", sequence, ", head ", h, ", query ", i, ": the lse is ",
               of_batch, ", alone ", of_one);
     }
-    if (!options.report.empty())
+    if (!options.pruning_stats.empty())
       expect_same(call.report[std::size_t(sequence * heads + h)], report[std::size_t(h)], "alone");
   }
 }
@@ -374,25 +376,24 @@ void run_packed(Input& in) {
     text << (starts == &queries ? ", starts of queries" : ", of keys");
     for (const Index start : *starts) text << ' ' << start;
   }
-  call.describe("attention_packed", text.str());
+  call.describe("attention_varlen", text.str());
 
   call.flawed = call.flawed && call.lse.size() == std::size_t(s.heads() * s.queries);  // lse is not passed
 
-  alibi::PackedStarts starts{queries};
-  if (!one_for_both) starts.keys = keys;
+  alibi::CuSeqlens starts{queries};
+  if (!one_for_both) starts.cu_seqlens_k = keys;
   // Without starts for the keys those of the queries count, for an empty list too.
   const std::vector<Index>& of_keys = keys.empty() ? queries : keys;
   const bool right =
       call.right() && are_right(queries, s.queries) && are_right(of_keys, s.keys) && of_keys.size() == queries.size();
-  if (!run(in, call, right, [&](alibi::Workspace& workspace) {
-        alibi::attention_packed_into(call.output, call.q, call.k, call.v, call.slope_map(), starts, call.options,
-                                     workspace);
+  if (!run(in, call, right, [&] {
+        alibi::attention_varlen_into(call.output, call.q, call.k, call.v, call.slope_map(), starts, call.options);
       }))
     return;
   const Written<E> written(call);
   const auto [output, lse] =
-      alibi::attention_packed_forward(tensor_of<E, 3>(call.q_array), tensor_of<E, 3>(call.k_array),
-                                      tensor_of<E, 3>(call.v_array), call.slope_map(), starts, call.options);
+      alibi::attention_varlen_with_lse(tensor_of<E, 3>(call.q_array), tensor_of<E, 3>(call.k_array),
+                                       tensor_of<E, 3>(call.v_array), call.slope_map(), starts, call.options);
   expect_tensor(call, output);
   for (std::size_t i = 0; i < call.report.size(); i++) expect_same(call.report[i], written.report[i], "in memory");
   for (Index i = 0; i < sequences; i++) {
@@ -456,27 +457,24 @@ void run_padded(Input& in) {
   for (const KeyRange& x : keys) text << " [" << x.begin << ", " << x.end << ')';
   text << (tells ? ", queries" : ", queries not told");
   for (const KeyRange& x : queries) text << " [" << x.begin << ", " << x.end << ')';
-  call.describe("attention_padded", text.str());
+  call.describe("attention of a padded batch", text.str());
 
   call.flawed = call.flawed && call.lse.size() == std::size_t(s.batch * s.heads() * s.queries);  // lse is not passed
 
-  alibi::Padding padding{keys};
-  if (tells) padding.queries = queries;
+  call.options.keys = keys;
+  if (tells) call.options.queries = queries;
   const bool ranges = are_right(keys, s.batch, s.keys) && are_right(queries, s.batch, s.queries);
   const bool right = call.right() && ranges;
   if (ranges) {
     erase_padding(call.q_array, queries);
     erase_padding(call.k_array, keys), erase_padding(call.v_array, keys);
   }
-  if (!run(in, call, right, [&](alibi::Workspace& workspace) {
-        alibi::attention_padded_into(call.output, call.q, call.k, call.v, call.slope_map(), padding, call.options,
-                                     workspace);
-      }))
+  if (!run(in, call, right,
+           [&] { alibi::attention_into(call.output, call.q, call.k, call.v, call.slope_map(), call.options); }))
     return;
   const Written<E> written(call);
-  const auto [output, lse] =
-      alibi::attention_padded_forward(tensor_of<E, 4>(call.q_array), tensor_of<E, 4>(call.k_array),
-                                      tensor_of<E, 4>(call.v_array), call.slope_map(), padding, call.options);
+  const auto [output, lse] = alibi::attention_with_lse(tensor_of<E, 4>(call.q_array), tensor_of<E, 4>(call.k_array),
+                                                       tensor_of<E, 4>(call.v_array), call.slope_map(), call.options);
   expect_tensor(call, output);
   for (std::size_t i = 0; i < call.report.size(); i++) expect_same(call.report[i], written.report[i], "in memory");
   for (Index b = 0; b < s.batch; b++) {

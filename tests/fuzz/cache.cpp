@@ -1,7 +1,7 @@
 // A KvCache through any history: appended to, truncated, cloned and asked, against the definition over all keys that
 // were ever appended, the evicted ones too.
-#include <alibi/decode.hpp>
-#include <alibi/kernel/decode.hpp>
+#include <alibi/cached_attention.hpp>
+#include <alibi/kernel/decode/task.hpp>
 #include <alibi/kv_cache.hpp>
 
 #include "call.hpp"
@@ -90,7 +90,7 @@ bool is_right(const KvCacheConfig& config) {
   if (!config.eviction) return true;
   const alibi::Eviction& eviction = *config.eviction;
   const auto heads = Index(eviction.slopes.size());
-  return std::isfinite(eviction.query_norm) && eviction.query_norm >= 0 && heads > 0 && heads % config.kv_heads == 0 &&
+  return std::isfinite(eviction.query_norm) && eviction.query_norm > 0 && heads > 0 && heads % config.kv_heads == 0 &&
          all_finite(eviction.slopes) && std::isfinite(eviction.scale.value_or(1)) &&
          eviction.tolerance.value_or(0.5) > 0 && eviction.tolerance.value_or(0.5) < 1;
 }
@@ -109,8 +109,8 @@ class History {
         heads_(std::size_t(config_.batch * config_.kv_heads)) {}
 
   void run(Input& in) {
-    constexpr int kMostSteps = 40;
-    for (int step = 0; step < kMostSteps && in.left() > 0 && work_ < 4e6; step++) {
+    constexpr int kMaxSteps = 40;
+    for (int step = 0; step < kMaxSteps && in.left() > 0 && work_ < 4e6; step++) {
       switch (in.byte() % 8) {
         case 0:
         case 1:
@@ -145,9 +145,10 @@ class History {
   std::vector<double> looks() const {
     std::vector<double> all = {double(cache_.bytes())};
     for (Index b = 0; b < config_.batch; b++) {
-      all.insert(all.end(), {double(cache_.length(b)), double(cache_.shortest(b))});
+      all.insert(all.end(), {double(cache_.length(b)), double(cache_.min_length(b))});
       for (Index h = 0; h < config_.kv_heads; h++)
-        all.insert(all.end(), {double(cache_.first(b, h)), double(cache_.bytes(b, h)), cache_.evicted_tolerance(b, h)});
+        all.insert(all.end(),
+                   {double(cache_.first_key(b, h)), double(cache_.bytes(b, h)), cache_.evicted_tolerance(b, h)});
     }
     return all;
   }
@@ -167,8 +168,9 @@ class History {
       return alibi::view(x.data(), {config_.batch, heads, 1, dim}, {heads * dim, dim, dim, 1});
     };
     alibi::Workspace workspace;
-    alibi::attention_forward_into(view(output, config_.value_dim), lse, view(q, config_.head_dim), cache_, slopes,
-                                  options, workspace);
+    options.workspace = &workspace;
+    alibi::attention_with_lse_into(view(output, config_.value_dim), lse, view(q, config_.head_dim), cache_, slopes,
+                                   options);
     for (const S x : output) lse.push_back(T(x));
     return lse;
   }
@@ -262,7 +264,7 @@ class History {
                                      : in.integer(0, length);
     const bool all = in.flag();
     const auto right = [&](Index of) {
-      return 0 <= to && to <= sequence(of).length && (to == 0 || to >= cache_.shortest(of));
+      return 0 <= to && to <= sequence(of).length && (to == 0 || to >= cache_.min_length(of));
     };
     bool expected = true;
     for (Index of = 0; of < config_.batch; of++) expected = expected && ((!all && of != b) || right(of));
@@ -295,17 +297,17 @@ class History {
   void expect_lengths() {
     for (Index b = 0; b < config_.batch; b++) {
       const Sequence& of = sequence(b);
-      const Index shortest = cache_.shortest(b);
+      const Index shortest = cache_.min_length(b);
       promise(cache_.length(b) == of.length, "length ", cache_.length(b), "; expected ", of.length);
       promise(0 <= shortest && shortest <= std::max<Index>(of.kept, 0), "shortest ", shortest, "; expected at most ",
               of.kept);
       for (Index h = 0; h < config_.kv_heads; h++) {
-        const Index first = cache_.first(b, h);
+        const Index first = cache_.first_key(b, h);
         const double evicted = cache_.evicted_tolerance(b, h);
         promise(first % 64 == 0 && 0 <= first && first <= of.length, "first key ", first, " of ", of.length);
         promise(first == 0 || config_.window || evicted > 0, "first key ", first, ", and nothing lets keys leave");
         promise(evicted == 0 || (first > 0 && evicted == *config_.eviction->tolerance), "evicted ", evicted);
-        // What the query next to shortest() sees, by a window alone, is held.
+        // What the query next to min_length() sees, by a window alone, is held.
         if (first > 0 && evicted == 0)
           promise(first <= std::max<Index>(shortest - *config_.window, 0), "first key ", first, ", shortest ", shortest,
                   ", window ", *config_.window);
@@ -319,7 +321,8 @@ class History {
   Verdict verdict_of(const Array<E>& q, const std::vector<T>& slopes, Index heads, const alibi::Options& options);
   template <class E>
   void judge(const Array<E>& q, const std::vector<E>& output, const std::vector<T>& lse,
-             const std::vector<alibi::Pruning>& report, const std::vector<T>& slopes, const alibi::Options& options);
+             const std::vector<alibi::PruningStats>& report, const std::vector<T>& slopes,
+             const alibi::Options& options);
 
   template <class... Parts>
   void log(const Parts&... parts) {
@@ -361,7 +364,7 @@ Verdict History<S>::verdict_of(const Array<E>& q, const std::vector<T>& slopes, 
   const Index queries = q.view().tokens;
   for (Index b = 0; b < config_.batch; b++) {
     const Index first = options.mask.query_offset.value_or(sequence(b).length - queries);
-    if (queries > 0 && cache_.shortest(b) > 0) all = all & verdict(first >= cache_.shortest(b) - 1);
+    if (queries > 0 && cache_.min_length(b) > 0) all = all & verdict(first >= cache_.min_length(b) - 1);
     for (Index h = 0; h < heads && config_.eviction; h++) {  // what it was promised counts from the first call on
       const alibi::Eviction& eviction = *config_.eviction;
       if (Index(eviction.slopes.size()) != heads) return Verdict::wrong;
@@ -400,8 +403,8 @@ void History<S>::attend(Input& in) {
       slopes[i] = std::max(slopes[i], T(config_.eviction->slopes[i % config_.eviction->slopes.size()]));
   }
   if (options.mask.query_offset && !in.one_in(4)) options.mask.query_offset.reset();
-  std::vector<alibi::Pruning> report(static_cast<std::size_t>(config_.batch * heads), {-1, -1, -1});
-  if (!in.one_in(8)) options.report = report;
+  std::vector<alibi::PruningStats> report(static_cast<std::size_t>(config_.batch * heads), {-1, -1, -1});
+  if (!in.one_in(8)) options.pruning_stats = report;
   {
     std::ostringstream text;
     text << "attend with " << queries << " queries of " << name_of<E>() << ", heads " << heads;
@@ -414,9 +417,10 @@ void History<S>::attend(Input& in) {
   const Eigen::Map<const Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>> slope_map(
       slopes.data(), config_.batch, heads);
   const auto call = [&](alibi::Workspace& workspace) {
+    options.workspace = &workspace;
     output.erase();
     set_ones(lse);
-    alibi::attention_forward_into(output.view(), lse, q.view(), cache_, slope_map, options, workspace);
+    alibi::attention_with_lse_into(output.view(), lse, q.view(), cache_, slope_map, options);
   };
   const Verdict expected = verdict_of(q, slopes, heads, options);
   alibi::Workspace workspace;
@@ -427,33 +431,34 @@ void History<S>::attend(Input& in) {
           done ? "accepted, and should be refused" : "refused: ", message);
   if (!done) {
     promise(output.erased() && all_ones(lse) &&
-                std::all_of(report.begin(), report.end(), [](const auto& of) { return of.tiles_visible == -1; }),
+                std::all_of(report.begin(), report.end(), [](const auto& of) { return of.tiles_total == -1; }),
             "written before: ", message);
     return;
   }
   const std::vector<E> written = output.contents();
   const std::vector<T> written_lse = lse;
-  const std::vector<alibi::Pruning> written_report = report;
+  const std::vector<alibi::PruningStats> written_report = report;
   promise(output.erase_inside(), "written outside of the output");
   if (in.one_in(4)) {
     options.executor = executor_of(1 + in.byte() % 7);
     call(workspace);
     promise(same_bits(output.contents(), written) && same_bits(lse, written_lse), "other bits with another executor");
     for (std::size_t i = 0; i < report.size(); i++)
-      promise(report[i].bound == written_report[i].bound && report[i].tiles_visited == written_report[i].tiles_visited,
+      promise(report[i].mass_bound == written_report[i].mass_bound &&
+                  report[i].tiles_computed == written_report[i].tiles_computed,
               "another report with another executor");
   }
-  judge(q, written, written_lse, options.report.empty() ? std::vector<alibi::Pruning>() : written_report, slopes,
-        options);
+  judge(q, written, written_lse, options.pruning_stats.empty() ? std::vector<alibi::PruningStats>() : written_report,
+        slopes, options);
 }
 
 template <class S>
 template <class E>
 void History<S>::judge(const Array<E>& q, const std::vector<E>& output, const std::vector<T>& lse,
-                       const std::vector<alibi::Pruning>& report, const std::vector<T>& slopes,
+                       const std::vector<alibi::PruningStats>& report, const std::vector<T>& slopes,
                        const alibi::Options& options) {
   const Index queries = q.view().tokens, heads = q.view().heads;
-  const bool decodes = queries <= alibi::kernel::kMostQueries;
+  const bool decodes = queries <= alibi::kernel::kMaxQueries;
   const std::vector<double> all_q = q.numbers(), all_lse(lse.begin(), lse.end());
   std::vector<double> all_output(output.size());
   std::transform(output.begin(), output.end(), all_output.begin(), [](E x) { return double(x); });
@@ -464,8 +469,8 @@ void History<S>::judge(const Array<E>& q, const std::vector<E>& output, const st
       const double evicted = cache_.evicted_tolerance(b, kv), share = std::max(share_of<T>(options.tolerance), evicted);
       if (!report.empty()) {
         judge_reports({&report[std::size_t(at)], 1}, share);
-        promise(report[std::size_t(at)].bound >= evicted || queries == 0, "bound ", report[std::size_t(at)].bound,
-                ", and evicted were ", evicted);
+        promise(report[std::size_t(at)].mass_bound >= evicted || queries == 0, "bound ",
+                report[std::size_t(at)].mass_bound, ", and evicted were ", evicted);
       }
       const Numbers& of = numbers(b, kv);
       Head head{all_q.data() + at * queries * config_.head_dim,
@@ -479,7 +484,7 @@ void History<S>::judge(const Array<E>& q, const std::vector<E>& output, const st
                 options.scale.value_or(1 / std::sqrt(double(config_.head_dim))),
                 options.mask};
       if (config_.window && !head.mask.window) head.mask.window = config_.window;
-      const double lost = report.empty() ? share : report[std::size_t(at)].bound;
+      const double lost = report.empty() ? share : report[std::size_t(at)].mass_bound;
       const Answer answer{all_output.data() + at * queries * config_.value_dim,
                           all_lse.data() + at * queries,
                           lost,

@@ -29,7 +29,7 @@ struct Shape {
 
 /// So large that several tiles can be left out, and so small that hundreds are judged in a second.
 inline Shape shape_of(Input& in) {
-  constexpr double kMostWork = 6e5;
+  constexpr double kMaxWork = 6e5;
   constexpr std::array<Index, 8> batches = {1, 1, 1, 1, 2, 3, 2, 0}, heads = {1, 1, 1, 2, 2, 3, 1, 2};
   const auto counts = in.byte();
   Shape s{batches[counts % 8], heads[counts / 8 % 8], 1 + counts / 64, 0, 0, 0, 0};
@@ -41,7 +41,7 @@ inline Shape shape_of(Input& in) {
   s.head_dim = dim(9);
   s.value_dim = dim(5);
   if (in.one_in(8)) s.queries = std::min<Index>(s.queries, 2);
-  while (s.work() > kMostWork) {
+  while (s.work() > kMaxWork) {
     if (s.batch > 1)
       s.batch--;
     else if (s.group > 1)
@@ -172,7 +172,7 @@ alibi::Options options_of(Input& in, Index queries, Index keys) {
   alibi::Options options{.mask = mask_of(in, queries, keys), .scale = scale_of(in), .tolerance = tolerance_of(in)};
   const auto rest = in.byte();
   if (rest & 1) options.executor = executor_of(2 + rest / 2 % 4);
-  if (rest & 16) options.dot_product = (rest & 32) != 0;
+  if (rest & 16) options.bf16_dot = (rest & 32) != 0;
   return options;
 }
 
@@ -180,7 +180,7 @@ alibi::Options options_of(Input& in, Index queries, Index keys) {
 template <class E>
 bool pairs(const alibi::Options& options) {
   if constexpr (std::is_same_v<E, Eigen::bfloat16> && alibi::kernel::kDotsPairs)
-    return options.dot_product;
+    return options.bf16_dot;
   else
     return false;
 }
@@ -203,15 +203,15 @@ inline void describe(std::ostream& text, const alibi::Options& options) {
   if (mask.query_offset) text << ", query_offset " << *mask.query_offset;
   if (options.scale) text << ", scale " << *options.scale;
   if (options.tolerance) text << ", tolerance " << *options.tolerance;
-  if (options.dot_product) text << ", dot_product " << options.dot_product;
-  text << ", slots " << options.executor.slots();
+  if (options.bf16_dot) text << ", bf16_dot " << options.bf16_dot;
+  text << ", max_concurrency " << options.executor.max_concurrency();
 }
 
 /// Scratch full of NaN, or of other numbers than the call before left, or of just the size that is needed.
 inline void soil(Input& in, alibi::Workspace& workspace) {
   constexpr std::size_t kBytes = std::size_t(1) << 21;
   const auto kind = in.byte() % 4;
-  if (kind > 1) std::memset(workspace.reserve(kBytes), kind == 2 ? 0xff : 0x7f, kBytes);
+  if (kind > 1) std::memset(alibi::detail::scratch_memory(workspace, kBytes), kind == 2 ? 0xff : 0x7f, kBytes);
 }
 
 template <class E>
@@ -225,11 +225,12 @@ constexpr const char* name_of() {
 }
 
 /// Holds reports of a call to the promises: nothing beyond the tolerance, and no tile that is not visible.
-inline void judge_reports(std::span<const alibi::Pruning> reports, double share) {
-  for (const alibi::Pruning& report : reports) {
-    promise(0 <= report.bound && report.bound <= share, "bound ", report.bound, " with a tolerance of ", share);
-    promise(0 <= report.tiles_visited && report.tiles_visited <= report.tiles_visible, "visited ", report.tiles_visited,
-            " of ", report.tiles_visible, " visible tiles");
+inline void judge_reports(std::span<const alibi::PruningStats> reports, double share) {
+  for (const alibi::PruningStats& report : reports) {
+    promise(0 <= report.mass_bound && report.mass_bound <= share, "bound ", report.mass_bound, " with a tolerance of ",
+            share);
+    promise(0 <= report.tiles_computed && report.tiles_computed <= report.tiles_total, "visited ",
+            report.tiles_computed, " of ", report.tiles_total, " visible tiles");
   }
 }
 

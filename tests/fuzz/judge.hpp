@@ -14,7 +14,7 @@
 // that may be left out times the spread, and rounding of probabilities, sums and outputs.
 #pragma once
 
-#include <alibi/kernel/tile.hpp>
+#include <alibi/kernel/tile/load.hpp>
 #include <alibi/mask.hpp>
 #include <alibi/reference.hpp>
 #include <limits>

@@ -13,7 +13,7 @@ Unit ATTEND(float* out, const float* q, const float* k, const float* v, const fl
   };
   alibi::Workspace workspace;
   alibi::attention_into(view(out), view(q), view(k), view(v), Eigen::Map<const Eigen::VectorXf>(slopes, shape.heads),
-                        {}, workspace);
+                        {.workspace = &workspace});
 #ifdef __FMA__
   constexpr bool kFma = true;
 #else

@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "alibi/detail/call.hpp"
-#include "alibi/table_bias.hpp"
+#include "alibi/relative_bias.hpp"
 #include "alibi/view.hpp"
 
 namespace alibi::inline ALIBI_ABI::detail {
@@ -13,7 +13,7 @@ namespace alibi::inline ALIBI_ABI::detail {
 template <class Array>
 using SumOf = Sum<typename Adapter<Array>::Scalar>;
 template <class Array>
-using VarlenSumOf = Sum<typename PackedAdapter<Array>::Scalar>;
+using VarlenSumOf = Sum<typename VarlenAdapter<Array>::Scalar>;
 
 /// Compile-time misuse that every form shares: E of q, K of k, V of v, Output a view.
 template <class E, class K, class V, class Output>

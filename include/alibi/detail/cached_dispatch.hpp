@@ -13,7 +13,9 @@
 #include "alibi/detail/forward_dispatch.hpp"
 #include "alibi/detail/validate.hpp"
 #include "alibi/error.hpp"
-#include "alibi/kernel/decode.hpp"
+#include "alibi/kernel/decode/merge.hpp"
+#include "alibi/kernel/decode/schedule.hpp"
+#include "alibi/kernel/decode/task.hpp"
 #include "alibi/kv_cache.hpp"
 #include "alibi/options.hpp"
 #include "alibi/view.hpp"
@@ -35,15 +37,15 @@ Mask cache_mask(const KvCache<S>& cache, const Mask& asked) {
 
 /// That the queries find all that they need in the cache.
 template <class E, class S>
-void check_reach(const CachedCall<E, S>& call, const Sequences& sequences, const Mask& mask, double scale) {
+void check_reach(const CachedCall<E, S>& call, const SequenceList& sequences, const Mask& mask, double scale) {
   const KvCache<S>& cache = call.cache;
   const View<const E>& q = call.q;
   const KvCacheConfig& config = cache.config();
   for (Index b = 0; b < q.batch; b++) {
     const KeyRange queries = sequences[b].queries;
-    const Index count = queries.end - queries.begin, least = cache.shortest(b) - 1;
+    const Index count = queries.end - queries.begin, least = cache.min_length(b) - 1;
     const Index first = resolve(mask, count, cache.length(b)).position(0);
-    require(count == 0 || cache.shortest(b) == 0 || first >= least, "the first query of sequence ", b, " stands at ",
+    require(count == 0 || cache.min_length(b) == 0 || first >= least, "the first query of sequence ", b, " stands at ",
             first, "; expected at least ", least, ": keys that it needs have left the cache");
     // From the first call on, not only once something has been evicted: a promise that is not kept shows at once.
     for (Index h = 0; h < q.heads && config.eviction; h++) {
@@ -54,8 +56,8 @@ void check_reach(const CachedCall<E, S>& call, const Sequences& sequences, const
       const double slope = slope_at(call.slopes, b, h), least_slope = eviction.slopes[std::size_t(h)];
       require(slope >= least_slope - kSlack * std::abs(least_slope), "the slope of head ", h, " in batch ", b, " is ",
               slope, "; expected at least ", least_slope, ", that of the cache's eviction");
-      require(std::abs(scale) <= std::abs(*eviction.scale) * (1 + kSlack), "scale is ", scale, "; expected at most ",
-              *eviction.scale, ", that of the cache's eviction");
+      require(std::abs(scale) <= std::abs(*eviction.scale) * (1 + kSlack), "scale is ", scale,
+              "; expected at most ", *eviction.scale, ", that of the cache's eviction");
       for (Index i = queries.begin; i < queries.end; i++) {
         const E* query = q.data + b * q.batch_stride + h * q.head_stride + i * q.token_stride;
         double square = 0;
@@ -73,7 +75,7 @@ template <class F>
 struct DecodeMemory {
   using T = typename F::T;
   std::span<std::byte> scratch;
-  std::span<kernel::Sequence<F>> sequences;
+  std::span<kernel::SequenceParams<F>> sequences;
   std::span<kernel::Cached<typename F::Stored, T>> cached;
   std::span<kernel::DecodeItem> items;
   std::span<kernel::RowState<T>> states;
@@ -81,7 +83,7 @@ struct DecodeMemory {
 
   DecodeMemory(Arena& arena, Index scratch_bytes, Index count, Index kv_heads, Index item_count, Index rows, Index dims)
       : scratch(arena.take<std::byte>(scratch_bytes)),
-        sequences(arena.take<kernel::Sequence<F>>(count)),
+        sequences(arena.take<kernel::SequenceParams<F>>(count)),
         cached(arena.take<kernel::Cached<typename F::Stored, T>>(count * kv_heads)),
         items(arena.take<kernel::DecodeItem>(item_count)),
         states(arena.take<kernel::RowState<T>>(rows)),
@@ -89,7 +91,7 @@ struct DecodeMemory {
 };
 
 /// Whether the kernel for few queries takes a sequence: that depends on nothing else in the call.
-inline bool is_few(const KeyRange& queries) { return queries.end - queries.begin <= kernel::kMostQueries; }
+inline bool is_few(const KeyRange& queries) { return queries.end - queries.begin <= kernel::kMaxQueries; }
 
 /// The sequences of a checked call over a cache, one at a time: those of few queries or the others, in whose place
 /// there are sequences without queries.
@@ -102,13 +104,13 @@ struct CacheSequences {
   T* lse;
   const KvCache<S>& cache;
   SlopeView slopes;
-  const Sequences& sequences;
+  const SequenceList& sequences;
   const Mask& mask;
   double tolerance;
   bool few;
 
   Index count() const { return q.batch; }
-  kernel::Sequence<F> operator[](Index b) const {
+  kernel::SequenceParams<F> operator[](Index b) const {
     KeyRange queries = sequences[b].queries;
     if (is_few(queries) != few) queries.end = queries.begin;
     return {.q = part_of(q, b, queries),
@@ -121,13 +123,13 @@ struct CacheSequences {
             .kv_heads = cache.config().kv_heads};
   }
   kernel::Cached<typename F::Stored, T> head(Index b, Index kv_head) const {
-    const kernel::Cached<S, T> at = cache.head(b, kv_head);
+    const kernel::Cached<S, T> at = CacheAccess::head(cache, b, kv_head);
     return {.tiles = at.tiles,
             .first_tile = at.first_tile,
             .begin = at.begin,
             .length = at.length,
             .value_offset = at.value_offset,
-            .radii = at.radii,
+            .key_bounds = at.key_bounds,
             .half = std::is_same_v<S, Eigen::half>,
             .evicted = cache.evicted_tolerance(b, kv_head)};
   }
@@ -135,25 +137,26 @@ struct CacheSequences {
 
 /// Runs a checked call with few queries: a task for each split of each kv head, then the merge.
 template <class F, class S>
-void run_decode(kernel::Forward<F> call, const CacheSequences<F, S>& all, const Executor& executor,
-                Workspace& workspace) {
+void run_decode(kernel::Params<F> call, const CacheSequences<F, S>& all, const Options& options) {
   using kernel::DecodePlan;
+  const Executor& executor = options.executor;
   using T = typename F::T;
-  const Index count = all.count(), dims = kernel::padded<T>(call.value_dim);
-  Index items = 0, rows = 0, most = 0;  // rows: of all items together, and of one at most
+  const Index count = all.count(), dims = kernel::round_up<T>(call.value_dim);
+  Index items = 0, rows = 0, max_tasks = 0;  // rows: of all items together, and of one at most
   for (Index s = 0; s < count; s++) {
-    const kernel::Sequence<F> sequence = all[s];
+    const kernel::SequenceParams<F> sequence = all[s];
     const Index of_one = call.group() * sequence.q.tokens;
     const Index splits = call.kv_heads * DecodePlan::of(sequence).splits;
-    most = std::max(most, of_one);
+    max_tasks = std::max(max_tasks, of_one);
     items += splits;
     rows += splits * of_one;
   }
-  const std::size_t bytes = kernel::DecodeTask<F>::bytes(most, call.head_dim);
-  const Index scratch = Index(bytes) * std::min<Index>(executor.slots(), items);
+  const std::size_t bytes = kernel::DecodeTask<F>::bytes(max_tasks, call.head_dim);
+  const Index scratch = Index(bytes) * std::min<Index>(executor.max_concurrency(), items);
   Arena counted;
   DecodeMemory<F>(counted, scratch, count, call.kv_heads, items, rows, dims);
-  Arena arena(workspace.reserve(counted.used()));
+  Workspace own;
+  Arena arena(scratch_memory(options.workspace ? *options.workspace : own, counted.used()));
   DecodeMemory<F> memory(arena, scratch, count, call.kv_heads, items, rows, dims);
   make_sequences<F>(memory.sequences, memory.cached, call.kv_heads, all);
   call.sequences = memory.sequences;
@@ -167,7 +170,7 @@ void run_decode(kernel::Forward<F> call, const CacheSequences<F, S>& all, const 
   });
   Index first = 0;
   for (Index s = 0; s < count; s++) {
-    const kernel::Sequence<F>& sequence = memory.sequences[std::size_t(s)];
+    const kernel::SequenceParams<F>& sequence = memory.sequences[std::size_t(s)];
     const Index splits = DecodePlan::of(sequence).splits;
     for (Index kv = 0; kv < call.kv_heads; kv++) {
       kernel::finish_decode(call, s, kv, splits, memory.states.data() + first, memory.outputs.data() + first * dims);
@@ -177,7 +180,7 @@ void run_decode(kernel::Forward<F> call, const CacheSequences<F, S>& all, const 
 }
 
 template <class E, class S>
-void forward_cached(const CachedCall<E, S>& call, const Options& options, Workspace& workspace) {
+void forward_cached(const CachedCall<E, S>& call, const Options& options) {
   using T = Sum<E>;
   const View<const E>& q = call.q;
   const KvCacheConfig& config = call.cache.config();
@@ -186,15 +189,17 @@ void forward_cached(const CachedCall<E, S>& call, const Options& options, Worksp
           ", the kv_heads of the cache");
   require_equal(q.head_dim, config.head_dim, "q", "head_dim", "the cache");
   require_memory(q, "q");
-  const Sequences sequences = checked_sequences({.count = q.batch, .queries = q.tokens}, options);
+  require(options.keys.empty(),
+          "options.keys is given for attention over a cache; expected none: append real keys only");
+  const SequenceList sequences = checked_sequences({.count = q.batch, .queries = q.tokens}, options);
   check_slopes(call.slopes, q.heads, sequences);
   check_output(call.output, q, config.value_dim);
   const double scale = scale_of<T>(options, q.head_dim), tolerance = tolerance_of<T>(options);
-  Pruning* const report = report_of(options, sequences, q.heads);
+  PruningStats* const pruning_stats = pruning_stats_of(options, sequences, q.heads);
   const Mask mask = cache_mask(call.cache, options.mask);
   check_memory(call.output, call.lse, q.batch * q.heads * q.tokens, {memory_of(q, "q"), memory_of(call.slopes)});
   check_reach(call, sequences, mask, scale);
-  if (report) std::fill_n(report, q.batch * q.heads, Pruning());
+  if (pruning_stats) std::fill_n(pruning_stats, q.batch * q.heads, PruningStats());
   clear_padding(call.output, sequences.query_ranges);
   if (call.lse) clear_padding(call.lse->data(), q.heads, q.tokens, sequences.query_ranges);
   if (q.tokens == 0 || q.heads == 0) return;
@@ -202,23 +207,22 @@ void forward_cached(const CachedCall<E, S>& call, const Options& options, Worksp
   bool any_few = false, any_many = false;
   for (Index b = 0; b < q.batch; b++) (is_few(sequences[b].queries) ? any_few : any_many) = true;
   const auto run_as = [&]<class F>(F, const auto& queries, const auto& output, bool few) {
-    const kernel::Forward<F> forward{{}, q.heads, config.kv_heads, q.head_dim, config.value_dim, scale, report};
+    const kernel::Params<F> forward{{}, q.heads, config.kv_heads, q.head_dim, config.value_dim, scale, pruning_stats};
     const CacheSequences<F, S> all{queries,    output,      call.lse ? call.lse->data() : nullptr,
                                    call.cache, call.slopes, sequences,
                                    mask,       tolerance,   few};
-    if constexpr (std::is_same_v<F, kernel::Format<E, S, true>>) {
-      if (few) return run_decode(forward, all, options.executor, workspace);
+    if constexpr (std::is_same_v<F, kernel::KernelTraits<E, S, true>>) {
+      if (few) return run_decode(forward, all, options);
     }
-    if constexpr (std::is_same_v<typename F::Stored, kernel::Erased<S>> || F::kPairs)
-      run(forward, all, options.executor, workspace);
+    if constexpr (std::is_same_v<typename F::Stored, kernel::Erased<S>> || F::kPairs) run(forward, all, options);
   };
-  using Many = kernel::Format<kernel::Erased<E>, kernel::Erased<S>, true>;
+  using Many = kernel::KernelTraits<kernel::Erased<E>, kernel::Erased<S>, true>;
   if constexpr (kernel::kDotsPairs && std::is_same_v<E, Eigen::bfloat16> && std::is_same_v<S, Eigen::bfloat16>) {
-    if (any_many && options.dot_product) run_as(kernel::Format<E, S, true, true>(), q, call.output, false);
-    any_many = any_many && !options.dot_product;
+    if (any_many && options.bf16_dot) run_as(kernel::KernelTraits<E, S, true, true>(), q, call.output, false);
+    any_many = any_many && !options.bf16_dot;
   }
   if (any_many) run_as(Many(), kernel::erased(q), kernel::erased(call.output), false);  // first: it starts the reports
-  if (any_few) run_as(kernel::Format<E, S, true>(), q, call.output, true);
+  if (any_few) run_as(kernel::KernelTraits<E, S, true>(), q, call.output, true);
 }
 
 }  // namespace alibi::inline ALIBI_ABI::detail

@@ -1,6 +1,6 @@
-// A call of attention as data: what the public functions make of their arguments in their first lines, and all that
-// stands below them sees. From here on a template depends on the scalars and on the kind of bias alone, so that each is
-// compiled once, in the compiled library or in a user's file. Not a header for users.
+// A call of attention as plain data. The public functions make it from their arguments in their first lines; everything
+// below them sees nothing else. Templates from here on depend on the scalars and on the kind of bias alone, so that
+// each is compiled once, in the compiled library or in a user's file. Internal.
 #pragma once
 
 #include <cstddef>
@@ -9,10 +9,9 @@
 
 #include "alibi/mask.hpp"
 #include "alibi/options.hpp"
-#include "alibi/table_bias.hpp"
+#include "alibi/relative_bias.hpp"
 #include "alibi/token_ranges.hpp"
 #include "alibi/view.hpp"
-#include "alibi/workspace.hpp"
 
 namespace alibi {
 inline namespace ALIBI_ABI {
@@ -29,7 +28,7 @@ enum class BiasKind { slopes, table };
 template <class T>
 struct BiasView {
   SlopeView slopes;
-  TableBias<T> table{};
+  RelativeBias<T> table{};
 };
 
 /// One sequence of a call: an entry of the batch, the ranges of its tokens there, and the position of its first query
@@ -40,18 +39,16 @@ struct SequenceSlice {
   Index default_offset, offset_shift = 0;
 };
 
-/// The sequences of a call. Each kind has lists of its own; `queries` and `keys` are the tokens of the arrays.
-struct Sequences {
+/// The sequences of a call. `queries` and `keys` are the tokens of the arrays.
+struct SequenceList {
   enum class Kind {
     batch,   ///< the entries of the batch
-    padded,  ///< the same, with key ranges
     varlen,  ///< side by side in one entry
   };
   Kind kind = Kind::batch;
   Index count = 0, queries = 0, keys = 0;
-  TokenRanges query_ranges = {};                              // none: all
-  std::span<const KeyRange> key_ranges = {};                  // padded
-  std::span<const Index> query_starts = {}, key_starts = {};  // varlen
+  TokenRanges query_ranges = {}, key_ranges = {};               // of a batch; empty: all tokens
+  std::span<const Index> cu_seqlens_q = {}, cu_seqlens_k = {};  // of varlen
 
   const char* name() const { return kind == Kind::varlen ? "the number of sequences" : "the batch of q"; }
 
@@ -60,13 +57,13 @@ struct Sequences {
     const auto at = std::size_t(s);
     if (kind == Kind::varlen) {
       slice.batch = 0;
-      slice.queries = {query_starts[at], query_starts[at + 1]};
-      slice.keys = {key_starts[at], key_starts[at + 1]};
+      slice.queries = {cu_seqlens_q[at], cu_seqlens_q[at + 1]};
+      slice.keys = {cu_seqlens_k[at], cu_seqlens_k[at + 1]};
     }
     if (!query_ranges.empty()) slice.queries = query_ranges[s];
-    if (kind == Kind::padded) {
-      slice.keys = key_ranges[at];
-      if (query_ranges.empty()) {  // every query stays where it is in the arrays
+    if (!key_ranges.empty()) {
+      slice.keys = key_ranges[s];
+      if (query_ranges.empty()) {  // every query keeps its position in the arrays
         slice.default_offset = keys - queries;
         slice.offset_shift = slice.keys.begin;
         return slice;
@@ -84,7 +81,7 @@ struct ForwardCall {
   View<E> output;
   std::optional<std::span<Sum<E>>> lse;
   BiasView<Sum<E>> bias;
-  Sequences sequences;
+  SequenceList sequences;
 };
 
 /// A call of the forward over a cache.
@@ -107,14 +104,6 @@ struct BiasEntries {
   Index size() const { return rows * cols; }
 };
 
-/// An array that holds E, or if `is_sum` the scalar that E is summed up in.
-template <class E>
-struct EitherView {
-  View<const E> of_scalar;
-  View<const Sum<E>> of_sum;
-  bool is_sum = false;
-};
-
 /// A call of the backward pass.
 template <class E>
 struct BackwardCall {
@@ -124,19 +113,19 @@ struct BackwardCall {
   BiasView<Sum<E>> bias;
   View<Sum<E>> grad_q, grad_k, grad_v;
   BiasEntries<Sum<E>> grad_bias;
-  Sequences sequences;
+  SequenceList sequences;
 };
 
 // Each checks a call, throws std::invalid_argument for what is wrong with it before anything is written, and runs it.
 
 template <class E, BiasKind bias>
-void forward(const ForwardCall<E>& call, const Options& options, Workspace& workspace);
+void forward(const ForwardCall<E>& call, const Options& options);
 
 template <class E, class S>
-void forward_cached(const CachedCall<E, S>& call, const Options& options, Workspace& workspace);
+void forward_cached(const CachedCall<E, S>& call, const Options& options);
 
 template <class E, BiasKind bias>
-void backward(const BackwardCall<E>& call, const Options& options, Workspace& workspace);
+void backward(const BackwardCall<E>& call, const Options& options);
 
 }  // namespace detail
 }  // namespace ALIBI_ABI

@@ -2,117 +2,19 @@
 // was and what was expected; nothing has been written by then. Not a header for users.
 #pragma once
 
-#include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstdint>
-#include <initializer_list>
+#include <cstddef>
 #include <limits>
 #include <numbers>
 #include <span>
-#include <type_traits>
-#include <utility>
 
 #include "alibi/detail/call.hpp"
+#include "alibi/detail/overlap.hpp"
 #include "alibi/error.hpp"
 #include "alibi/options.hpp"
 #include "alibi/view.hpp"
 
 namespace alibi::inline ALIBI_ABI::detail {
-
-/// The memory of an array, head_dim and strides counted in bytes, and the array's name.
-struct Memory {
-  View<const char> bytes;
-  const char* name;
-};
-
-inline Memory memory_in_bytes(const void* data, const View<const char>& shape, Index size, const char* name) {
-  return {{static_cast<const char*>(data), shape.batch, shape.heads, shape.tokens, shape.head_dim * size,
-           shape.batch_stride * size, shape.head_stride * size, shape.token_stride * size},
-          name};
-}
-template <class T>
-Memory memory_of(const View<T>& x, const char* name) {
-  return memory_in_bytes(
-      x.data, {nullptr, x.batch, x.heads, x.tokens, x.head_dim, x.batch_stride, x.head_stride, x.token_stride},
-      sizeof(T), name);
-}
-inline Memory memory_of(const SlopeView& m) {
-  const Index size = size_of(m.scalar);
-  return memory_in_bytes(m.data, {nullptr, m.batch, 1, m.heads, 1, m.batch_stride, 0, m.head_stride}, size, "slopes");
-}
-template <BiasKind kind, class T>
-Memory memory_of(const BiasView<T>& bias) {
-  if (kind == BiasKind::slopes) return memory_of(bias.slopes);
-  const TableBias<T>& table = bias.table;
-  return memory_of(View<const T>{table.data, 1, 1, table.heads, table.entries, 0, 0, table.head_stride}, "the table");
-}
-
-inline bool is_empty(const View<const char>& x) {
-  return x.batch == 0 || x.heads == 0 || x.tokens == 0 || x.head_dim == 0;
-}
-
-/// The sizes and strides of a view but for head_dim's.
-inline std::array<std::pair<Index, Index>, 3> axes_of(const View<const char>& x) {
-  return {{{x.batch, x.batch_stride}, {x.heads, x.head_stride}, {x.tokens, x.token_stride}}};
-}
-
-/// Whether two arrays lie between one another's rows, as q, k and v do that are slices of one array: seen modulo one of
-/// the strides, no two of their bytes are in the same place.
-inline bool interleaved(const View<const char>& a, const View<const char>& b) {
-  // The bytes of a view within one period, or 0 if they are not the same in every one.
-  const auto extent = [](const View<const char>& x, Index period) {
-    Index all = x.head_dim;
-    for (const auto& [size, stride] : axes_of(x)) {
-      if (size <= 1 || stride % period == 0) continue;
-      if (stride < 0 || stride > period) return Index(0);
-      all += (size - 1) * stride;
-    }
-    return all;
-  };
-  const auto gap = Index(reinterpret_cast<std::uintptr_t>(b.data) - reinterpret_cast<std::uintptr_t>(a.data));
-  for (const Index period : {a.batch_stride, a.head_stride, a.token_stride}) {
-    if (period <= 0) continue;
-    const Index of_a = extent(a, period), of_b = extent(b, period), from = (gap % period + period) % period;
-    if (of_a > 0 && of_b > 0 && of_a <= from && from + of_b <= period) return true;
-  }
-  return false;
-}
-
-/// Whether two arrays may share a byte.
-inline bool overlap(const View<const char>& a, const View<const char>& b) {
-  const auto range = [](const View<const char>& x) {
-    std::uintptr_t low = reinterpret_cast<std::uintptr_t>(x.data), high = low + std::uintptr_t(x.head_dim);
-    for (const auto& [size, stride] : axes_of(x)) (stride < 0 ? low : high) += std::uintptr_t((size - 1) * stride);
-    return std::pair(low, high);
-  };
-  if (is_empty(a) || is_empty(b)) return false;
-  const auto [a_low, a_high] = range(a);
-  const auto [b_low, b_high] = range(b);
-  return a_low < b_high && b_low < a_high && !interleaved(a, b);
-}
-
-/// Whether rows of an array may share memory with one another.
-inline bool overlaps_itself(const View<const char>& x) {
-  if (is_empty(x)) return false;
-  std::array axes = axes_of(x);
-  for (auto& [size, stride] : axes) stride = std::abs(stride);
-  std::sort(axes.begin(), axes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
-  Index extent = x.head_dim;
-  for (const auto& [size, stride] : axes)
-    if (size > 1) {
-      if (stride < extent) return true;
-      extent += stride * (size - 1);
-    }
-  return false;
-}
-
-/// That an array which is written shares no memory with any of those that are read.
-inline void require_apart(const Memory& written, std::initializer_list<Memory> read) {
-  for (const Memory& other : read)
-    require(!overlap(written.bytes, other.bytes), written.name, " overlaps ", other.name,
-            "; expected memory of its own");
-}
 
 inline void require_equal(Index is, Index expected, const char* name, const char* what, const char* of) {
   require(is == expected, name, " has ", what, ' ', is, "; expected ", expected, ", the ", what, " of ", of);
@@ -141,7 +43,7 @@ void check_inputs(const View<const T>& q, const View<const T>& k, const View<con
   require_memory(v, "v");
 }
 
-inline void check_slopes(const SlopeView& slopes, Index heads, const Sequences& sequences) {
+inline void check_slopes(const SlopeView& slopes, Index heads, const SequenceList& sequences) {
   require_equal(slopes.heads, heads, "slopes", "heads", "q");
   require(slopes.batch == sequences.count || slopes.batch_stride == 0, "slopes has batch ", slopes.batch, "; expected ",
           sequences.count, ", ", sequences.name(), ", or a vector of heads");
@@ -154,7 +56,7 @@ inline void check_slopes(const SlopeView& slopes, Index heads, const Sequences& 
 }
 
 template <class T>
-void check_table(const TableBias<T>& table, Index heads) {
+void check_table(const RelativeBias<T>& table, Index heads) {
   require(table.heads == heads, "the table has heads ", table.heads, "; expected ", heads, ", the heads of q");
   require(table.entries >= 1, "the table has ", table.entries, " entries; expected at least 1");
   require(table.data || heads == 0, "the table is null; expected ", heads, " heads of ", table.entries, " entries");
@@ -170,7 +72,7 @@ void check_table(const TableBias<T>& table, Index heads) {
 }
 
 template <BiasKind kind, class T>
-void check_bias(const BiasView<T>& bias, Index heads, const Sequences& sequences) {
+void check_bias(const BiasView<T>& bias, Index heads, const SequenceList& sequences) {
   kind == BiasKind::table ? check_table(bias.table, heads) : check_slopes(bias.slopes, heads, sequences);
 }
 
@@ -223,21 +125,21 @@ double tolerance_of(const Options& options) {
   return tolerance < 0x1p-100 ? 0 : tolerance;
 }
 
-inline Pruning* report_of(const Options& options, const Sequences& sequences, Index heads) {
+inline PruningStats* pruning_stats_of(const Options& options, const SequenceList& sequences, Index heads) {
   const Index entries = sequences.count * heads;
-  require(options.report.empty() || Index(options.report.size()) == entries, "report has ", options.report.size(),
-          " entries; expected ", entries,
-          sequences.kind == Sequences::Kind::varlen ? ", sequences x heads of q" : ", batch x heads of q");
-  return options.report.data();
+  require(options.pruning_stats.empty() || Index(options.pruning_stats.size()) == entries, "pruning_stats has ",
+          options.pruning_stats.size(), " entries; expected ", entries,
+          sequences.kind == SequenceList::Kind::varlen ? ", sequences x heads of q" : ", batch x heads of q");
+  return options.pruning_stats.data();
 }
 
-inline void check_starts(std::span<const Index> starts, Index tokens, const char* name, const char* of) {
-  require(!starts.empty(), "starts.", name, " has 0 entries; expected at least 1, one more than there are sequences");
-  require(starts.front() == 0, "starts.", name, " begins with ", starts.front(), "; expected 0");
-  for (std::size_t s = 1; s < starts.size(); s++)
-    require(starts[s - 1] <= starts[s], "starts.", name, "[", s, "] is ", starts[s], " after ", starts[s - 1],
+inline void check_cu_seqlens(std::span<const Index> cu_seqlens, Index tokens, const char* name, const char* of) {
+  require(!cu_seqlens.empty(), name, " has 0 entries; expected at least 1, one more than there are sequences");
+  require(cu_seqlens.front() == 0, name, " begins with ", cu_seqlens.front(), "; expected 0");
+  for (std::size_t s = 1; s < cu_seqlens.size(); s++)
+    require(cu_seqlens[s - 1] <= cu_seqlens[s], name, "[", s, "] is ", cu_seqlens[s], " after ", cu_seqlens[s - 1],
             "; expected no entry below the one before it");
-  require(starts.back() == tokens, "starts.", name, " ends with ", starts.back(), "; expected ", tokens,
+  require(cu_seqlens.back() == tokens, name, " ends with ", cu_seqlens.back(), "; expected ", tokens,
           ", the tokens of ", of);
 }
 
@@ -253,31 +155,25 @@ inline void check_ranges(const TokenRanges& ranges, Index batch, Index tokens, c
   }
 }
 
-/// The sequences of a call with what its options say of them, checked.
-inline Sequences checked_sequences(Sequences sequences, const Options& options) {
-  using Kind = Sequences::Kind;
-  const Index batch = sequences.count, queries = sequences.queries;
-  if (sequences.kind == Kind::varlen) {
-    const bool shared = sequences.key_starts.empty();
-    if (shared) sequences.key_starts = sequences.query_starts;
-    check_starts(sequences.query_starts, queries, "queries", "q");
-    check_starts(sequences.key_starts, sequences.keys, shared ? "queries" : "keys", "k");
-    require(sequences.key_starts.size() == sequences.query_starts.size(), "starts.keys has ",
-            sequences.key_starts.size(), " entries; expected ", sequences.query_starts.size(),
-            ", as many as starts.queries");
-    require(options.queries.empty(),
-            "options.queries is given for packed sequences; expected none: their starts say it");
+/// The sequences of a call, with the token ranges of its options, checked.
+inline SequenceList checked_sequences(SequenceList sequences, const Options& options) {
+  if (sequences.kind == SequenceList::Kind::varlen) {
+    const bool shared = sequences.cu_seqlens_k.empty();
+    if (shared) sequences.cu_seqlens_k = sequences.cu_seqlens_q;
+    check_cu_seqlens(sequences.cu_seqlens_q, sequences.queries, "cu_seqlens_q", "q");
+    check_cu_seqlens(sequences.cu_seqlens_k, sequences.keys, shared ? "cu_seqlens_q" : "cu_seqlens_k", "k");
+    require(sequences.cu_seqlens_k.size() == sequences.cu_seqlens_q.size(), "cu_seqlens_k has ",
+            sequences.cu_seqlens_k.size(), " entries; expected ", sequences.cu_seqlens_q.size(),
+            ", as many as cu_seqlens_q");
+    require(options.queries.empty() && options.keys.empty(), "options.", options.queries.empty() ? "keys" : "queries",
+            " is given for varlen attention; expected none: cu_seqlens say which tokens there are");
+    return sequences;
   }
-  if (sequences.kind == Kind::padded) {
-    check_ranges(sequences.key_ranges, batch, sequences.keys, "padding.keys", "k", "q");
-    if (!sequences.query_ranges.empty())
-      check_ranges(sequences.query_ranges, batch, queries, "padding.queries", "q", "q");
-  }
-  if (!options.queries.empty()) {
-    require(sequences.query_ranges.empty(), "options.queries is given beside padding.queries; expected one of them");
-    check_ranges(options.queries, batch, queries, "options.queries", "q", "q");
-    sequences.query_ranges = options.queries;
-  }
+  if (!options.queries.empty())
+    check_ranges(options.queries, sequences.count, sequences.queries, "options.queries", "q", "q");
+  if (!options.keys.empty()) check_ranges(options.keys, sequences.count, sequences.keys, "options.keys", "k", "q");
+  sequences.query_ranges = options.queries;
+  sequences.key_ranges = options.keys;
   return sequences;
 }
 

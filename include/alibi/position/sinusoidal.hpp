@@ -9,7 +9,7 @@
 #include <cmath>
 
 #include "alibi/error.hpp"
-#include "alibi/kernel/isa.hpp"
+#include "alibi/kernel/simd/isa.hpp"
 
 namespace alibi::inline ALIBI_ABI {
 

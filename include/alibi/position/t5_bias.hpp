@@ -16,7 +16,7 @@
 #include <cstdlib>
 
 #include "alibi/error.hpp"
-#include "alibi/kernel/isa.hpp"
+#include "alibi/kernel/simd/isa.hpp"
 
 namespace alibi::inline ALIBI_ABI {
 
@@ -70,7 +70,7 @@ void for_each_entry(const T5Buckets& config, const Body& f) {
 
 /// Weights [heads, buckets], an Eigen matrix, as a table [heads, t5_entries()] of a bias of distance:
 ///   const auto table = t5_table(weights, config);
-///   attention(q, k, v, table_bias(table, t5_first_distance(config)))
+///   attention(q, k, v, relative_bias(table, t5_first_distance(config)))
 /// Throws as t5_bucket(), and std::invalid_argument for another number of buckets.
 template <class Weights>
 auto t5_table(const Eigen::MatrixBase<Weights>& weights, const T5Buckets& config = {}) {

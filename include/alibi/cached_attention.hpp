@@ -1,0 +1,104 @@
+// Attention over a KvCache: decoding one or a few tokens at a time, and chunked prefill.
+//
+// Shapes:
+//   q        [batch, heads, queries, head_dim], of float or of the cache's scalar (double for a cache of double)
+//   slopes   [heads] or [batch, heads]
+//   output   [batch, heads, queries, value_dim], of the scalar of q
+//   lse      [batch, heads, queries]
+//
+// Append the new tokens first, then attend: query i of a sequence of length n has position n - queries + i. Prompts of
+// unequal length are appended by counts or ranges, and Options::queries takes the same; with c real queries in a
+// sequence, real query i has position n - c + i. All of Options but `keys` applies. mask.window defaults to the window
+// of the cache.
+//
+// With up to 8 queries a head, the keys are split into tasks, and Options::pruning_stats counts pairs of one query and
+// a tile of 64 keys. With more queries, the forward kernel runs.
+//
+// The certificate includes what the cache has evicted: pruning gets the rest of the tolerance. With a tolerance below
+// that of the eviction nothing is pruned; PruningStats::mass_bound is the bound of both together.
+//
+// Errors: std::invalid_argument that names the argument, before anything is written: shapes that do not fit the cache;
+// queries whose keys have left it; queries, slopes or a scale outside what its Eviction states. The last are checked on
+// every call, so that a violated precondition is reported at once.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+#include "alibi/attention.hpp"
+#include "alibi/detail/adapt.hpp"
+#include "alibi/detail/call.hpp"
+#include "alibi/kv_cache.hpp"
+#include "alibi/options.hpp"
+#include "alibi/view.hpp"
+
+namespace alibi::inline ALIBI_ABI {
+
+namespace detail {
+
+template <class Output, class Q, class S, class Slopes>
+void cached_into(Output& output, std::optional<std::span<SumOf<Q>>> lse, const Q& q, const KvCache<S>& cache,
+                 const Slopes& slopes, const Options& options) {
+  using E = typename Adapter<Q>::Scalar;
+  using T = SumOf<Q>;
+  static_assert(std::is_same_v<E, S> || (std::is_same_v<E, float> && !std::is_same_v<S, double>),
+                "alibi: q must hold the scalar of the cache, or float for a cache of bfloat16 or half.");
+  const auto into = Adapter<std::remove_const_t<Output>>::of(output, "output");
+  check_scalars<E, E, E, decltype(into)>();
+  const View<const E> queries = view_of(q, "q");
+  static_assert(kBiasKind<Slopes> == BiasKind::slopes,
+                "alibi: attention over a cache takes slopes or alibi::no_bias, not a table.");
+  forward_cached<E, S>({queries, into, lse, cache, bias_view<T>(slopes, queries.heads).slopes}, options);
+}
+
+/// A new output of the array type of q, with the value_dim of the cache.
+template <class Q, class S>
+auto new_cached_output(const Q& q, const KvCache<S>& cache) {
+  static_assert(
+      requires { typename Adapter<Q>::Output; },
+      "alibi: for views there is no array type to return; use attention_into() with a view of your memory.");
+  const auto queries = view_of(q, "q");
+  return Adapter<Q>::output(queries.batch, queries.heads, queries.tokens, cache.config().value_dim);
+}
+
+}  // namespace detail
+
+/// Attention of q over the keys and values of a cache, as a new array of the type of q.
+template <class Q, class S, class Slopes>
+auto attention(const Q& q, const KvCache<S>& cache, const Slopes& slopes, const Options& options = {}) {
+  auto output = detail::new_cached_output(q, cache);
+  detail::cached_into(output, std::nullopt, q, cache, slopes, options);
+  return output;
+}
+
+/// Attention and its log-sum-exp: auto [output, lse] = attention_with_lse(q, cache, slopes).
+template <class Q, class S, class Slopes>
+auto attention_with_lse(const Q& q, const KvCache<S>& cache, const Slopes& slopes, const Options& options = {}) {
+  auto output = detail::new_cached_output(q, cache);
+  auto lse = detail::new_lse(q);
+  detail::cached_into(output, lse_view<detail::SumOf<Q>>(lse), q, cache, slopes, options);
+  return ForwardResult<decltype(output), decltype(lse)>{std::move(output), std::move(lse)};
+}
+
+/// Attention into memory of the caller, which may not overlap q. With Options::workspace a repeated call allocates
+/// nothing.
+template <class Output, class Q, class S, class Slopes>
+void attention_into(Output&& output, const Q& q, const KvCache<S>& cache, const Slopes& slopes,
+                    const Options& options = {}) {
+  detail::cached_into(output, std::nullopt, q, cache, slopes, options);
+}
+
+/// attention_into() that also writes the log-sum-exp, [batch, heads, queries], an array that lse_view() takes.
+template <class Output, class Lse, class Q, class S, class Slopes>
+void attention_with_lse_into(Output&& output, Lse&& lse, const Q& q, const KvCache<S>& cache, const Slopes& slopes,
+                             const Options& options = {}) {
+  detail::cached_into(output, lse_view<detail::SumOf<Q>>(lse), q, cache, slopes, options);
+}
+
+}  // namespace alibi::inline ALIBI_ABI
+
+#if !defined(ALIBI_COMPILED)
+#include "alibi/detail/cached_dispatch.hpp"
+#endif

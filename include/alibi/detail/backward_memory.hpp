@@ -1,0 +1,194 @@
+// The sequences and the memory of a call of the backward pass. Internal.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <type_traits>
+
+#include "alibi/detail/arena.hpp"
+#include "alibi/detail/call.hpp"
+#include "alibi/detail/forward_dispatch.hpp"
+#include "alibi/detail/pruning_setup.hpp"
+#include "alibi/detail/sequences.hpp"
+#include "alibi/executor.hpp"
+#include "alibi/kernel/backward/schedule.hpp"
+#include "alibi/kernel/backward/task.hpp"
+#include "alibi/kernel/forward/params.hpp"
+#include "alibi/kernel/forward/schedule.hpp"
+#include "alibi/mask.hpp"
+#include "alibi/relative_bias.hpp"
+#include "alibi/view.hpp"
+
+namespace alibi::inline ALIBI_ABI::detail {
+
+/// The sequences of a checked call of the backward pass, one at a time.
+template <class F>
+struct BackwardSequences {
+  using E = typename F::Query;
+  using T = typename F::T;
+  ArraySequences<F> arrays;
+  View<const E> output;
+  EitherView<E> grad_output;
+  const T* lse;
+  View<T> grad_q, grad_k, grad_v;
+  bool bias_wanted;  // whether its gradient is
+
+  Index count() const { return arrays.count(); }
+  kernel::SequenceParams<F> operator[](Index s) const { return arrays[s]; }
+  kernel::BackwardSequenceParams<F> backward(Index s) const {
+    const SequenceSlice slice = arrays.sequences[s];
+    const auto queries = [&slice](const auto& x) { return part_of(x, slice.batch, slice.queries); };
+    const auto keys = [&slice](const auto& x) { return part_of(x, slice.batch, slice.keys); };
+    return {.grad_output = {queries(grad_output.of_scalar), queries(grad_output.of_sum), grad_output.is_sum},
+            .output = queries(output),
+            .lse = lse + slice.batch * arrays.q.heads * arrays.q.tokens + slice.queries.begin,
+            .lse_stride = arrays.q.tokens,
+            .grad_q = queries(grad_q),
+            .grad_k = keys(grad_k),
+            .grad_v = keys(grad_v)};
+  }
+};
+
+/// Some queries of a head whose numbers one task fills in.
+struct RowItem {
+  Index sequence, head, chunk;
+};
+
+/// Everything a call of the backward pass needs besides its arrays.
+template <class F>
+struct BackwardMemory {
+  using T = typename F::T;
+  CallMemory<F> call;
+  std::span<std::byte> scratch;
+  std::span<kernel::BackwardSequenceParams<F>> sequences;
+  std::span<RowItem> rows;
+  std::span<kernel::BackwardItem> items;  // of a wave
+  std::span<kernel::BlockStats<T>> blocks;
+  std::span<kernel::TileRange> reach;
+  std::span<T> shifted_lse;
+  std::span<double> slots, sums;  // of the bias's gradient: a slot a chunk, and of a table [heads][entries]
+
+  struct Sizes {
+    typename CallMemory<F>::Sizes call;
+    std::size_t slot_bytes = 0;
+    Index scratch = 0, rows = 0, items = 0, blocks = 0, reach = 0, shifted_lse = 0, slots = 0, sums = 0;
+  };
+  BackwardMemory(Arena& arena, const Sizes& sizes)
+      : call(arena, sizes.call),
+        scratch(arena.take<std::byte>(sizes.scratch)),
+        sequences(arena.take<kernel::BackwardSequenceParams<F>>(sizes.call.sequences)),
+        rows(arena.take<RowItem>(sizes.rows)),
+        items(arena.take<kernel::BackwardItem>(sizes.items)),
+        blocks(arena.take<kernel::BlockStats<T>>(sizes.blocks)),
+        reach(arena.take<kernel::TileRange>(sizes.reach)),
+        shifted_lse(arena.take<T>(sizes.shifted_lse)),
+        slots(arena.take<double>(sizes.slots)),
+        sums(arena.take<double>(sizes.sums)) {}
+};
+
+/// Doubles in a slot of the bias's gradient.
+template <class F>
+Index slot_size(const kernel::BackwardPlan& plan) {
+  return kernel::BiasGradient<typename F::Bias>::slot_size(plan.rows<typename F::T>(), plan.tiles * kernel::kTile);
+}
+
+/// Whether all keys of some row are at a distance that they have in common. Then the lse of the keys at hand is
+/// computed, in the frame of the scores: it tells whether the one that is given is of these keys alone, and has more
+/// digits (find_lse() of kernel/backward_rows.hpp). The rows farthest out decide. `bias_wanted`: whether its gradient
+/// is.
+template <class F>
+bool is_beyond(const kernel::SequenceParams<F>& sequence, bool bias_wanted) {
+  if (std::is_same_v<typename F::Bias, kernel::TableBiasPolicy<typename F::T>>) return false;
+  const ResolvedMask& mask = sequence.mask;
+  const Index first = std::max<Index>(-mask.offset - mask.right, 0),
+              last = std::min(mask.keys - 1 + mask.left - mask.offset, sequence.q.tokens - 1);
+  if (first > last) return false;  // no row sees a key
+  for (Index h = 0; h < sequence.q.heads; h++)
+    for (const Index query : {first, last}) {
+      const double slope = sequence.slope(h);
+      if ((slope != 0 || bias_wanted) && mask.common_distance(query, slope) > 0) return true;
+    }
+  return false;
+}
+
+template <class F>
+typename BackwardMemory<F>::Sizes backward_sizes(const kernel::Params<F>& call, const BackwardSequences<F>& all,
+                                                 const RelativeBias<typename F::T>& table, Index slots) {
+  using T = typename F::T;
+  typename BackwardMemory<F>::Sizes sizes;
+  kernel::Params<F> of_lse = call;  // the only forward that may run, in compute_shifted_lse()
+  of_lse.value_dim = 0;
+  sizes.call = sizes_of(of_lse, all, table);
+  std::size_t scratch = kernel::BackwardRows<F>::bytes(call.head_dim);
+  for (Index s = 0; s < all.count(); s++) {
+    const kernel::SequenceParams<F> sequence = all[s];
+    const auto plan = kernel::BackwardPlan::of(sequence, call.head_dim, call.value_dim);
+    const Index chunks = call.heads * plan.query_chunks;
+    scratch = std::max(scratch, kernel::BackwardScratch<F>(call.head_dim, call.value_dim, plan).bytes);
+    sizes.rows += chunks;
+    sizes.reach += chunks;
+    sizes.slots += chunks * slot_size<F>(plan);
+    sizes.items += call.kv_heads * std::min(plan.query_chunks, plan.key_chunks);
+    sizes.blocks += call.heads * kernel::ceil_div(sequence.q.tokens, kernel::kBlock<T>);
+    if (!is_beyond(sequence, all.bias_wanted)) continue;
+    sizes.shifted_lse += call.heads * sequence.q.tokens;
+    scratch = std::max(scratch, kernel::ForwardScratch<F>(call.head_dim, 0).bytes);
+  }
+  sizes.sums = table.entries > 0 ? call.heads * table.entries : 0;
+  const Index max_tasks = std::max({sizes.rows, sizes.items, sizes.call.items});  // tasks at a time
+  sizes.slot_bytes = (scratch + 63) / 64 * 64;
+  sizes.scratch = Index(sizes.slot_bytes) * std::min(slots, std::max<Index>(max_tasks, 1));
+  return sizes;
+}
+
+/// Fills in what belongs to each sequence beside its arrays.
+template <class F>
+void make_backward_sequences(BackwardMemory<F>& memory, const kernel::Params<F>& call,
+                             const BackwardSequences<F>& all) {
+  using T = typename F::T;
+  const Index heads = call.heads;
+  Index blocks = 0, reach = 0, slots = 0, shifted_lse = 0, row = 0;
+  for (std::size_t s = 0; s < memory.sequences.size(); s++) {
+    const kernel::SequenceParams<F>& sequence = memory.call.sequences[s];
+    auto& bwd = *std::construct_at(&memory.sequences[s], all.backward(Index(s)));
+    bwd.plan = kernel::BackwardPlan::of(sequence, call.head_dim, call.value_dim);
+    bwd.blocks = memory.blocks.data() + blocks;
+    bwd.reach = memory.reach.data() + reach;
+    bwd.slots = memory.slots.data() + slots;
+    if (is_beyond(sequence, all.bias_wanted)) {
+      bwd.shifted_lse = memory.shifted_lse.data() + shifted_lse;
+      shifted_lse += heads * sequence.q.tokens;
+    }
+    blocks += heads * kernel::ceil_div(sequence.q.tokens, kernel::kBlock<T>);
+    reach += heads * bwd.plan.query_chunks;
+    slots += heads * bwd.plan.query_chunks * slot_size<F>(bwd.plan);
+    for (Index h = 0; h < heads; h++)
+      for (Index chunk = 0; chunk < bwd.plan.query_chunks; chunk++)
+        memory.rows[std::size_t(row++)] = {Index(s), h, chunk};
+  }
+  std::fill(memory.slots.begin(), memory.slots.end(), 0.0);
+  std::fill(memory.sums.begin(), memory.sums.end(), 0.0);
+}
+
+/// Where is_beyond(), the lse of every row in the frame of its scores, by the forward without values. Sequence by
+/// sequence: what else is in the call changes nothing.
+template <class F>
+void compute_shifted_lse(BackwardMemory<F>& memory, kernel::Params<F> call, const Executor& executor) {
+  call.value_dim = 0;
+  call.pruning_stats = nullptr;
+  const kernel::ForwardScratch<F> scratch(call.head_dim, call.value_dim);
+  for (std::size_t s = 0; s < memory.sequences.size(); s++) {
+    if (!memory.sequences[s].shifted_lse) continue;
+    kernel::SequenceParams<F>& sequence = memory.call.sequences[s];
+    sequence.lse = memory.sequences[s].shifted_lse;
+    sequence.lse_stride = sequence.q.tokens;
+    sequence.shifted_lse = true;
+    call.sequences = {&sequence, 1};
+    const Index tasks = call.heads * kernel::ForwardPlan::of(sequence, scratch).chunks;
+    run_forward(call, memory.call.items.first(std::size_t(tasks)), memory.scratch.data(), executor);
+  }
+}
+
+}  // namespace alibi::inline ALIBI_ABI::detail

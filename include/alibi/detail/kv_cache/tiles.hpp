@@ -1,0 +1,69 @@
+// The memory of a cache: tiles that are owned, recycled and freed. Internal.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "alibi/kernel/simd/isa.hpp"
+
+namespace alibi::inline ALIBI_ABI::detail {
+
+/// Room for `size` entries, and for more than that where it would soon be asked for.
+template <class X>
+void grow(std::vector<X>& list, Index size) {
+  if (std::size_t(size) > list.capacity()) list.reserve(std::max(std::size_t(size), 2 * list.capacity()));
+}
+
+/// Tiles that are owned here, their addresses side by side as kernels read them.
+template <class S>
+class CacheTiles {
+ public:
+  CacheTiles() = default;
+  CacheTiles(CacheTiles&& other) noexcept : tiles_(std::exchange(other.tiles_, {})) {}
+  CacheTiles& operator=(CacheTiles&& other) noexcept {
+    tiles_.swap(other.tiles_);
+    return *this;
+  }
+  CacheTiles(const CacheTiles&) = delete;
+  CacheTiles& operator=(const CacheTiles&) = delete;
+  ~CacheTiles() {
+    while (size() > 0) release(take_last());
+  }
+
+  Index size() const { return Index(tiles_.size()); }
+  S* operator[](Index i) const { return static_cast<S*>(tiles_[std::size_t(i)]); }
+  S* last() const { return static_cast<S*>(tiles_.back()); }
+  const void* const* data() const { return tiles_.data(); }
+  std::size_t table_bytes() const { return tiles_.capacity() * sizeof(S*); }
+
+  /// Room for so many: neither form of add() needs memory for its table then.
+  void reserve(Index size) { grow(tiles_, size); }
+  void add(S* tile) { tiles_.push_back(tile); }
+  void add_new(Index elements) { tiles_.push_back(new (kLine) S[std::size_t(elements)]); }
+  S* take_last() {
+    S* tile = last();
+    tiles_.pop_back();
+    return tile;
+  }
+
+  /// The first or the last ones go to `spare`, as long as that holds less than `most`.
+  void drop_first(Index count, CacheTiles& spare, Index most) {
+    for (Index i = 0; i < count; i++) spare.recycle((*this)[i], most);
+    tiles_.erase(tiles_.begin(), tiles_.begin() + count);
+  }
+  void drop_last(Index count, CacheTiles& spare, Index most) {
+    for (Index i = 0; i < count; i++) spare.recycle(take_last(), most);
+  }
+
+ private:
+  static constexpr std::align_val_t kLine{64};
+  static void release(S* tile) { ::operator delete[](tile, kLine); }
+  void recycle(S* tile, Index most) { size() < most ? add(tile) : release(tile); }
+
+  std::vector<void*> tiles_;
+};
+
+}  // namespace alibi::inline ALIBI_ABI::detail

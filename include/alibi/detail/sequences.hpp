@@ -1,0 +1,74 @@
+// The sequences of a call over arrays, as kernels take them. Internal.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "alibi/detail/call.hpp"
+#include "alibi/kernel/forward/params.hpp"
+#include "alibi/kernel/tile/bias.hpp"
+#include "alibi/mask.hpp"
+#include "alibi/view.hpp"
+
+namespace alibi::inline ALIBI_ABI::detail {
+
+template <BiasKind kind, class T>
+using BiasPolicyFor =
+    std::conditional_t<kind == BiasKind::table, kernel::TableBiasPolicy<T>, kernel::LinearBiasPolicy<T>>;
+
+template <class X>
+View<X> part_of(View<X> x, Index b, const KeyRange& tokens) {
+  if (x.data) x.data += b * x.batch_stride + tokens.begin * x.token_stride;  // none is added to null
+  x.batch = 1;
+  x.tokens = tokens.end - tokens.begin;
+  return x;
+}
+
+/// The slopes of sequence s, [heads].
+inline SlopeView slopes_of(SlopeView slopes, Index s) {
+  if (slopes.data)
+    slopes.data = static_cast<const char*>(slopes.data) + s * slopes.batch_stride * size_of(slopes.scalar);
+  slopes.batch = 1;
+  slopes.batch_stride = 0;
+  return slopes;
+}
+
+/// The mask of one sequence.
+inline ResolvedMask mask_of(const Mask& mask, const SequenceSlice& slice) {
+  constexpr Index kFar = Index(1) << 61;  // beyond it all offsets are alike, and resolve() refuses them
+  Mask in_slice = mask;
+  in_slice.query_offset =
+      std::clamp(mask.query_offset.value_or(slice.default_offset) - slice.offset_shift, -kFar, kFar);
+  return resolve(in_slice, slice.queries.end - slice.queries.begin, slice.keys.end - slice.keys.begin);
+}
+
+/// The sequences of a checked call, one at a time.
+template <class F>
+struct ArraySequences {
+  using E = typename F::Query;
+  using T = typename F::T;
+  View<const E> q, k, v;
+  View<E> output;
+  T* lse;
+  BiasView<T> bias;
+  const SequenceList& sequences;
+  const Mask& mask;
+  double tolerance;
+
+  Index count() const { return sequences.count; }
+  kernel::SequenceParams<F> operator[](Index s) const {
+    const SequenceSlice slice = sequences[s];
+    return {.q = part_of(q, slice.batch, slice.queries),
+            .output = part_of(output, slice.batch, slice.queries),
+            .k = part_of(k, slice.batch, slice.keys),
+            .v = part_of(v, slice.batch, slice.keys),
+            .lse = lse ? lse + slice.batch * q.heads * q.tokens + slice.queries.begin : nullptr,
+            .lse_stride = q.tokens,
+            .slopes = slopes_of(bias.slopes, s),
+            .mask = mask_of(mask, slice),
+            .tolerance = tolerance,
+            .kv_heads = k.heads};
+  }
+};
+
+}  // namespace alibi::inline ALIBI_ABI::detail

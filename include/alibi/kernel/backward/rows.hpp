@@ -1,0 +1,208 @@
+// What the backward pass knows of each row before its tiles: the lse, D_i = Σ_d dO_id o_id, and which tiles of keys
+// matter to its block.
+//
+// A tile is left out if the keys that the forward may leave out, by the same bound (pruning.hpp) against the whole sum,
+// which is known here, have at most `tolerance` of each row's softmax mass. A sixteenth of that is kept for the tiles
+// that stand apart, each of which is judged by itself.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <numbers>
+
+#include "alibi/kernel/backward/schedule.hpp"
+#include "alibi/kernel/forward/params.hpp"
+#include "alibi/kernel/pruning/bound.hpp"
+#include "alibi/kernel/simd/bf16.hpp"
+#include "alibi/kernel/simd/vec.hpp"
+#include "alibi/kernel/tile/block.hpp"
+#include "alibi/kernel/tile/rows.hpp"
+#include "alibi/kernel/tile/softmax.hpp"
+#include "alibi/mask.hpp"
+#include "alibi/pruning.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+/// Whether keys may be dropped by rows whose whole softmax sum is known; `lost` grows if so.
+template <class T>
+bool try_prune(const Positions<T>& positions, const BlockStats<T>& block, double slope, const RemainingKeys<T>& keys,
+               bool left, T share, Vec<T>* pruned_mass) {
+  SoftmaxState<T> whole[kVectors];
+  for (int r = 0; r < kVectors; r++) whole[r] = {load<T>(block.lse + r * kLanes<T>), broadcast<T>(T(1))};
+  return try_prune(positions, block.query_bounds, whole, T(slope), keys, left, share, pruned_mass);
+}
+
+/// Fills in the numbers of a chunk of queries of a head, before any task of it.
+template <class F>
+class BackwardRows {
+ public:
+  using T = typename F::T;
+
+  BackwardRows(const BackwardParams<F>& params, Index sequence, Index head, Index chunk, std::byte* scratch)
+      : params_(params.forward),
+        sequence_(params.forward.sequences[std::size_t(sequence)]),
+        backward_(params.sequences[std::size_t(sequence)]),
+        mask_(sequence_.mask),
+        head_(head),
+        chunk_(chunk),
+        packed_(reinterpret_cast<T*>(scratch)),
+        center_(packed_ + params_.head_dim * kBlock<T>),
+        stats_(params_.pruning_stats ? params_.pruning_stats + sequence * params_.heads + head : nullptr),
+        slope_(sequence_.slope(head) * std::numbers::log2e),
+        budget_(sequence_.budget(head)),
+        key_bounds_(pruning_key_bounds(sequence_, head)),
+        tail_bounds_(pruning_tail_bounds(sequence_, head, key_bounds_)) {}
+  static std::size_t bytes(Index head_dim) { return std::size_t(head_dim * (kBlock<T> + 1)) * sizeof(T); }
+
+  void run() {
+    const BackwardPlan& plan = backward_.plan;
+    const Index all = ceil_div(sequence_.q.tokens, kBlock<T>);
+    TileRange& reach = backward_.reach[head_ * plan.query_chunks + chunk_];
+    reach = {std::numeric_limits<std::int32_t>::max(), -1};
+    double bound = 0;
+    Index visible = 0;
+    for (Index b = chunk_ * plan.blocks; b < std::min((chunk_ + 1) * plan.blocks, all); b++) {
+      BlockStats<T>& stats = backward_.blocks[head_ * all + b];
+      const Index first = b * kBlock<T>;
+      const Block<T> block(mask_, first, std::min<Index>(kBlock<T>, sequence_.q.tokens - first),
+                           sequence_.slope(head_));
+      fill(block, stats);
+      bound = std::max(bound, find_tiles(block, stats));
+      reach.first = std::min(reach.first, stats.tiles.first);
+      reach.last = std::max(reach.last, stats.tiles.last);
+      visible += block.tiles();
+    }
+    if (stats_) merge_stats(*stats_, budget_, 0, visible, bound);
+  }
+
+ private:
+  /// -D and the lse, and the gradient of q, to be added to.
+  void fill(const Block<T>& block, BlockStats<T>& stats) {
+    const auto grad_q = rows_of(backward_.grad_q, head_);
+    for (Index i = 0; i < kBlock<T>; i++) {
+      const Index query = block.first + i;
+      stats.lse[i] = std::numeric_limits<T>::infinity();
+      stats.minus[i] = stats.common[i] = T(0);
+      if (i >= block.rows) continue;
+      find_lse(query, stats.lse[i], stats.common[i]);
+      std::fill_n(grad_q[query], params_.head_dim, T(0));
+    }
+    with_scalar(rows_of(backward_.output, head_), [&](const auto& output) {
+      with_rows(backward_.grad_output, head_, [&](const auto& rows) {
+        with_scalar(rows, [&](const auto& grad_output) {
+          for (Index i = 0; i < block.rows; i++)
+            if (stats.lse[i] != std::numeric_limits<T>::infinity())
+              stats.minus[i] = -dot(output[block.first + i], grad_output[block.first + i], backward_.output.head_dim);
+        });
+      });
+    });
+  }
+
+  /// The lse that is given, in base 2 and in the bias's frame, and the distance which that leaves to be counted. Where
+  /// the lse of the keys at hand is the same but for the rounding of the given one, these are all keys of the row, or
+  /// all that matter: it has the digits that the given one has lost, and the row of dS sums up to 0.
+  void find_lse(Index query, T& lse, T& common) const {
+    const double given = double(backward_.lse[head_ * backward_.lse_stride + query]);
+    if (given == -std::numeric_limits<double>::infinity()) return;
+    const double slope = sequence_.slope(head_), distance = double(mask_.common_distance(query, slope));
+    const double shifted_lse = given + slope * distance;
+    if (backward_.shifted_lse) {
+      const double own = double(backward_.shifted_lse[head_ * sequence_.q.tokens + query]);
+      const double rounding = double(std::numeric_limits<T>::epsilon()) * (std::abs(given) + std::abs(own) + 8);
+      if (std::isfinite(own) && std::abs(own - shifted_lse) <= rounding) {
+        lse = T(own * std::numbers::log2e);
+        return;
+      }
+      common = T(distance);
+    }
+    lse = T(shifted_lse * std::numbers::log2e);
+  }
+
+  /// The tiles that a block is to visit; returns a bound on what it loses with the others, of any row.
+  double find_tiles(const Block<T>& block, BlockStats<T>& stats) {
+    TileRange& tiles = stats.tiles;
+    tiles = {};
+    if (block.tiles() == 0) return 0;
+    tiles = {std::int32_t(block.some.begin / kTile), std::int32_t((block.some.end - 1) / kTile)};
+    if (!key_bounds_) return 0;
+    const TileRange all = tiles;
+    measure(block, stats);
+    Vec<T> pruned_mass[kVectors];
+    for (Vec<T>& x : pruned_mass) x = broadcast<T>(T(0));
+
+    // Whether the tiles up to `number`, or from it on, may go; each step of the searches is proved by itself.
+    const auto prune = [&](Index number, bool left, Vec<T>* sum) {
+      const RemainingKeys<T> remaining =
+          left ? remaining_until<T>(*key_bounds_, tail_bounds_, slope_, number, {block.some.begin, mask_.keys})
+               : remaining_from<T>(*key_bounds_, tail_bounds_, slope_, number, block.some.end);
+      const T share = budget_.side<T>(left && mask_.right > 0);
+      return try_prune(block.positions, stats, slope_, remaining, left, share, sum);
+    };
+    const auto can_prune = [&](Index number, bool left) {
+      Vec<T> sum[kVectors];
+      std::copy_n(pruned_mass, kVectors, sum);
+      return prune(number, left, sum);
+    };
+    Index first = tiles.first, end = std::min<Index>((block.lowest + 1) / kTile, tiles.last);  // wholly to the left
+    while (first < end) {
+      const Index middle = (first + end) / 2;
+      can_prune(middle, true) ? first = middle + 1 : end = middle;
+    }
+    if (first > tiles.first) prune(first - 1, true, pruned_mass);
+    tiles.first = std::int32_t(first);
+
+    if (mask_.right > 0) {
+      Index last = std::max<Index>(ceil_div(block.highest, kTile), tiles.first), gone = tiles.last + 1;
+      while (last < gone) {
+        const Index middle = (last + gone) / 2;
+        can_prune(middle, false) ? gone = middle : last = middle + 1;
+      }
+      if (gone <= tiles.last) prune(gone, false, pruned_mass);
+      tiles.last = std::int32_t(gone - 1);
+    }
+    T max_pruned_mass = 0;
+    for (const Vec<T>& x : pruned_mass) max_pruned_mass = std::max(max_pruned_mass, reduce_max(x));
+    const bool prunes = tiles.first > all.first || tiles.last < all.last;
+    return double(max_pruned_mass) + (prunes ? budget_.outliers() : 0);
+  }
+
+  /// Packs the queries, for what pruning.hpp needs of them.
+  void measure(const Block<T>& block, BlockStats<T>& stats) {
+    const T scale = T(params_.scale * std::numbers::log2e);
+    const auto q = rows_of(sequence_.q, head_);
+    for (int r = 0; r < kVectors; r++)
+      pack_transposed(q, block.first + r * kLanes<T>, block.rows - r * kLanes<T>, params_.head_dim, scale,
+                      packed_ + r * kLanes<T>);
+    std::copy_n(key_bounds_->center, params_.head_dim, center_);
+    measure_queries(packed_, params_.head_dim, scale, block.rows, center_, *key_bounds_, mask_.keys,
+                    stats.query_bounds);
+  }
+
+  /// Σ x y over n, in T.
+  template <class X, class Y>
+  static T dot(const X* x, const Y* y, Index n) {
+    Vec<T> sum = broadcast<T>(T(0));
+    Index d = 0;
+    for (; d + kLanes<T> <= n; d += kLanes<T>) sum = fma(widen<T>(x + d), widen<T>(y + d), sum);
+    T all = reduce_add(sum);
+    for (; d < n; d++) all += T(x[d]) * T(y[d]);
+    return all;
+  }
+
+  const Params<F>& params_;
+  const SequenceParams<F>& sequence_;
+  const BackwardSequenceParams<F>& backward_;
+  const ResolvedMask mask_;
+  Index head_, chunk_;
+  T *packed_, *center_;
+  PruningStats* stats_;
+  double slope_;  // m log2 e
+  PruningBudget budget_;
+  const KeyTileBounds<T>* key_bounds_;
+  const T* tail_bounds_;
+};
+
+}  // namespace alibi::inline ALIBI_ISA::kernel

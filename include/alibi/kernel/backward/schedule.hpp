@@ -1,0 +1,214 @@
+// What a call of the backward pass is made of, and how it is cut into tasks.
+//
+// A task is a chunk of queries against a chunk of keys, of one kv head with all the query heads that read it. It adds
+// to the gradients of both chunks. Tasks come in waves: in wave w those of chunks (i, j) with i + j = w modulo the
+// number of chunks, or of a head that sees a narrow band only, i - j = w. So no two tasks of a wave share a chunk, and
+// each gradient is added up in the order of the waves on any number of threads. By sums every wave has the same share
+// of a causal triangle, half of its chunks; by differences the first few waves have all of a band.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <tuple>
+#include <type_traits>
+
+#include "alibi/kernel/backward/dkdv.hpp"
+#include "alibi/kernel/forward/params.hpp"
+#include "alibi/kernel/forward/schedule.hpp"
+#include "alibi/kernel/pruning/bound.hpp"
+#include "alibi/kernel/tile/bias_gradient.hpp"
+#include "alibi/kernel/tile/scores.hpp"
+#include "alibi/view.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+/// Tiles of keys, first … last; none where last < first.
+struct TileRange {
+  std::int32_t first = 0, last = -1;
+};
+
+/// What a block of queries brings to all its tiles: one lane a query.
+template <class T>
+struct BlockStats {
+  T lse[kBlock<T>];    // base 2, in the bias's frame; inf where a query sees no key, or is none
+  T minus[kBlock<T>];  // -Σ_d dO o
+  // What all keys of a row are farther off than the bias's frame has it, for the gradient of a slope; 0 where these are
+  // all keys of the row: Σ_j dS_ij is 0 then.
+  T common[kBlock<T>];
+  QueryBounds<T> query_bounds;
+  TileRange tiles;  // that may matter, those that stand apart aside
+};
+
+/// How the queries and keys of a sequence are cut into chunks.
+struct BackwardPlan {
+  // As many keys as 8 blocks of 48 queries: chunks on the diagonal meet no others.
+  static constexpr Index kMaxTiles = 6;
+
+  Index tiles = kMaxTiles;  // of keys in a chunk
+  Index blocks = 0;         // of queries in a chunk, about as many queries as there are keys
+  Index query_chunks = 0, key_chunks = 0;
+
+  Index waves() const { return std::max(query_chunks, key_chunks); }
+  /// Queries in a chunk.
+  template <class T>
+  Index rows() const {
+    return blocks * kBlock<T>;
+  }
+
+  template <class F>
+  static BackwardPlan of(const SequenceParams<F>& sequence, Index head_dim, Index value_dim);
+};
+
+/// A sequence's part in the backward pass beside its Sequence; views have a batch of 1.
+template <class F>
+struct BackwardSequenceParams {
+  using T = typename F::T;
+  alibi::detail::EitherView<typename F::Query> grad_output;
+  View<const typename F::Query> output;
+  const T* lse;  // row i of head h at lse[h lse_stride + i]
+  Index lse_stride;
+  View<T> grad_q, grad_k, grad_v;
+  BackwardPlan plan{};
+  T* shifted_lse = nullptr;         // [heads][queries], the lse of the keys at hand, in the bias's frame; or null
+  BlockStats<T>* blocks = nullptr;  // [heads][blocks of queries]
+  TileRange* reach = nullptr;       // [heads][query_chunks], of the blocks together
+  double* slots = nullptr;          // [heads][query_chunks][slot_size()] of the bias's gradient
+};
+
+/// A checked call of the backward pass.
+template <class F>
+struct BackwardParams {
+  Params<F> forward;
+  std::span<const BackwardSequenceParams<F>> sequences;
+};
+
+/// Calls f with the rows of a head of an array that holds either scalar.
+template <class E, class Body>
+void with_rows(const alibi::detail::EitherView<E>& x, Index head, const Body& f) {
+  if constexpr (!std::is_same_v<E, Sum<E>>) {
+    if (x.is_sum) return f(rows_of(x.of_sum, head));
+  }
+  f(rows_of(x.of_scalar, head));
+}
+
+/// Blocks that a task takes together, some 96 queries: sums over queries are longer then, and less often added up.
+template <class T>
+inline constexpr int kQueryBlocks = sizeof(T) == 4 ? 2 : 4;
+
+/// One task of a wave.
+struct BackwardItem {
+  float cost;  // pairs of query and key, by estimate
+  std::int32_t sequence, kv_head, queries, keys;
+};
+
+/// Bytes of a task.
+template <class F>
+struct BackwardScratch {
+  using T = typename F::T;
+  std::size_t bytes;
+
+  BackwardScratch(Index head_dim, Index value_dim, const BackwardPlan& plan) {
+    const Index dims = round_up<T>(head_dim), values = round_up<T>(value_dim);
+    const Index blocks = kQueryBlocks<T> * (2 * head_dim + value_dim + dims + values + kScoreRows) * kBlock<T>;
+    const Index keys = plan.tiles * kTile * (dims + values);
+    const Index tiles_in_buffer = plan.tiles * tile_units<F>(head_dim, value_dim);
+    const Index bias = BiasGradient<typename F::Bias>::scratch_size(plan.blocks * kBlock<T>, plan.tiles * kTile);
+    bytes = std::size_t(ceil_div((blocks + keys + tiles_in_buffer + bias) * Index(sizeof(T)), 64)) * 64;
+  }
+};
+
+template <class F>
+BackwardPlan BackwardPlan::of(const SequenceParams<F>& sequence, Index head_dim, Index value_dim) {
+  using T = typename F::T;
+  BackwardPlan plan;
+  for (;; plan.tiles /= 2) {
+    plan.blocks = ceil_div(plan.tiles * kTile, kBlock<T>);
+    plan.query_chunks = ceil_div(sequence.q.tokens, plan.rows<T>());
+    plan.key_chunks = ceil_div(sequence.mask.keys, plan.tiles * kTile);
+    // A wave should have work for a few threads, a chunk more of it than its gradients take to be added up.
+    const bool few = plan.tiles > 3 && sequence.kv_heads * plan.waves() < 8;
+    const bool large = plan.tiles > 1 && BackwardScratch<F>(head_dim, value_dim, plan).bytes > kScratchBytes;
+    if (!few && !large) return plan;
+  }
+}
+
+/// The tiles of a chunk of keys.
+inline TileRange tiles_of(const BackwardPlan& plan, Index chunk, Index keys) {
+  const Index first = chunk * plan.tiles, end = std::min(first + plan.tiles, ceil_div(keys, kTile));
+  return {std::int32_t(first), std::int32_t(end - 1)};
+}
+
+/// Whether some tile that stands apart is among them.
+template <class T>
+bool any_outlier(const KeyTileBounds<T>* key_bounds, const TileRange& tiles) {
+  if (!key_bounds) return false;
+  const auto* const end = key_bounds->outliers + key_bounds->outlier_count;
+  const auto* const at = std::lower_bound(key_bounds->outliers, end, tiles.first);
+  return at != end && *at <= tiles.last;
+}
+
+/// Whether the heads that read a kv head see keys near their own chunk only, tiles that stand apart aside.
+template <class F>
+bool is_band(const Params<F>& params, const BackwardSequenceParams<F>& sequence, Index kv_head) {
+  const BackwardPlan& plan = sequence.plan;
+  for (Index h = kv_head * params.group(); h < (kv_head + 1) * params.group(); h++)
+    for (Index chunk = 0; chunk < plan.query_chunks; chunk++) {
+      const TileRange& reach = sequence.reach[h * plan.query_chunks + chunk];
+      if (reach.last < reach.first) continue;
+      const Index farthest = std::max(chunk - reach.first / plan.tiles, reach.last / plan.tiles - chunk);
+      if (farthest > plan.waves() / 4) return false;
+    }
+  return true;
+}
+
+/// Cost of the task of a kv head in pairs of query and key, by estimate; 0 where there is nothing to do.
+template <class F>
+float estimated_cost(const BackwardParams<F>& params, const BackwardItem& item) {
+  const SequenceParams<F>& sequence = params.forward.sequences[std::size_t(item.sequence)];
+  const BackwardSequenceParams<F>& bwd = params.sequences[std::size_t(item.sequence)];
+  const BackwardPlan& plan = bwd.plan;
+  const Index rows = plan.rows<typename F::T>(), begin = item.queries * rows;
+  const Index end = std::min(begin + rows, sequence.q.tokens);
+  const TileRange tiles = tiles_of(plan, item.keys, sequence.mask.keys);
+  const Index seen_from = std::max(sequence.mask.visible(begin).begin, tiles.first * Index(kTile)),
+              seen_to = std::min(sequence.mask.visible(end - 1).end, (tiles.last + 1) * Index(kTile));
+  if (seen_from >= seen_to) return 0;
+  const bool diagonal = sequence.mask.right == 0 && sequence.mask.position(begin) < seen_to;
+  const bool outliers = any_outlier(sequence.key_bounds_of(item.kv_head), tiles);
+  float cost = 0;
+  for (Index h = item.kv_head * params.forward.group(); h < (item.kv_head + 1) * params.forward.group(); h++) {
+    const TileRange& reach = bwd.reach[h * plan.query_chunks + item.queries];
+    const Index from = std::max(reach.first, tiles.first), to = std::min(reach.last, tiles.last);
+    if (from <= to) cost += float(end - begin) * float(to - from + 1) * (diagonal ? 0.5F : 1.F);
+    if (outliers) cost += 1;
+  }
+  return cost;
+}
+
+/// The tasks of wave `wave`, the most expensive first; returns their number.
+template <class F>
+Index list_wave(const BackwardParams<F>& params, Index wave, std::span<BackwardItem> items) {
+  std::size_t count = 0;
+  for (std::size_t s = 0; s < params.sequences.size(); s++) {
+    const BackwardPlan& plan = params.sequences[s].plan;
+    if (wave >= plan.waves()) continue;
+    for (Index kv = 0; kv < params.forward.kv_heads; kv++) {
+      const bool band = is_band(params.forward, params.sequences[s], kv);
+      for (Index chunk = 0; chunk < plan.query_chunks; chunk++) {
+        const Index keys = ((band ? chunk - wave : wave - chunk) + plan.waves()) % plan.waves();
+        if (keys >= plan.key_chunks) continue;
+        BackwardItem item{0, std::int32_t(s), std::int32_t(kv), std::int32_t(chunk), std::int32_t(keys)};
+        item.cost = estimated_cost(params, item);
+        if (item.cost > 0) items[count++] = item;
+      }
+    }
+  }
+  std::sort(items.begin(), items.begin() + std::ptrdiff_t(count), [](const BackwardItem& a, const BackwardItem& b) {
+    return std::tuple(a.cost, a.sequence, a.kv_head, a.queries) > std::tuple(b.cost, b.sequence, b.kv_head, b.queries);
+  });
+  return Index(count);
+}
+
+}  // namespace alibi::inline ALIBI_ISA::kernel

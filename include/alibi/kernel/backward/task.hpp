@@ -1,0 +1,357 @@
+// The fused backward pass: scores are computed again from q, k and the log-sum-exp of the forward; no matrix of queries
+// by keys is ever stored.
+//
+// Per tile of keys and block of queries, transposed like the forward, a lane is a query:
+//
+//   forward                        backward
+//   S = τ Q K' + bias              S = τ Q K' + bias
+//   P = softmax(S)                 P = 2^(S - lse)
+//   O = P V                        dV += P' dO,   dP = dO V'
+//   P = softmax(S)                 dS = P ∘ (dP - D),   D_i = Σ_d dO_id o_id
+//   S = τ Q K' + bias              dQ += τ dS K,   dK += τ dS' Q,   dbias += dS
+//
+// dP starts from -D as scores start from the bias. Five products of 2 head_dim operations a pair, where the forward has
+// two, and one exponential.
+//
+// What is not finite in a row of q, grad_output or output that sees a key reaches, beside what it concerns, the keys of
+// its block of queries and tile that it does not see, since 0 times it is NaN.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <numbers>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+#include "alibi/kernel/backward/dkdv.hpp"
+#include "alibi/kernel/backward/rows.hpp"
+#include "alibi/kernel/backward/schedule.hpp"
+#include "alibi/kernel/backward/scores.hpp"
+#include "alibi/kernel/forward/params.hpp"
+#include "alibi/kernel/pruning/bound.hpp"
+#include "alibi/kernel/simd/bf16.hpp"
+#include "alibi/kernel/simd/vec.hpp"
+#include "alibi/kernel/tile/bias.hpp"
+#include "alibi/kernel/tile/bias_gradient.hpp"
+#include "alibi/kernel/tile/block.hpp"
+#include "alibi/kernel/tile/load.hpp"
+#include "alibi/kernel/tile/microkernel.hpp"
+#include "alibi/kernel/tile/rows.hpp"
+#include "alibi/kernel/tile/scores.hpp"
+#include "alibi/kernel/tile/softmax.hpp"
+#include "alibi/kernel/tile/values.hpp"
+#include "alibi/mask.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+template <class F>
+class BackwardTask {
+ public:
+  using T = typename F::T;
+  static_assert(std::is_same_v<typename F::Unit, T>, "gradients are not made of pairs");
+
+  BackwardTask(const BackwardParams<F>& params, const BackwardItem& item, std::byte* scratch);
+
+  void run() {
+    std::fill_n(grad_k_, rows_ * (dims_ + values_), T(0));
+    for (head_ = kv_head_ * group_; head_ < (kv_head_ + 1) * group_; head_++) {
+      begin_head();
+      const Index all = ceil_div(sequence_.q.tokens, kBlock<T>), first = item_.queries * backward_.plan.blocks;
+      const Index end = std::min(first + backward_.plan.blocks, all);
+      for (Index b = first; b < end; b += kQueryBlocks<T>) {
+        begin_blocks(b, std::min<Index>(kQueryBlocks<T>, end - b));
+        for (std::int32_t tile = tiles_.first; tile <= tiles_.last; tile++) visit(tile);
+        for (QueryBlock& block : blocks())
+          if (block.loaded) finalize(block);
+      }
+      end_head();
+    }
+    write_keys(backward_.grad_k, grad_k_, dims_);
+    write_keys(backward_.grad_v, grad_v_, values_);
+  }
+
+ private:
+  /// A block in use, its rows once it is open, and how it lies to the tile in use.
+  struct QueryBlock : Block<T> {
+    const BlockStats<T>* stats = nullptr;
+    bool loaded = false, started = false;  // whether its rows have been packed; whether grad_q holds anything
+    TileKeys keys{};
+    Side side = Side::edge;
+
+    T* p = nullptr;                                    // [kScoreRows][kBlock]: P, then dS
+    T *q = nullptr, *grad_output = nullptr;            // [head_dim][kBlock], [value_dim][kBlock]
+    T* grad_q = nullptr;                               // [head_dim][kBlock]
+    T *q_rows = nullptr, *grad_output_rows = nullptr;  // [kBlock][dims_], times τ; [kBlock][values_]
+  };
+  std::span<QueryBlock> blocks() { return {blocks_, std::size_t(count_)}; }
+
+  void begin_head();
+  void begin_blocks(Index first, Index count);
+  void visit(Index number);
+  bool needs(const QueryBlock& block, Index tile) const;
+  bool is_outlier_tile(Index tile) const;
+  const Tile<T>& loaded_tile(Index number);
+  void load_queries(QueryBlock& block);
+  void zero_row(QueryBlock& block, Index row);
+  void compute_p(const QueryBlock& block, const Tile<T>& tile);
+  void compute_ds(const QueryBlock& block, const Tile<T>& tile);
+  void accumulate_dq(QueryBlock& block, const Tile<T>& tile);
+  void finalize(const QueryBlock& block);
+  void end_head();
+  void write_keys(const View<T>& to, const T* from, Index stride) const;
+
+  const BackwardItem& item_;
+  const Params<F>& params_;
+  const SequenceParams<F>& sequence_;
+  const BackwardSequenceParams<F>& backward_;
+  const ResolvedMask mask_;
+  Index group_, kv_head_, head_;
+  Index head_dim_, value_dim_, dims_, values_;  // the last two padded to whole vectors
+  TileRange tiles_;                             // of the chunk of keys
+  Index rows_;                                  // keys of a chunk
+  Source<F> source_;
+  PruningBudget budget_{};  // of the head
+  const KeyTileBounds<T>* key_bounds_ = nullptr;
+  double slope_ = 0;
+  T scale_;  // τ log2 e
+  typename F::Bias bias_;
+
+  T *grad_k_, *grad_v_;  // [rows_][dims_], [rows_][values_]
+  T* tile_buffer_;       // tiles that are not read in place
+  BiasGradient<typename F::Bias> bias_gradient_;
+  Tile<T> tile_[BackwardPlan::kMaxTiles];
+  bool loaded_[BackwardPlan::kMaxTiles] = {};
+  QueryBlock blocks_[kQueryBlocks<T>];
+  Index count_ = 0;     // of them in use
+  Index computed_ = 0;  // pairs of block and tile
+  Prefetch ahead_{};
+};
+
+/// A tile against the blocks that need it: the lines at the top of this file.
+template <class F>
+void BackwardTask<F>::visit(Index number) {
+  QueryBlock* use[kQueryBlocks<T>];
+  KeyShare<T> of_values[kQueryBlocks<T>], of_keys[kQueryBlocks<T>];
+  std::size_t count = 0;
+  for (QueryBlock& block : blocks()) {
+    block.keys = block.keys_of(mask_, number * kTile);
+    if (block.keys.begin >= block.keys.end || !needs(block, number)) continue;
+    if (!block.loaded) load_queries(block);
+    block.side = block.side_of(block.keys);
+    of_values[count] = {block.p, block.grad_output_rows, &block.keys};
+    of_keys[count] = {block.p, block.q_rows, &block.keys};
+    use[count++] = &block;
+  }
+  if (count == 0) return;
+  computed_ += Index(count);
+  const Tile<T>& tile = loaded_tile(number);
+  const Index at = (number - tiles_.first) * kTile;
+
+  for (std::size_t i = 0; i < count; i++) compute_p(*use[i], tile);         // P = 2^(S - lse)
+  accumulate_dkdv<T>({of_values, count}, values_, grad_v_ + at * values_);  // dV += P' dO
+  for (std::size_t i = 0; i < count; i++) compute_ds(*use[i], tile);        // dS = P ∘ (dO V' - D), dbias += dS
+  accumulate_dkdv<T>({of_keys, count}, dims_, grad_k_ + at * dims_);        // dK += τ dS' Q
+  for (std::size_t i = 0; i < count; i++) accumulate_dq(*use[i], tile);     // dQ += dS K, times τ in the end
+}
+
+template <class F>
+void BackwardTask<F>::compute_p(const QueryBlock& block, const Tile<T>& tile) {
+  const auto compute_from = [&]<class Start, class Visible>(const Start& start, const Visible& visible) {
+    Vec<T> shift[kVectors];
+    for (int r = 0; r < kVectors; r++) shift[r] = sub(load<T>(block.stats->lse + r * kLanes<T>), start.offset[r]);
+    score<F>(tile.k, tile.key_stride, head_dim_, block.q, scale_, block.keys, start, ahead_,
+             Probabilities<T, Visible>{visible, block.keys.end, shift, block.p});
+  };
+  with_start(bias_, block, mask_, block.keys, block.side, compute_from);
+}
+
+template <class F>
+void BackwardTask<F>::compute_ds(const QueryBlock& block, const Tile<T>& tile) {
+  const auto bias = bias_gradient_.tile(block.positions, block.stats->common, block.keys.tile, block.side);
+  score<F>(tile.v, tile.value_stride, value_dim_, block.grad_output, T(1), block.keys, LaneStart<T>{block.stats->minus},
+           ahead_, ScoreGradients<T, std::remove_const_t<decltype(bias)>>{bias, block.p});
+}
+
+template <class F>
+void BackwardTask<F>::accumulate_dq(QueryBlock& block, const Tile<T>& tile) {
+  const Accumulate mode = std::exchange(block.started, true) ? Accumulate::add : Accumulate::overwrite;
+  with_vectors(block.keys.vectors, [&](auto n) {
+    accumulate<n>(tile.k, tile.key_stride, head_dim_, block.p, block.keys, mode, static_cast<Vec<T>*>(nullptr),
+                  block.grad_q);
+  });
+}
+
+/// Whether a block is to visit a tile: it is in reach, or stands apart and matters by itself.
+template <class F>
+bool BackwardTask<F>::needs(const QueryBlock& block, Index tile) const {
+  const TileRange& reach = block.stats->tiles;
+  if (reach.first <= tile && tile <= reach.last) return true;
+  if (!is_outlier_tile(tile)) return false;
+  const bool left = block.place_of(block.keys) == Side::left;
+  const double slope = slope_ * std::numbers::log2e;
+  Vec<T> pruned_mass[kVectors];
+  for (Vec<T>& x : pruned_mass) x = broadcast<T>(T(0));
+  return !try_prune(block.positions, *block.stats, slope,
+                    remaining_tile<T>(*key_bounds_, slope, tile, mask_.keys, left), left,
+                    budget_.outlier<T>(key_bounds_->outlier_count), pruned_mass);
+}
+
+template <class F>
+bool BackwardTask<F>::is_outlier_tile(Index tile) const {
+  return key_bounds_ && std::binary_search(key_bounds_->outliers, key_bounds_->outliers + key_bounds_->outlier_count,
+                                           std::int32_t(tile));
+}
+
+/// The tile where the products read it. While it comes for the first time, the next one is asked for.
+template <class F>
+const Tile<typename F::T>& BackwardTask<F>::loaded_tile(Index number) {
+  const Index at = number - tiles_.first;
+  if (!std::exchange(loaded_[at], true)) {
+    const Index count = std::min<Index>(kTile, mask_.keys - number * kTile);
+    tile_[at] = load_tile<F>(source_, number, count, head_dim_, value_dim_,
+                             tile_buffer_ + at * tile_units<F>(head_dim_, value_dim_));
+    if (number < tiles_.last)
+      ahead_ = prefetch_tile<F>(source_, number + 1, mask_.keys, head_dim_, value_dim_, kTile / kRows);
+  }
+  return tile_[at];
+}
+
+template <class F>
+BackwardTask<F>::BackwardTask(const BackwardParams<F>& params, const BackwardItem& item, std::byte* scratch)
+    : item_(item),
+      params_(params.forward),
+      sequence_(params.forward.sequences[std::size_t(item.sequence)]),
+      backward_(params.sequences[std::size_t(item.sequence)]),
+      mask_(sequence_.mask),
+      group_(params_.group()),
+      kv_head_(item.kv_head),
+      head_(kv_head_ * group_),
+      head_dim_(params_.head_dim),
+      value_dim_(params_.value_dim),
+      dims_(round_up<T>(head_dim_)),
+      values_(round_up<T>(value_dim_)),
+      tiles_(tiles_of(backward_.plan, item.keys, mask_.keys)),
+      rows_(backward_.plan.tiles * kTile),
+      source_{rows_of(sequence_.k, kv_head_), rows_of(sequence_.v, kv_head_)},
+      scale_(T(params_.scale * std::numbers::log2e)),
+      bias_(sequence_.bias(head_)),
+      grad_k_(reinterpret_cast<T*>(scratch)),
+      grad_v_(grad_k_ + rows_ * dims_),
+      tile_buffer_(grad_v_ + rows_ * values_),
+      bias_gradient_(tile_buffer_ + backward_.plan.tiles * tile_units<F>(head_dim_, value_dim_),
+                     mask_.position(item.queries * backward_.plan.template rows<T>()),
+                     backward_.plan.template rows<T>(), tiles_.first * Index(kTile), rows_) {
+  using Gradient = BiasGradient<typename F::Bias>;
+  T* next = tile_buffer_ + backward_.plan.tiles * tile_units<F>(head_dim_, value_dim_) +
+            Gradient::scratch_size(backward_.plan.template rows<T>(), rows_);
+  const auto take = [&next](Index rows) { return std::exchange(next, next + rows * kBlock<T>); };
+  for (QueryBlock& block : blocks_) {
+    block.p = take(kScoreRows);
+    block.q = take(head_dim_);
+    block.grad_output = take(value_dim_);
+    block.grad_q = take(head_dim_);
+    block.q_rows = take(dims_);
+    block.grad_output_rows = take(values_);
+  }
+}
+
+template <class F>
+void BackwardTask<F>::begin_head() {
+  slope_ = sequence_.slope(head_);
+  bias_ = sequence_.bias(head_);
+  budget_ = sequence_.budget(head_);
+  key_bounds_ = pruning_key_bounds(sequence_, head_);
+  bias_gradient_.clear();
+}
+
+/// Blocks first, …, first + count - 1 of the head.
+template <class F>
+void BackwardTask<F>::begin_blocks(Index first, Index count) {
+  const Index all = ceil_div(sequence_.q.tokens, kBlock<T>);
+  count_ = count;
+  for (QueryBlock& block : blocks()) {
+    const Index query = first * kBlock<T>;
+    block.stats = backward_.blocks + head_ * all + first++;
+    static_cast<Block<T>&>(block) =
+        Block<T>(mask_, query, std::min<Index>(kBlock<T>, sequence_.q.tokens - query), slope_);
+    block.loaded = block.started = false;
+  }
+}
+
+/// Packs a block's rows, and lays them side by side.
+template <class F>
+void BackwardTask<F>::load_queries(QueryBlock& block) {
+  const auto pack = [&block](const auto& rows, Index dims, T scale, T* to) {
+    for (int r = 0; r < kVectors; r++) {
+      const Index row = r * kLanes<T>;
+      pack_transposed(rows, block.first + row, block.rows - row, dims, scale, to + row);
+    }
+  };
+  const auto lay_out = [&block](const auto& rows, Index dims, Index stride, T* to) {
+    widen_rows(rows, block.first, block.rows, dims, to, stride);
+    for (Index i = 0; i < block.rows; i++) std::fill(to + i * stride + dims, to + (i + 1) * stride, T(0));
+    std::fill(to + block.rows * stride, to + kBlock<T> * stride, T(0));
+  };
+  const auto q = rows_of(sequence_.q, head_);
+  pack(q, head_dim_, scale_, block.q);
+  lay_out(q, head_dim_, dims_, block.q_rows);
+  const Vec<T> scale = broadcast<T>(T(params_.scale));
+  for (Index i = 0; i < block.rows * dims_; i += kLanes<T>)
+    store<T>(block.q_rows + i, mul(load<T>(block.q_rows + i), scale));
+  with_rows(backward_.grad_output, head_, [&](const auto& grad_output) {
+    pack(grad_output, value_dim_, T(1), block.grad_output);
+    lay_out(grad_output, value_dim_, values_, block.grad_output_rows);
+  });
+  for (Index i = 0; i < block.rows; i++)
+    if (block.stats->lse[i] == std::numeric_limits<T>::infinity()) zero_row(block, i);
+  block.loaded = true;
+}
+
+/// A row that sees no key has no part in anything, whatever its query and grad_output hold.
+template <class F>
+void BackwardTask<F>::zero_row(QueryBlock& block, Index row) {
+  for (Index d = 0; d < head_dim_; d++) block.q[d * kBlock<T> + row] = T(0);
+  for (Index d = 0; d < value_dim_; d++) block.grad_output[d * kBlock<T> + row] = T(0);
+  std::fill_n(block.q_rows + row * dims_, dims_, T(0));
+  std::fill_n(block.grad_output_rows + row * values_, values_, T(0));
+}
+
+/// Adds the block's dQ to the caller's rows.
+template <class F>
+void BackwardTask<F>::finalize(const QueryBlock& block) {
+  const Rows<T> to = rows_of(backward_.grad_q, head_);
+  for (int r = 0; r < block.vectors; r++) {
+    const Index row = r * kLanes<T>;
+    unpack_transposed<true>(block.grad_q + row, broadcast<T>(T(params_.scale)), head_dim_, to, block.first + row,
+                            block.rows - row);
+  }
+}
+
+template <class F>
+void BackwardTask<F>::end_head() {
+  using Gradient = BiasGradient<typename F::Bias>;
+  const Index slot = Gradient::slot_size(backward_.plan.template rows<T>(), rows_);
+  bias_gradient_.add_to(backward_.slots + (head_ * backward_.plan.query_chunks + item_.queries) * slot);
+  if (params_.pruning_stats)
+    merge_stats(params_.pruning_stats[item_.sequence * params_.heads + head_], budget_, std::exchange(computed_, 0), 0,
+                0);
+}
+
+/// Adds the chunk's dK or dV to the caller's rows.
+template <class F>
+void BackwardTask<F>::write_keys(const View<T>& to, const T* from, Index stride) const {
+  const Rows<T> rows = rows_of(to, kv_head_);
+  const Index first = tiles_.first * Index(kTile), end = std::min<Index>((tiles_.last + 1) * Index(kTile), mask_.keys);
+  for (Index j = first; j < end; j++, from += stride) {
+    for (Index d = 0; d < to.head_dim; d += kLanes<T>) {
+      const Index n = std::min<Index>(kLanes<T>, to.head_dim - d);
+      T* const at = rows[j] + d;
+      narrow_first(at, add(load_units<T>(at, n), load<T>(from + d)), n);
+    }
+  }
+}
+
+}  // namespace alibi::inline ALIBI_ISA::kernel

@@ -1,0 +1,389 @@
+// One or a few queries against the cache of a head: bound by memory, so that what counts is that every byte of keys and
+// values is read once, and as fast as memory delivers it.
+//
+// A row is one query of one query head; all rows of a kv head share each tile while it is near. A lane is a key where
+// scores are made, which the cache keeps transposed for that (cached.hpp), and a value dim where values are added up:
+// nothing is reduced across lanes but a maximum and a sum per row and tile. The sums start and run in the same order as
+// in the forward (score.hpp, value.hpp), so that the two agree to a few units in the last place.
+//
+// A task is one split of the keys of a kv head, cut by the length alone. Its tiles come from the newest to the oldest,
+// until no row can gain by the rest (pruning.hpp): the tests are the forward's, in double and one row at a time. A
+// split that does not hold a row's nearest tile looks at that tile first, for its share of the denominator. States of
+// splits merge in a fixed order.
+//
+// What may be lost: the nearest split that drops its rest answers for all keys beyond, which is why those of farther
+// splits need not be added up; 15/16 of the tolerance is for that, and 1/16 for the tiles that stand apart, in equal
+// parts.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <numbers>
+#include <span>
+#include <utility>
+
+#include "alibi/kernel/decode/schedule.hpp"
+#include "alibi/kernel/decode/state.hpp"
+#include "alibi/kernel/forward/params.hpp"
+#include "alibi/kernel/pruning/bound.hpp"
+#include "alibi/kernel/simd/vec.hpp"
+#include "alibi/kernel/tile/cached.hpp"
+#include "alibi/kernel/tile/load.hpp"
+#include "alibi/kernel/tile/microkernel.hpp"
+#include "alibi/kernel/tile/rows.hpp"
+#include "alibi/kernel/tile/softmax.hpp"
+#include "alibi/mask.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+inline constexpr int kTogether = 8;  // rows of a register tile acc[M][span(M)]
+/// Vectors of a register tile of so many rows.
+constexpr int span(Index rows) { return (kManyRegisters ? 4 : 2) / (rows > kTogether / 2 ? 2 : 1); }
+
+template <class F>
+class DecodeTask {
+ public:
+  using S = typename F::Stored;
+  using T = typename F::T;
+
+  /// Row r of the task has states[r] and `outputs` + r padded value_dim; `scratch` has bytes().
+  DecodeTask(const Params<F>& params, const DecodeItem& item, RowState<T>* states, T* outputs, std::byte* scratch);
+
+  /// A multiple of 64: slots lie one after another.
+  static std::size_t bytes(Index rows, Index head_dim) {
+    const std::size_t all = (sizeof(Row) + sizeof(void*)) * std::size_t(rows) +
+                            sizeof(T) * std::size_t(rows * head_dim + kTogether * kTile);
+    return (all + 63) / 64 * 64;
+  }
+
+  void run() {
+    find_near_masses();
+    for (Index number = last_; number >= first_; number--) {
+      ahead_ = number > first_ ? number - 1 : -1;
+      visit(number, [&](Row& row) { return row.state->pruned_until < 0 && !try_prune(row, number); });
+      if (std::all_of(rows_, rows_ + count_, [](const Row& row) { return row.state->pruned_until >= 0; })) break;
+    }
+    ahead_ = -1;
+    const KeyTileBounds<T>& key_bounds = source_.key_bounds;
+    for (Index i = key_bounds.outlier_count; i-- > 0;) {
+      const Index number = key_bounds.outliers[i];
+      if (number < first_ || number > last_) continue;
+      visit(number, [&](Row& row) { return number <= row.state->pruned_until && !try_prune_outlier(row, number); });
+    }
+  }
+
+ private:
+  /// What is fixed of a row.
+  struct Row {
+    const T* q;  // [head_dim], scaled by τ log2 e
+    T* o;        // [padded value_dim]
+    RowState<T>* state;
+    T slope;         // m log2 e
+    Index position;  // the key nearest to the query
+    Index nearest;   // what the bias is measured from, as in bias.hpp
+    KeyRange seen;
+    bool prunes;
+    double log_slope, center_score, norm;  // of the bound, in base 2
+    double tail_of_tile;
+    double near_mass;  // log2 of the mass of a tile in another split
+  };
+  /// A row against a tile: key j of it has the bias -slope (|at - j| - nearest) + offset. The first part is at most 0
+  /// for every key that the row sees, so that no slope is too large.
+  struct Frame {
+    T at, nearest, offset, factor;
+    bool masked;
+  };
+
+  void find_near_masses();
+  template <class Needs>
+  void visit(Index number, const Needs& needs);
+  template <int M>
+  void attend(Row* const* rows, Index number);
+  template <int M>
+  void score(Row* const* rows, const Frame* frame, const S* keys);
+  void add_to_softmax(const Row& row, Index number, Frame& frame, T* s);
+  template <int M>
+  void accumulate(Row* const* rows, const Frame* frame, const S* values);
+  Frame frame_of(const Row& row, Index number) const;
+  bool try_prune(Row& row, Index number);
+  bool try_prune_outlier(Row& row, Index number);
+  double bound(const Row& row, Index last_key, double radius) const;
+  const S* tile(Index number) const { return source_.tile(number); }
+  void prefetch_some();
+  Index tile_size() const { return source_.value_offset + kTile * value_dim_; }
+
+  static constexpr Index kLine = Index(64 / sizeof(S));
+  static constexpr Index kSlice = 4;  // dims, or keys, between two looks ahead
+
+  Cached<S, T> source_;
+  Index head_dim_, value_dim_;
+  Index first_, last_;                                     // tiles
+  double log2_side_ = kNothing, log2_outlier_ = kNothing;  // shares of the pruning budget
+  Index ahead_ = -1;                                       // the tile to be brought near meanwhile
+  Index next_line_ = 0, step_ = 0;                         // of it, in elements
+  Index count_;                                            // rows
+  Row* rows_;
+  Row** active_;  // those that need the tile in use
+  T* scores_;     // [kTogether][kTile], then probabilities
+};
+
+template <class F>
+DecodeTask<F>::DecodeTask(const Params<F>& params, const DecodeItem& item, RowState<T>* states, T* outputs,
+                          std::byte* scratch)
+    : head_dim_(params.head_dim), value_dim_(params.value_dim) {
+  const SequenceParams<F>& sequence = params.sequences[std::size_t(item.sequence)];
+  const ResolvedMask mask = sequence.mask_of(item.kv_head);
+  source_ = sequence.cached[item.kv_head];
+  const KeyTileBounds<T>& key_bounds = source_.key_bounds;
+  const DecodePlan plan = DecodePlan::of(sequence);
+  const Index newest = ceil_div(source_.length, kTile) - 1;
+  last_ = newest - item.split * plan.tiles;
+  first_ = std::max(last_ - plan.tiles + 1, source_.first_tile);
+
+  const Index queries = sequence.q.tokens;
+  count_ = params.group() * queries;
+  const auto take = [&scratch]<class X>(X*& to, Index size) {
+    // NOLINTNEXTLINE(bugprone-sizeof-expression): X may be a pointer
+    to = reinterpret_cast<X*>(std::exchange(scratch, scratch + std::size_t(size) * sizeof(X)));
+  };
+  T* q;
+  take(scores_, kTogether * kTile);
+  take(rows_, count_);
+  take(active_, count_);
+  take(q, count_ * head_dim_);
+  const PruningBudget tolerances = sequence.budget(item.kv_head * params.group());
+  log2_side_ = tolerances.log2_side();
+  log2_outlier_ = tolerances.log2_outlier(key_bounds.outlier_count);
+  const T scale = T(params.scale * std::numbers::log2e);
+  for (Index r = 0; r < count_; r++, q += head_dim_) {
+    const Index head = item.kv_head * params.group() + r / queries, query = r % queries;
+    const auto* from = sequence.q.data + head * sequence.q.head_stride + query * sequence.q.token_stride;
+    double dot = 0;
+    T square = 0;
+    for (Index d = 0; d < head_dim_; d++) {
+      q[d] = T(from[d]) * scale;
+      dot += double(q[d]) * double(key_bounds.center[d]);
+      square += q[d] * q[d];
+    }
+    const double slope = sequence.slope(head);
+    const T norm = norm_above(square, head_dim_);
+    KeyRange seen = mask.visible(query);
+    if (seen.begin >= seen.end) seen = {0, 0};  // in no tile
+    T* const o = outputs + r * round_up<T>(value_dim_);
+    std::fill_n(o, round_up<T>(value_dim_), T(0));
+    rows_[r] = {
+        .q = q,
+        .o = o,
+        .state = states + r,
+        .slope = base2<T>(slope),
+        .position = mask.nearest_key(query),
+        .nearest = slope >= 0 ? 0 : mask.farthest(query),
+        .seen = seen,
+        .prunes = sequence.budget(head).enabled,
+        .log_slope = slope * std::numbers::log2e,
+        .center_score = dot + double(margin(norm, head_dim_, key_bounds.center_norm + key_bounds.largest, mask.keys)),
+        .norm = double(norm),
+        .tail_of_tile = slope > 0 ? log_geometric_series<double>(slope * std::numbers::log2e, kTile) : 0,
+        .near_mass = kNothing};
+    states[r] = RowState<T>();
+  }
+}
+
+/// For rows whose nearest tile lies in another split: how much of the denominator is there.
+template <class F>
+void DecodeTask<F>::find_near_masses() {
+  for (Row& row : std::span(rows_, std::size_t(count_))) {
+    const Index number = row.position / kTile;
+    if (!row.prunes || number <= last_ || row.seen.begin >= row.seen.end) continue;
+    Row* const alone = &row;
+    Frame frame = frame_of(row, number);
+    score<1>(&alone, &frame, tile(number));
+    add_to_softmax(row, number, frame, scores_);
+    row.near_mass = row.state->log_mass();
+    *row.state = RowState<T>();
+  }
+}
+
+/// The tile against those rows that see some of it and need it, several at a time.
+template <class F>
+template <class Needs>
+void DecodeTask<F>::visit(Index number, const Needs& needs) {
+  Index active = 0;
+  const Index first = number * kTile;
+  for (Row& row : std::span(rows_, std::size_t(count_)))
+    if (row.seen.begin < first + kTile && first < row.seen.end && needs(row)) active_[active++] = &row;
+  const Index width = span(std::min<Index>(active, kTogether)) * kLanes<T>;
+  const Index passes =
+      ceil_div(kTile, width) * ceil_div(head_dim_, kSlice) + ceil_div(value_dim_, width) * ceil_div(kTile, kSlice);
+  next_line_ = 0;
+  step_ =
+      ceil_div(ceil_div(tile_size(), kLine), passes * std::max<Index>(ceil_div(active, kTogether), 1) + 2 * active) *
+      kLine;
+  for (Index r = 0; r < active; r += kTogether)
+    with_vectors<kTogether>(int(std::min<Index>(kTogether, active - r)),
+                            [&](auto rows) { attend<rows>(active_ + r, number); });
+}
+
+template <class F>
+typename DecodeTask<F>::Frame DecodeTask<F>::frame_of(const Row& row, Index number) const {
+  const Index first = number * kTile, at = std::clamp<Index>(row.position - first, 0, kTile - 1);
+  const Index begin = std::max<Index>(row.seen.begin - first, 0), end = std::min<Index>(row.seen.end - first, kTile);
+  const Index nearest = row.slope >= 0 ? 0 : std::max(at - begin, end - 1 - at);
+  const Index beyond = std::abs(row.position - first - at) + nearest - row.nearest;
+  return {T(at), T(nearest), -row.slope * T(beyond), T(1), row.seen.begin > first || row.seen.end < first + kTile};
+}
+
+/// The paper's three lines, for M rows.
+template <class F>
+template <int M>
+void DecodeTask<F>::attend(Row* const* rows, Index number) {
+  Frame frame[std::size_t(M)];
+  for (int a = 0; a < M; a++) frame[a] = frame_of(*rows[a], number);
+  score<M>(rows, frame, tile(number));                                                          // S = τ Q K' + bias
+  for (int a = 0; a < M; a++) add_to_softmax(*rows[a], number, frame[a], scores_ + a * kTile);  // P = 2^(S - μ)
+  accumulate<M>(rows, frame, tile(number) + source_.value_offset);                              // O = α O + P V
+}
+
+template <class F>
+template <int M>
+void DecodeTask<F>::score(Row* const* rows, const Frame* frame, const S* keys) {
+  constexpr int W = kLanes<T>, kSpan = span(M), kPass = kSpan * W;
+  alignas(64) static constexpr auto kKeys = [] {
+    std::array<T, std::size_t(kTile)> j{};
+    for (std::size_t i = 0; i < j.size(); i++) j[i] = T(i);
+    return j;
+  }();
+  for (Index j = 0; j < kTile; j += kPass) {
+    Vec<T> acc[std::size_t(M)][std::size_t(kSpan)];
+    const T* q[std::size_t(M)];
+    for (int a = 0; a < M; a++) {
+      q[a] = rows[a]->q;
+      for (int r = 0; r < kSpan; r++) {
+        const Vec<T> distance = abs(sub(broadcast<T>(frame[a].at), load<T>(&kKeys[std::size_t(j + r * W)])));
+        acc[a][r] = mul(broadcast<T>(-rows[a]->slope), sub(distance, broadcast<T>(frame[a].nearest)));
+      }
+    }
+    for (Index d = 0; d < head_dim_; d += kSlice) {
+      prefetch_some();
+      const Index length = std::min(kSlice, head_dim_ - d);
+      multiply_add<0, kSpan>(q, 1, keys + d * kTile + j, kTile, length, acc);
+      for (int a = 0; a < M; a++) q[a] += length;
+    }
+    for (int a = 0; a < M; a++)
+      for (int r = 0; r < kSpan; r++) store<T>(scores_ + a * kTile + j + r * W, acc[a][r]);
+  }
+}
+
+/// A row's scores s [kTile] become probabilities, and its state takes them in; frame.factor is what its output so far
+/// is to be multiplied with.
+template <class F>
+void DecodeTask<F>::add_to_softmax(const Row& row, Index number, Frame& frame, T* s) {
+  constexpr int W = kLanes<T>;
+  RowState<T>& state = *row.state;
+  if (frame.masked) {
+    const Index first = number * kTile;
+    for (Index j = 0; j < kTile; j++)
+      if (first + j < row.seen.begin || row.seen.end <= first + j) s[j] = -std::numeric_limits<T>::infinity();
+  }
+  prefetch_some();
+  Vec<T> most = load<T>(s);
+  for (Index j = W; j < kTile; j += W) most = max(most, load<T>(s + j));
+  const T highest = reduce_max(most), largest = highest + frame.offset;
+  if (largest > state.reference + kSlack<T>) {
+    T factor[std::size_t(W)];
+    store<T>(factor, exp2<T>(broadcast<T>(state.reference - largest)));
+    frame.factor = factor[0];
+    state.sum *= frame.factor;
+    state.reference = largest;
+  }
+  prefetch_some();
+  const Vec<T> shift =
+      broadcast<T>(std::max(state.reference - frame.offset, highest - kSlack<T>));  // as in softmax.hpp
+  Vec<T> sum = broadcast<T>(T(0));
+  for (Index j = 0; j < kTile; j += W) {
+    const Vec<T> x = sub(load<T>(s + j), shift);
+    const Vec<T> p = frame.masked ? probability<true, T>(x) : probability<false, T>(x);
+    sum = add(sum, p);
+    store<T>(s + j, p);
+  }
+  state.sum += reduce_add(sum);
+  state.computed++;
+}
+
+template <class F>
+template <int M>
+void DecodeTask<F>::accumulate(Row* const* rows, const Frame* frame, const S* values) {
+  constexpr int W = kLanes<T>, kSpan = span(M);
+  for (Index d = 0; d < value_dim_; d += kSpan * W) {
+    const int vectors = int(std::min<Index>(kSpan, ceil_div(value_dim_ - d, W)));
+    with_vectors<kSpan>(vectors, [&](auto n) {
+      Vec<T> acc[std::size_t(M)][std::size_t(n)];
+      const T* p[std::size_t(M)];
+      for (int a = 0; a < M; a++) {
+        p[a] = scores_ + a * kTile;
+        for (int r = 0; r < n; r++) acc[a][r] = broadcast<T>(T(0));
+      }
+      for (Index j = 0; j < kTile; j += kSlice) {
+        prefetch_some();
+        multiply_add<0, n>(p, 1, values + j * value_dim_ + d, value_dim_, kSlice, acc);
+        for (int a = 0; a < M; a++) p[a] += kSlice;
+      }
+      for (int a = 0; a < M; a++)
+        for (int r = 0; r < n; r++) {
+          T* const at = rows[a]->o + d + r * W;
+          store<T>(at, fma(load<T>(at), broadcast<T>(frame[a].factor), acc[a][r]));
+        }
+    });
+  }
+}
+
+/// Asks for some lines of the next tile.
+template <class F>
+EIGEN_ALWAYS_INLINE void DecodeTask<F>::prefetch_some() {
+  if (ahead_ < 0) return;
+  const S* const at = tile(ahead_);
+  for (const Index stop = std::min(next_line_ + step_, tile_size()); next_line_ < stop; next_line_ += kLine)
+    prefetch_once(at + next_line_);
+}
+
+/// log2 of (2) of pruning.hpp without its series, for keys up to `last_key`.
+template <class F>
+double DecodeTask<F>::bound(const Row& row, Index last_key, double radius) const {
+  return row.center_score + row.norm * radius - row.log_slope * double(row.position - last_key);
+}
+
+/// Whether a row can do without the tile and all before it; if so, it drops them.
+template <class F>
+bool DecodeTask<F>::try_prune(Row& row, Index number) {
+  const Index last_key = std::min((number + 1) * kTile, source_.length) - 1;
+  if (!row.prunes || last_key > row.position) return false;
+  RowState<T>& state = *row.state;
+  const double least = bound(row, last_key, double(source_.key_bounds.prefix_max[number - source_.key_bounds.first]));
+  // Far from it, which is nearly always, no logarithm is needed: a sum is below keys times 2^kSlack.
+  constexpr double kMaxKeys = 40;
+  if (!(least <= log2_side_ + std::max(row.near_mass, double(state.reference) + kMaxKeys + double(kSlack<T>)) + 1))
+    return false;
+  const double pruned_mass = least + double(log_geometric_series<double>(row.log_slope, last_key + 1 - row.seen.begin));
+  if (!(pruned_mass <= log2_side_ + log_add(row.near_mass, state.log_mass()))) return false;
+  state.pruned_mass = pruned_mass;
+  state.pruned_until = number;
+  return true;
+}
+
+/// Whether a row that has dropped a tile which stands apart can do without it.
+template <class F>
+bool DecodeTask<F>::try_prune_outlier(Row& row, Index number) {
+  const Index last_key = std::min((number + 1) * kTile, source_.length) - 1;
+  const KeyTileBounds<T>& key_bounds = source_.key_bounds;
+  RowState<T>& state = *row.state;
+  const double pruned_mass =
+      bound(row, last_key, double(key_bounds.radius[number - key_bounds.first])) + row.tail_of_tile;
+  if (!(pruned_mass <= log2_outlier_ + log_add(row.near_mass, state.log_mass()))) return false;
+  state.pruned_outliers = log_add(state.pruned_outliers, pruned_mass);
+  return true;
+}
+
+}  // namespace alibi::inline ALIBI_ISA::kernel

@@ -1,0 +1,105 @@
+// How the forward is cut into tasks: by the shapes of each sequence alone, so that no result depends on what else is in
+// the call. The order of the tasks, by estimated cost, changes no bit.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <numbers>
+#include <span>
+#include <tuple>
+
+#include "alibi/kernel/forward/params.hpp"
+#include "alibi/kernel/simd/vec.hpp"
+#include "alibi/kernel/tile/load.hpp"
+#include "alibi/kernel/tile/rows.hpp"
+#include "alibi/kernel/tile/scores.hpp"
+#include "alibi/mask.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+inline constexpr int kMaxBlocks = 16;                      // that share a pass over the keys
+inline constexpr std::size_t kScratchBytes = 1024 * 1024;  // of a task, at most, as long as one block fits
+
+/// Bytes of a task of the forward, by the head dims alone.
+template <class F>
+struct ForwardScratch {
+  using T = typename F::T;
+  using U = typename F::Unit;
+  int blocks;  // that fit, at most kMaxBlocks
+  std::size_t bytes;
+
+  ForwardScratch(Index head_dim, Index value_dim) {
+    const std::size_t block =
+        (std::size_t(units<U>(head_dim)) * sizeof(U) + std::size_t(value_dim) * sizeof(T)) * kBlock<T>;
+    const std::size_t shared = std::size_t(kScoreRows * kBlock<T>) * sizeof(T) +
+                               std::size_t(tile_units<F>(head_dim, value_dim) + units<U>(head_dim)) * sizeof(U);
+    const std::size_t left = std::max(kScratchBytes, shared) - shared;
+    blocks = int(std::clamp<std::size_t>(left / block, 1, kMaxBlocks));
+    bytes = (std::size_t(blocks) * block + shared + 63) / 64 * 64;  // slots share no cache line
+  }
+};
+
+/// How the queries of each head of a sequence are cut into tasks.
+struct ForwardPlan {
+  int blocks;    // of kBlock queries, in a task
+  Index chunks;  // tasks of a head
+
+  template <class F>
+  static ForwardPlan of(const SequenceParams<F>& sequence, const ForwardScratch<F>& scratch) {
+    const Index all = ceil_div(sequence.q.tokens, kBlock<typename F::T>);
+    int blocks = scratch.blocks;
+    while (blocks > 8 && sequence.q.heads * ceil_div(all, blocks) < 16) blocks /= 2;  // enough tasks for many threads
+    return {blocks, ceil_div(all, blocks)};
+  }
+};
+
+/// One task: a run of blocks of one head.
+struct ForwardItem {
+  float cost;  // keys that its queries see, by estimate
+  std::int32_t sequence, head, blocks;
+  Index chunk;
+};
+
+/// How far a head sees, in keys, by estimate: 10 bits for the content is what normal queries and keys come to.
+template <class F>
+double estimated_reach(const SequenceParams<F>& sequence, Index head) {
+  const PruningBudget budget = sequence.budget(head);
+  if (!budget.enabled) return double(sequence.mask.keys);
+  return std::min(double(sequence.mask.keys),
+                  (10 - std::log2(budget.tolerance)) / (sequence.slope(head) * std::numbers::log2e));
+}
+
+/// Estimated pairs of query and key for rows [begin, end) of a head.
+template <class F>
+float estimated_cost(const SequenceParams<F>& sequence, Index head, Index begin, Index end) {
+  const Index middle = (begin + end) / 2, at = sequence.mask.nearest_key(middle);
+  const KeyRange seen = sequence.mask.visible(middle);
+  const double reach = estimated_reach(sequence, head);
+  const double keys = std::clamp(double(at - seen.begin), 0., reach) + std::clamp(double(seen.end - at), 0., reach);
+  return float(double(end - begin) * (keys + double(end - begin)));
+}
+
+/// The tasks of a call, the most expensive first.
+template <class F>
+void list_items(const Params<F>& params, const ForwardScratch<F>& scratch, std::span<ForwardItem> items) {
+  auto item = items.begin();
+  for (std::size_t s = 0; s < params.sequences.size(); s++) {
+    const SequenceParams<F>& sequence = params.sequences[s];
+    const ForwardPlan plan = ForwardPlan::of(sequence, scratch);
+    const Index rows = plan.blocks * kBlock<typename F::T>;
+    for (Index head = 0; head < params.heads; head++)
+      for (Index chunk = 0; chunk < plan.chunks; chunk++) {
+        const Index end = std::min((chunk + 1) * rows, sequence.q.tokens);
+        const float cost = estimated_cost(sequence, head, chunk * rows, end);
+        *item++ = {cost, std::int32_t(s), std::int32_t(head), plan.blocks, chunk};
+      }
+  }
+  // Of equal tasks the later one first, for no reason but that the order be one.
+  std::sort(items.begin(), items.end(), [](const ForwardItem& a, const ForwardItem& b) {
+    return std::tuple(a.cost, a.sequence, a.head, a.chunk) > std::tuple(b.cost, b.sequence, b.head, b.chunk);
+  });
+}
+
+}  // namespace alibi::inline ALIBI_ISA::kernel

@@ -1,0 +1,374 @@
+// The fused forward: one pass over the keys, no score ever leaves the first-level cache.
+//
+// A task is a run of consecutive queries of one head, as many blocks of kBlock queries as share each tile of keys and
+// values once it is near. Tiles come from the diagonal outward, so that the large scores are found first and rescaling
+// is rare. Per tile and block the paper's three lines:
+//
+//   S = τ Q K' + bias          score.hpp, bias.hpp
+//   P = 2^(S - reference)      softmax.hpp
+//   O = α O + P V              value.hpp
+//
+// until what is left cannot matter (pruning.hpp): a block drops the rest of a side at once, and then judges the tiles
+// that stand apart one by one.
+//
+// Scratch depends on the head dims alone, never on the number of tokens. Nothing is allocated and nothing checked here.
+//
+// A tile holds keys that only some queries of a block see. Hidden ones have weight 0, exactly; but 0 times a value that
+// is infinite or NaN is NaN, so such a value reaches every query of a block of which one sees its key, or in pairs the
+// key beside it.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <numbers>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+#include "alibi/kernel/forward/params.hpp"
+#include "alibi/kernel/forward/schedule.hpp"
+#include "alibi/kernel/pruning/bound.hpp"
+#include "alibi/kernel/simd/vec.hpp"
+#include "alibi/kernel/tile/bias.hpp"
+#include "alibi/kernel/tile/block.hpp"
+#include "alibi/kernel/tile/load.hpp"
+#include "alibi/kernel/tile/microkernel.hpp"
+#include "alibi/kernel/tile/rows.hpp"
+#include "alibi/kernel/tile/scores.hpp"
+#include "alibi/kernel/tile/softmax.hpp"
+#include "alibi/kernel/tile/values.hpp"
+#include "alibi/mask.hpp"
+#include "alibi/pruning.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+inline constexpr Index kNone = std::numeric_limits<Index>::max();
+
+/// A block and its state: what it has seen so far.
+template <class F>
+struct ForwardBlock : Block<typename F::T> {
+  using T = typename F::T;
+  bool started = false;  // whether o holds anything
+  SoftmaxState<T> state[kVectors];
+  typename F::Unit* q = nullptr;  // [units of head_dim][kBlock]
+  T* o = nullptr;                 // [value_dim][kBlock]
+
+  // What pruning left out: the tiles up to `left` and from `right` on, and the mass that they have at most.
+  Index left = -1, right = kNone;
+  Vec<T> pruned_mass[kVectors];
+  QueryBounds<T> query_bounds;
+
+  bool is_pruned(Index number) const { return number <= left || number >= right; }
+};
+
+template <class F>
+class ForwardTask {
+ public:
+  using T = typename F::T;
+  using U = typename F::Unit;
+
+  ForwardTask(const Params<F>& params, const ForwardItem& item, std::byte* scratch);
+
+  void run() {
+    for (auto& block : blocks()) load_queries(block);
+    Sweep sweep = tiles();
+    for (Index number = middle_ = sweep.next(), next; number >= 0; number = next) {
+      next = sweep.next();
+      begin_tile(number, next);
+      for (auto& block : blocks()) {
+        const TileKeys keys = block.keys_of(mask_, number * kTile);
+        if (keys.begin < keys.end && !skips(block, keys, number)) visit(block, keys);
+      }
+      if (newly_pruned_) stop(sweep);
+    }
+    if (any_pruned_) visit_outliers();
+    for (const auto& block : blocks()) finalize(block);
+    if (stats_) record_stats();
+  }
+
+ private:
+  std::span<ForwardBlock<F>> blocks() { return {blocks_, std::size_t(count_)}; }
+  void load_queries(ForwardBlock<F>& block);
+  Sweep tiles() const;
+  void begin_tile(Index number, Index next);
+  bool skips(ForwardBlock<F>& block, const TileKeys& keys, Index number);
+  void stop(Sweep& sweep);
+  void visit_outliers();
+  void visit(ForwardBlock<F>& block, const TileKeys& keys);
+  template <class Bias, class Visible>
+  void attend(ForwardBlock<F>& block, const TileKeys& keys, const Bias& bias, const Visible& visible);
+  void finalize(const ForwardBlock<F>& block) const;
+  T lse_of(const ForwardBlock<F>& block, Index row) const;
+  void record_stats();
+
+  const ResolvedMask mask_;
+  Index head_dim_, value_dim_;
+  Rows<const typename F::Query> q_;
+  Source<F> source_;
+  Rows<typename F::Query> output_;
+  T* lse_;  // of the head, or null
+  bool shifted_lse_;
+  double slope_;      // m, per position
+  double log_slope_;  // m log2 e
+  T scale_;           // τ log2 e
+  typename F::Bias bias_;
+  T* probabilities_;  // [kScoreRows][kBlock]: scores first
+  int count_ = 0;
+
+  Index middle_ = -1;  // the tile that the sweep starts from
+
+  // The tile in use, and what is asked for meanwhile.
+  Index number_ = -1;
+  bool loaded_ = false;
+  U* buffer_;  // of bring()
+  Tile<U> tile_{};
+  Prefetch ahead_{};
+
+  // PruningStats; radii_ is null where there is none.
+  const KeyTileBounds<T>* key_bounds_;
+  PruningBudget budget_;
+  U* center_;                      // [units of head_dim]
+  const T* tail_bounds_;           // compute_tail_bounds(): [2][tiles], or null
+  RemainingKeys<T> remaining_[2];  // the keys from tile `remaining_of_` outward, to the right and to the left
+  Index remaining_of_[2] = {-1, -1};
+  bool any_pruned_ = false, newly_pruned_ = false;  // at all; since stop() looked
+
+  PruningStats* stats_;  // of the head, or null
+  Index computed_ = 0;
+  ForwardBlock<F> blocks_[kMaxBlocks];
+};
+
+/// A tile against a block: the paper's three lines.
+template <class F>
+template <class Bias, class Visible>
+void ForwardTask<F>::attend(ForwardBlock<F>& block, const TileKeys& keys, const Bias& bias, const Visible& visible) {
+  constexpr bool kMasked = !std::is_same_v<Visible, NoMask>;
+  T* s = probabilities_;
+  const U* p = reinterpret_cast<const U*>(s);
+  Vec<T> largest[kVectors], factor[kVectors];
+  for (auto& x : largest) x = broadcast<T>(-std::numeric_limits<T>::infinity());
+  score<F>(tile_.k, tile_.key_stride, units<U>(head_dim_), block.q, scale_, keys, bias, ahead_,  // S = τ Q K' + bias
+           StoreScores<T, Visible>{visible, keys.end - 1, s, largest});
+
+  bool outgrown = false;
+  for (int r = 0; r < keys.vectors; r++) outgrown |= block.state[r].outgrown(add(largest[r], bias.offset[r]));
+  if (outgrown)
+    for (int r = 0; r < keys.vectors; r++) {
+      factor[r] = block.state[r].raise(add(largest[r], bias.offset[r]));
+      block.pruned_mass[r] = mul(block.pruned_mass[r], factor[r]);
+    }
+  const Accumulate mode = !block.started ? Accumulate::overwrite : outgrown ? Accumulate::rescale : Accumulate::add;
+
+  with_vectors(keys.vectors, [&](auto n) {
+    exponentiate<U, n, kMasked>(s, keys.begin, keys.ends, bias.offset, largest, block.state);  // P = 2^(S - μ)
+    accumulate<n>(tile_.v, tile_.value_stride, value_dim_, p, keys, mode, factor, block.o);    // O = α O + P V
+  });
+  block.started = true;
+}
+
+/// Chooses how the sums of a tile start: to one side of all queries, or across a boundary.
+template <class F>
+void ForwardTask<F>::visit(ForwardBlock<F>& block, const TileKeys& keys) {
+  if (!loaded_) {
+    const Index first = number_ * kTile;
+    tile_ = load_tile<F>(source_, number_, std::min<Index>(kTile, mask_.keys - first), head_dim_, value_dim_, buffer_);
+    loaded_ = true;
+  }
+  computed_++;
+  const TileKeys all = whole(keys, kDepth<U>);
+  Side side = block.side_of(keys);
+  if (all.begin != keys.begin || !std::equal(keys.ends, keys.ends + keys.vectors, all.ends)) side = Side::edge;
+  with_start(bias_, block, mask_, keys, side,
+             [&](const auto& bias, const auto& visible) { attend(block, all, bias, visible); });
+}
+
+/// Whether a block has dropped the tile, or drops it now and with it all that lies farther out on its side.
+template <class F>
+bool ForwardTask<F>::skips(ForwardBlock<F>& block, const TileKeys& keys, Index number) {
+  if (!key_bounds_) return false;
+  if (block.is_pruned(number)) return true;
+  const Side side = block.place_of(keys);
+  if (side == Side::edge || (side == Side::right && !key_bounds_->suffix_max))
+    return false;  // none behind: nobody looks ahead
+
+  const bool left = side == Side::left;
+  if (left ? number > middle_ : number < middle_) return false;  // what lies farther out has been visited
+  RemainingKeys<T>& remaining = remaining_[left];
+  if (std::exchange(remaining_of_[left], number) != number)
+    remaining =
+        left ? remaining_until<T>(*key_bounds_, tail_bounds_, log_slope_, number, {blocks_[0].some.begin, mask_.keys})
+             : remaining_from<T>(*key_bounds_, tail_bounds_, log_slope_, number, blocks_[count_ - 1].some.end);
+  // Half is kept for the other side while it is open.
+  const bool both = mask_.right > 0 && !(left ? block.right < kNone : block.left >= 0);
+  const T share = budget_.side<T>(both);
+  if (!try_prune(block.positions, block.query_bounds, block.state, T(log_slope_), remaining, left, share,
+                 block.pruned_mass))
+    return false;
+  (left ? block.left : block.right) = number;
+  any_pruned_ = newly_pruned_ = true;
+  return true;
+}
+
+/// Ends a side of the sweep that every block has dropped.
+template <class F>
+void ForwardTask<F>::stop(Sweep& sweep) {
+  newly_pruned_ = false;
+  const auto all = [this](auto is_done) { return std::all_of(blocks_, blocks_ + count_, is_done); };
+  if (all([](const auto& block) { return block.left >= 0; })) sweep.stop(Side::left);
+  if (all([](const auto& block) { return block.right < kNone; })) sweep.stop(Side::right);
+}
+
+/// The tiles that stand apart, of those that were dropped: each may matter by itself.
+template <class F>
+void ForwardTask<F>::visit_outliers() {
+  for (Index i = key_bounds_->outlier_count; i-- > 0;) {
+    const Index number = key_bounds_->outliers[i], first = number * kTile;
+    begin_tile(number, -1);
+    for (auto& block : blocks()) {
+      const TileKeys keys = block.keys_of(mask_, first);
+      if (keys.begin >= keys.end || !block.is_pruned(number)) continue;
+      const bool left = block.place_of(keys) == Side::left;
+      const RemainingKeys<T> remaining = remaining_tile<T>(*key_bounds_, log_slope_, number, mask_.keys, left);
+      if (!try_prune(block.positions, block.query_bounds, block.state, T(log_slope_), remaining, left,
+                     T(budget_.tolerance), block.pruned_mass))
+        visit(block, keys);
+    }
+  }
+}
+
+template <class F>
+ForwardTask<F>::ForwardTask(const Params<F>& params, const ForwardItem& item, std::byte* scratch)
+    : mask_(params.sequences[std::size_t(item.sequence)].mask_of(item.head / params.group())),
+      head_dim_(params.head_dim),
+      value_dim_(params.value_dim),
+      bias_(params.sequences[std::size_t(item.sequence)].bias(item.head)) {
+  const SequenceParams<F>& sequence = params.sequences[std::size_t(item.sequence)];
+  const Index h = item.head, kv = h / params.group();
+  q_ = rows_of(sequence.q, h);
+  output_ = rows_of(sequence.output, h);
+  if constexpr (F::kCached)
+    source_ = sequence.cached[kv];
+  else
+    source_ = {rows_of(sequence.k, kv), rows_of(sequence.v, kv)};
+  lse_ = sequence.lse ? sequence.lse + h * sequence.lse_stride : nullptr;
+  shifted_lse_ = sequence.shifted_lse;
+  slope_ = sequence.slope(h);
+  log_slope_ = slope_ * std::numbers::log2e;
+  scale_ = T(params.scale * std::numbers::log2e);
+  stats_ = params.pruning_stats ? params.pruning_stats + item.sequence * params.heads + h : nullptr;
+  budget_ = sequence.budget(h);
+  key_bounds_ = pruning_key_bounds(sequence, h);
+  tail_bounds_ = pruning_tail_bounds(sequence, h, key_bounds_);
+
+  const auto take = [&scratch]<class X>(X*& to, Index size) {
+    to = reinterpret_cast<X*>(std::exchange(scratch, scratch + std::size_t(size) * sizeof(X)));
+  };
+  take(probabilities_, kScoreRows * kBlock<T>);
+  take(buffer_, tile_units<F>(head_dim_, value_dim_));
+  for (Index i = item.chunk * item.blocks * kBlock<T>; count_ < item.blocks && i < sequence.q.tokens; i += kBlock<T>) {
+    ForwardBlock<F>& block = blocks_[count_++];
+    static_cast<Block<T>&>(block) = Block<T>(mask_, i, std::min<Index>(kBlock<T>, sequence.q.tokens - i), slope_);
+    take(block.q, units<U>(head_dim_) * kBlock<T>);
+    take(block.o, value_dim_ * kBlock<T>);
+  }
+  take(center_, units<U>(head_dim_));
+  if (key_bounds_) {
+    if constexpr (F::kPairs) {
+      std::fill_n(center_, units<U>(head_dim_), U{});
+      for (Index d = 0; d < head_dim_; d++)
+        (d % 2 ? center_[d / 2].high : center_[d / 2].low) = Bfloat16(key_bounds_->center[d]);
+    } else {
+      std::copy_n(key_bounds_->center, head_dim_, center_);
+    }
+  }
+}
+
+template <class F>
+Sweep ForwardTask<F>::tiles() const {
+  const Block<T>&first = blocks_[0], &last = blocks_[count_ - 1];
+  const Index begin = first.some.begin, end = last.some.end;
+  if (begin >= end) return {0, -1, -1};
+  const Index center = mask_.right == 0 ? end - 1 : std::clamp((first.lowest + last.highest) / 2, begin, end - 1);
+  return {begin / kTile, center / kTile, (end - 1) / kTile};
+}
+
+/// A tile's turn. While it is used, the next one is brought near, or behind the last tile the rows of the output.
+template <class F>
+void ForwardTask<F>::begin_tile(Index number, Index next) {
+  number_ = number;
+  loaded_ = false;
+  const Index calls = count_ * kTile / kRows;
+  if (next >= 0) {
+    ahead_ = prefetch_tile<F>(source_, next, mask_.keys, head_dim_, value_dim_, calls);
+  } else {
+    const Block<T>& last = blocks_[count_ - 1];
+    const Index start = blocks_[0].first, count = last.first + last.rows - start;
+    ahead_ = Prefetch(output_[start], output_.stride, value_dim_, output_[start], 0, 0, count, calls);
+  }
+}
+
+/// Packs a block's queries.
+template <class F>
+void ForwardTask<F>::load_queries(ForwardBlock<F>& block) {
+  for (int r = 0; r < kVectors; r++) {
+    block.state[r] = SoftmaxState<T>::empty();
+    block.pruned_mass[r] = broadcast<T>(T(0));
+    const Index row = r * kLanes<T>;
+    pack_transposed(q_, block.first + row, block.rows - row, head_dim_, scale_, block.q + row);
+  }
+  if (key_bounds_)
+    measure_queries(block.q, head_dim_, scale_, block.rows, center_, *key_bounds_, mask_.keys, block.query_bounds);
+}
+
+/// Normalises and writes a block's output and lse.
+template <class F>
+void ForwardTask<F>::finalize(const ForwardBlock<F>& block) const {
+  if (!block.started) {
+    for (Index i = 0; i < block.rows; i++) std::fill_n(output_[block.first + i], value_dim_, typename F::Query{});
+  } else {
+    for (int r = 0; r < block.vectors; r++) {
+      const Index row = r * kLanes<T>;
+      unpack_transposed(block.o + row, block.state[r].normalizer(), value_dim_, output_, block.first + row,
+                        block.rows - row);
+    }
+  }
+  if (lse_)
+    for (Index i = 0; i < block.rows; i++) lse_[block.first + i] = lse_of(block, i);
+}
+
+/// In double, and from the reference's frame back to full logits: the bias was measured from the key where it is
+/// largest.
+template <class F>
+typename F::T ForwardTask<F>::lse_of(const ForwardBlock<F>& block, Index row) const {
+  T reference[kLanes<T>], sum[kLanes<T>];
+  const SoftmaxState<T>& state = block.state[row / kLanes<T>];
+  store<T>(reference, state.reference);
+  store<T>(sum, state.sum);
+  const Index lane = row % kLanes<T>, query = block.first + row;
+  if (sum[lane] == 0) return -std::numeric_limits<T>::infinity();
+  const double shift = shifted_lse_ ? 0 : slope_ * double(mask_.common_distance(query, slope_));
+  return T(double(reference[lane]) * std::numbers::ln2 + std::log(double(sum[lane])) - shift);
+}
+
+/// Adds what this task did to the head's account.
+template <class F>
+void ForwardTask<F>::record_stats() {
+  Index visible = 0;
+  double bound = 0;
+  for (const auto& block : blocks()) {
+    visible += block.tiles();
+    if (!any_pruned_) continue;
+    for (int r = 0; r < block.vectors; r++) {
+      T pruned_mass[kLanes<T>], sum[kLanes<T>];
+      store<T>(pruned_mass, block.pruned_mass[r]);
+      store<T>(sum, block.state[r].sum);
+      for (Index i = 0; i < std::min<Index>(kLanes<T>, block.rows - r * kLanes<T>); i++)
+        if (pruned_mass[i] > 0) bound = std::max(bound, double(pruned_mass[i]) / double(sum[i]));
+    }
+  }
+  merge_stats(*stats_, budget_, computed_, visible, bound);
+}
+
+}  // namespace alibi::inline ALIBI_ISA::kernel

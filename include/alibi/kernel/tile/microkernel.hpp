@@ -1,0 +1,49 @@
+// The register tile that both matrix products of attention are made of.
+//
+//   acc[a][lane] += Σ_i x[a][i] · y[i][lane]        a < M, lanes of N vectors
+//
+// In the forward, for scores x is M keys and y the packed queries, i runs over head_dim; for values x is M dims of the
+// value rows and y the probabilities, i runs over the keys. x is read where it lies, one scalar broadcast against N
+// vectors: nothing is packed or transposed per tile. In decode it is the other way round: x is M queries, or their
+// probabilities, and y the keys of a cache, or the value rows. Counted per i: M · N multiply-adds against M broadcasts
+// and N loads.
+#pragma once
+
+#include <cstddef>
+#include <type_traits>
+
+#include "alibi/kernel/simd/bf16.hpp"
+#include "alibi/kernel/simd/vec.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+/// x[a] points at the first scalar of its row, the next is `step` further; rows of y are `stride` apart, of which
+/// vectors [R, N) count. X is the type of the sums, or BfloatPair on both sides, which is two products an entry; y is
+/// widened as it is read.
+template <int R, int N, std::size_t M, std::size_t V, class X, class Y, class P>
+EIGEN_ALWAYS_INLINE void multiply_add(const X* const (&x)[M], Index step, const Y* y, Index stride, Index length,
+                                      P (&acc)[M][V]) {
+#pragma GCC unroll 4
+  for (Index i = 0; i < length; i++) {
+    Vec<X> vector[std::size_t(N)];
+#pragma GCC unroll 4
+    for (int r = R; r < N; r++) vector[r] = widen<X>(y + i * stride + r * kLanes<X>);
+#pragma GCC unroll 8
+    for (std::size_t a = 0; a < M; a++) {
+      const Vec<X> scalar = broadcast<X>(x[a][i * step]);
+#pragma GCC unroll 4
+      for (int r = R; r < N; r++) acc[a][r] = fma(scalar, vector[r], acc[a][r]);
+    }
+  }
+}
+
+/// Calls f with n, 1 <= n <= N, as a compile-time constant.
+template <int N = kVectors, class F>
+EIGEN_ALWAYS_INLINE void with_vectors(int n, const F& f) {
+  if constexpr (N > 1) {
+    if (n < N) return with_vectors<N - 1>(n, f);
+  }
+  f(std::integral_constant<int, N>());
+}
+
+}  // namespace alibi::inline ALIBI_ISA::kernel

@@ -1,0 +1,104 @@
+// S = τ Q K' + bias, one tile of keys against one block of queries, transposed: a lane is a query.
+//
+//   S[key][query] = start[key][query] + Σ_d k[key][d] · Q[d][query]
+//
+// Q holds the block's queries as [units of head_dim][kBlock], scaled by τ log2 e; pairs of bfloat16 are not scaled,
+// that would round them once more: there the sum is, τ log2 e · Σ_d, before the start joins.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+
+#include "alibi/kernel/simd/vec.hpp"
+#include "alibi/kernel/tile/block.hpp"
+#include "alibi/kernel/tile/load.hpp"
+#include "alibi/kernel/tile/microkernel.hpp"
+
+namespace alibi::inline ALIBI_ISA::kernel {
+
+/// Rows of a buffer of scores. Keys come kRows at a time from any first one on, so that the last rows may be in excess.
+inline constexpr Index kScoreRows = kTile + kRows;
+
+/// Keys [key, key + kRows) against N vectors of queries from vector `r0` on. Behind the last key that one is repeated.
+template <class F, int N, class T, class Bias>
+EIGEN_ALWAYS_INLINE void score_rows(const typename F::Unit* k, Index key_stride, Index dims, const typename F::Unit* q,
+                                    T scale, const TileKeys& keys, Index key, int r0, const Bias& bias,
+                                    Vec<T> (&acc)[kRows][kVectors]) {
+  const typename F::Unit* row[kRows];
+#pragma GCC unroll 8
+  for (int a = 0; a < kRows; a++) {
+    const Index j = std::min(key + a, keys.end - 1);
+    row[a] = k + j * key_stride;
+#pragma GCC unroll 4
+    for (int r = 0; r < N; r++) acc[a][r] = F::kPairs ? broadcast<T>(T(0)) : bias.start(j, r0 + r);
+  }
+  multiply_add<0, N>(row, F::kDimStep, q + r0 * kLanes<T>, kBlock<T>, dims, acc);
+  if constexpr (F::kPairs) {
+#pragma GCC unroll 8
+    for (int a = 0; a < kRows; a++)
+#pragma GCC unroll 4
+      for (int r = 0; r < N; r++)
+        acc[a][r] = fma(acc[a][r], broadcast<T>(scale), bias.start(std::min(key + a, keys.end - 1), r0 + r));
+  }
+}
+
+/// Scores that the lanes do not see become -inf; `keys` as in score_rows().
+template <int N, class T, class Mask>
+EIGEN_ALWAYS_INLINE void hide(const Mask& mask, Index last, Index key, int r0, Vec<T> (&acc)[kRows][kVectors]) {
+  if constexpr (!std::is_same_v<Mask, NoMask>) {
+    const Vec<T> hidden = broadcast<T>(-std::numeric_limits<T>::infinity());
+#pragma GCC unroll 8
+    for (int a = 0; a < kRows; a++) {
+      const Vec<T> j = broadcast<T>(T(std::min(key + a, last)));
+#pragma GCC unroll 4
+      for (int r = 0; r < N; r++) {
+        acc[a][r] = select_le(j, load<T>(mask.high + (r0 + r) * kLanes<T>), acc[a][r], hidden);
+        acc[a][r] = select_le(load<T>(mask.low + (r0 + r) * kLanes<T>), j, acc[a][r], hidden);
+      }
+    }
+  }
+}
+
+/// Scores of the keys in use, kRows at a time for as many vectors of queries as need them: finish(n, key, r0, acc) gets
+/// those of keys [key, key + kRows) in acc[kRows][0 … n), n a compile-time constant, for vectors r0 … r0 + n - 1.
+/// Behind the last key that one is repeated. `dims` counts units.
+template <class F, class T, class Bias, class Ahead, class Finish>
+void score(const typename F::Unit* k, Index key_stride, Index dims, const typename F::Unit* q, T scale,
+           const TileKeys& keys, const Bias& bias, Ahead& ahead, const Finish& finish) {
+  int first = 0;  // the vectors before it need no more keys
+  for (Index key = keys.begin; key < keys.end; key += kRows) {
+    while (key >= keys.ends[first]) first++;
+    ahead();
+    with_vectors(keys.vectors - first, [&](auto n) {
+      Vec<T> acc[kRows][kVectors];
+      score_rows<F, n>(k, key_stride, dims, q, scale, keys, key, first, bias, acc);
+      finish(n, key, first, acc);
+    });
+  }
+}
+
+/// What the forward does with scores: into s [kScoreRows][kBlock], rows in excess included; `largest`, by lane, takes
+/// their maximum.
+template <class T, class Mask>
+struct StoreScores {
+  const Mask& mask;
+  Index last;  // of the keys in use
+  T* s;
+  Vec<T>* largest;
+
+  template <int N>
+  EIGEN_ALWAYS_INLINE void operator()(std::integral_constant<int, N>, Index key, int r0,
+                                      Vec<T> (&acc)[kRows][kVectors]) const {
+    hide<N, T>(mask, last, key, r0, acc);
+#pragma GCC unroll 8
+    for (int a = 0; a < kRows; a++)
+#pragma GCC unroll 4
+      for (int r = 0; r < N; r++) {
+        largest[r0 + r] = max(largest[r0 + r], acc[a][r]);
+        store<T>(s + (key + a) * kBlock<T> + (r0 + r) * kLanes<T>, acc[a][r]);
+      }
+  }
+};
+
+}  // namespace alibi::inline ALIBI_ISA::kernel

@@ -1,0 +1,100 @@
+// Named views for the layouts of other libraries, so that nobody computes strides by hand. The names are those of
+// Transformer Engine: b batch, s tokens, h heads, d head_dim, 3 the three arrays of a fused projection.
+//
+//   view_bshd    [batch, tokens, heads, head_dim]         FlashAttention, JAX, most inference engines
+//   view_bs3hd   [batch, tokens, 3, heads, head_dim]      MPT, GPT-2; grouped: [batch, tokens, heads + 2 kv_heads,
+//                                                         head_dim], as Falcon's multi-query attention
+//   view_bsh3d   [batch, tokens, heads, 3, head_dim]      BLOOM, Falcon-RW, GPT-NeoX
+//
+// Grouped heads of Falcon's newer layout, [batch, tokens, kv_heads, heads / kv_heads + 2, head_dim], have no single
+// stride from one query head to the next. view_bsh3d_grouped() therefore gives the kv heads of one batch entry as a
+// batch.
+//
+// [batch, heads, tokens, head_dim] is what view(pointer, sizes, strides) and tensors have by default. Every view reads
+// the memory where it lies. Errors: std::invalid_argument for sizes below 0, or heads that are no multiple of kv_heads.
+#pragma once
+
+#include <array>
+
+#include "alibi/error.hpp"
+#include "alibi/view.hpp"
+
+namespace alibi {
+
+/// Sizes of an array of queries, or of queries, keys and values.
+struct LayoutSizes {
+  Index batch = 1;
+  Index tokens = 0;
+  Index heads = 0;
+  Index kv_heads = 0;  ///< 0: as many as heads
+  Index head_dim = 0;
+};
+
+/// The three arrays of a fused projection: q [batch, heads, tokens, head_dim], k and v [batch, kv_heads, tokens,
+/// head_dim].
+template <class T>
+struct QkvViews {
+  View<T> q, k, v;
+};
+
+inline namespace ALIBI_ABI {
+
+namespace detail {
+
+/// Checks sizes, and fills in kv_heads.
+inline LayoutSizes checked_layout(LayoutSizes sizes) {
+  if (sizes.kv_heads == 0) sizes.kv_heads = sizes.heads;
+  require(sizes.batch >= 0 && sizes.tokens >= 0 && sizes.heads >= 0 && sizes.kv_heads >= 0 && sizes.head_dim >= 0,
+          "the sizes of the layout are batch ", sizes.batch, ", tokens ", sizes.tokens, ", heads ", sizes.heads,
+          ", kv_heads ", sizes.kv_heads, ", head_dim ", sizes.head_dim, "; expected none below 0");
+  require(sizes.kv_heads == 0 || sizes.heads % sizes.kv_heads == 0, "heads is ", sizes.heads,
+          "; expected a multiple of ", sizes.kv_heads, ", the kv_heads");
+  return sizes;
+}
+
+}  // namespace detail
+
+/// [batch, tokens, heads, head_dim]; kv_heads is not used.
+template <class T>
+View<T> view_bshd(T* data, const LayoutSizes& sizes) {
+  const auto [b, s, h, kv, d] = detail::checked_layout(sizes);
+  return view(data, {b, h, s, d}, {s * h * d, d, h * d, 1});
+}
+
+/// Fused [batch, tokens, 3, heads, head_dim]; with fewer kv_heads than heads [batch, tokens, heads + 2 kv_heads,
+/// head_dim], the query heads first, then those of k, then those of v.
+template <class T>
+QkvViews<T> view_bs3hd(T* data, const LayoutSizes& sizes) {
+  const auto [b, s, h, kv, d] = detail::checked_layout(sizes);
+  const Index token = (h + 2 * kv) * d;
+  return {view(data, {b, h, s, d}, {s * token, d, token, 1}),
+          view(data + h * d, {b, kv, s, d}, {s * token, d, token, 1}),
+          view(data + (h + kv) * d, {b, kv, s, d}, {s * token, d, token, 1})};
+}
+
+/// Fused [batch, tokens, heads, 3, head_dim], q, k and v of each head side by side; kv_heads is 0 or heads.
+template <class T>
+QkvViews<T> view_bsh3d(T* data, const LayoutSizes& sizes) {
+  const auto [b, s, h, kv, d] = detail::checked_layout(sizes);
+  detail::require(kv == h, "kv_heads is ", kv, "; expected ", h,
+                  ", the heads: for grouped heads use view_bsh3d_grouped()");
+  const std::array<Index, 4> sizes_of_one{b, h, s, d}, strides{s * h * 3 * d, 3 * d, h * 3 * d, 1};
+  return {view(data, sizes_of_one, strides), view(data + d, sizes_of_one, strides),
+          view(data + 2 * d, sizes_of_one, strides)};
+}
+
+/// Fused [batch, tokens, kv_heads, heads / kv_heads + 2, head_dim]: the views of batch entry `entry`, its kv heads as a
+/// batch: q [kv_heads, heads / kv_heads, tokens, head_dim], k and v [kv_heads, 1, tokens, head_dim]. Slopes are then
+/// [kv_heads, heads / kv_heads], row by row those of the heads.
+template <class T>
+QkvViews<T> view_bsh3d_grouped(T* data, const LayoutSizes& sizes, Index entry) {
+  const auto [b, s, h, kv, d] = detail::checked_layout(sizes);
+  detail::require(0 <= entry && entry < b, "entry is ", entry, "; expected 0 to ", b - 1);
+  const Index group = kv == 0 ? 0 : h / kv, block = (group + 2) * d, token = kv * block;
+  T* const at = data + entry * s * token;
+  return {view(at, {kv, group, s, d}, {block, d, token, 1}), view(at + group * d, {kv, 1, s, d}, {block, d, token, 1}),
+          view(at + (group + 1) * d, {kv, 1, s, d}, {block, d, token, 1})};
+}
+
+}  // namespace ALIBI_ABI
+}  // namespace alibi

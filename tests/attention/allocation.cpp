@@ -1,0 +1,79 @@
+// What attention allocates: nothing once its workspace is warm, and a workspace that hardly grows with the tokens.
+#include "common.hpp"
+
+namespace {
+
+using heap::allocations_of;
+using test::Index;
+
+TEST(Allocation, IsCounted) {
+  EXPECT_EQ(allocations_of([] { ::operator delete(::operator new(4)); }), 1u);
+  EXPECT_EQ(allocations_of([] { ::operator delete[](::operator new[](4)); }), 1u);
+  EXPECT_EQ(allocations_of([] {
+              alibi::Workspace workspace;
+              alibi::detail::scratch_memory(workspace, 100);
+            }),
+            1u);
+  EXPECT_THROW(allocations_of([] { Eigen::VectorXf x(100); }), std::logic_error);
+  Eigen::internal::set_is_malloc_allowed(true);
+}
+
+// One head of `queries` and `keys` with queries, keys and values of `head_dim`, in memory of the test.
+template <class T>
+struct Call {
+  test::RowMatrix<T> q, k, v, output;
+  std::vector<T> lse;
+  T slope = T(0.5);
+
+  Call(Index queries, Index keys, Index head_dim)
+      : q(test::RowMatrix<T>::Ones(queries, head_dim)),
+        k(test::RowMatrix<T>::Ones(keys, head_dim)),
+        v(test::RowMatrix<T>::Ones(keys, head_dim)),
+        output(queries, head_dim),
+        lse(std::size_t(queries)) {}
+  void run(alibi::Workspace& workspace, const alibi::Mask& mask = {}) {
+    alibi::attention_with_lse_into(output, lse, q, k, v, slope, {.mask = mask, .workspace = &workspace});
+    alibi::attention_into(output, q, k, v, slope, {.mask = mask, .workspace = &workspace});
+  }
+};
+
+template <class T>
+class Allocation : public testing::Test {};
+using Scalars = testing::Types<float, double>;
+TYPED_TEST_SUITE(Allocation, Scalars);
+
+TYPED_TEST(Allocation, NoneOnceTheWorkspaceIsWarm) {
+  for (const alibi::Mask& mask : {alibi::Mask{}, {.causal = false}, {.window = 30}}) {
+    Call<TypeParam> call(200, 300, 40), smaller(3, 70, 40);
+    alibi::Workspace workspace;
+    EXPECT_GE(allocations_of([&] { call.run(workspace, mask); }), 1u) << "the first call warms it";
+    EXPECT_EQ(allocations_of([&] { call.run(workspace, mask); }), 0u);
+    EXPECT_EQ(allocations_of([&] { smaller.run(workspace, mask); }), 0u);
+  }
+}
+
+// One head with so little tolerance that its keys are measured; the window keeps the call itself cheap.
+template <class T>
+std::size_t workspace_size(Index queries, Index keys, Index head_dim) {
+  alibi::Workspace workspace;
+  Call<T>(queries, keys, head_dim).run(workspace, {.window = 100});
+  return workspace.size();
+}
+
+// Beyond the scratch of its tasks: a few numbers for every tile of keys, and an entry in the list for every task.
+TYPED_TEST(Allocation, TheWorkspaceHardlyGrowsWithTheTokens) {
+  const auto kilobytes = [](Index n) { return double(workspace_size<TypeParam>(n, n, 64)) / 1000; };
+  const double small = kilobytes(20'000), large = kilobytes(80'000);
+  EXPECT_LE(large - small, 80) << "some 1.1 bytes a token, where blocks of queries are smallest";
+  EXPECT_LE(workspace_size<TypeParam>(1, 20'000, 64), workspace_size<TypeParam>(20'000, 20'000, 64));
+}
+
+TYPED_TEST(Allocation, TheWorkspaceIsAtMostOneMebibyte) {
+  for (const Index head_dim : {64, 128, 256}) {
+    const std::size_t bytes = workspace_size<TypeParam>(20'000, 20'000, head_dim);
+    std::cout << "head_dim " << head_dim << ": " << bytes << " bytes\n";
+    EXPECT_LE(bytes, std::size_t(1) << 20) << "head_dim " << head_dim;
+  }
+}
+
+}  // namespace

@@ -1,0 +1,420 @@
+// Laws that the gradients keep whatever the numbers are: some to the last bit, some up to rounding.
+#include <alibi/backward.hpp>
+#include <alibi/relative_bias.hpp>
+
+#include "backward_case.hpp"
+#include "executors.hpp"
+
+namespace {
+
+using alibi::Mask, alibi::Options;
+using test::Case;
+using test::Index;
+using test::RowMatrix;
+using test::same;
+using test::Tensor3;
+using test::Tensor4;
+
+const std::vector<Mask> kMasks = {{}, {.causal = false}, {.window = 20}, {.causal = false, .window = 20}};
+
+/// Of slopes or of a table.
+template <class Gradients>
+auto of_bias(const Gradients& grad) {
+  if constexpr (requires { grad.slopes; })
+    return grad.slopes;
+  else if constexpr (requires { grad.table; })
+    return grad.table;
+  else
+    return std::vector<float>();
+}
+
+template <class A, class B>
+void expect_same(const A& a, const B& b) {
+  EXPECT_TRUE(same(a.q, b.q));
+  EXPECT_TRUE(same(a.k, b.k));
+  EXPECT_TRUE(same(a.v, b.v));
+  EXPECT_TRUE(same(of_bias(a), of_bias(b)));
+}
+
+/// Up to rounding: in units of the largest number of b.
+template <class A, class B>
+double apart(const A& a, const B& b) {
+  const double difference = test::distance(a, b);
+  return difference == 0 ? 0 : difference / test::largest(b);
+}
+template <class A, class B>
+void expect_near(const A& a, const B& b, double bound) {
+  EXPECT_LE(apart(a.q, b.q), bound);
+  EXPECT_LE(apart(a.k, b.k), bound);
+  EXPECT_LE(apart(a.v, b.v), bound);
+  EXPECT_LE(apart(of_bias(a), of_bias(b)), 10 * bound) << "the distances cancel";
+}
+
+// Head h of the result is head heads[h] of x.
+template <class T>
+Tensor4<T> heads_of(const Tensor4<T>& x, const std::vector<Index>& heads) {
+  Tensor4<T> part(x.dimension(0), Index(heads.size()), x.dimension(2), x.dimension(3));
+  for (Index b = 0; b < x.dimension(0); b++)
+    for (Index h = 0; h < part.dimension(1); h++)
+      std::copy_n(&x(b, heads[std::size_t(h)], 0, 0), x.dimension(2) * x.dimension(3), &part(b, h, 0, 0));
+  return part;
+}
+
+// Both batch entries swapped.
+template <class T>
+Tensor4<T> swapped(Tensor4<T> x) {
+  std::rotate(x.data(), x.data() + x.size() / 2, x.data() + x.size());
+  return x;
+}
+
+// Entries -m_h |d| for the distances -(tokens - 1) … tokens - 1.
+template <class T>
+RowMatrix<T> table_of(const test::Vector<T>& m, Index tokens) {
+  RowMatrix<T> table(m.size(), 2 * tokens - 1);
+  for (Index h = 0; h < m.size(); h++)
+    for (Index t = 0; t < table.cols(); t++) table(h, t) = -m[h] * T(std::abs(t - (tokens - 1)));
+  return table;
+}
+
+template <class T>
+class BackwardLaws : public testing::Test {
+ protected:
+  static constexpr Index kTokens = 150;
+  static constexpr double kRounding = 4 * test::kBound<T>;
+
+  test::Random random_{31};
+  Case<T> case_{random_, 2, 2, 2, kTokens, 24, 20};
+  test::Vector<T> m_ = alibi::slopes<T>(4);
+
+  // The gradients of the case with its heads in another order.
+  auto permuted(const std::vector<Index>& order, const std::vector<Index>& kv_order, const Mask& mask) const {
+    test::Vector<T> m(4);
+    for (Index h = 0; h < 4; h++) m[h] = m_[order[std::size_t(h)]];
+    Case<T> permuted = case_;
+    permuted.q = heads_of(permuted.q, order), permuted.grad_output = heads_of(permuted.grad_output, order);
+    permuted.k = heads_of(permuted.k, kv_order), permuted.v = heads_of(permuted.v, kv_order);
+    return permuted.backward(m, {.mask = mask});
+  }
+};
+using Scalars = testing::Types<float, double>;
+TYPED_TEST_SUITE(BackwardLaws, Scalars);
+
+// Whoever runs the tasks, and in whatever order.
+template <class T, class Bias>
+void expect_any_executor(const Case<T>& of, const Bias& bias, const Mask& mask) {
+  const auto expected = of.backward(bias, {.mask = mask});
+  for (const alibi::Executor& executor : test::executors())
+    expect_same(of.backward(bias, {.mask = mask, .executor = executor}), expected);
+}
+
+TYPED_TEST(BackwardLaws, TheExecutorDoesNotShow) {
+  using T = TypeParam;
+  const Case<T> long_head(this->random_, 1, 1, 1, 1500, 24, 20), many_heads(this->random_, 2, 4, 3, 90, 17, 33),
+      shared_keys(this->random_, 1, 1, 4, 700, 24, 20);
+  for (const Mask& mask : kMasks) {
+    expect_any_executor(long_head, alibi::slopes<T>(1), mask);
+    expect_any_executor(many_heads, alibi::slopes<T>(12), mask);
+    expect_any_executor(shared_keys, alibi::slopes<T>(4), mask);
+  }
+  const auto table = table_of(alibi::slopes<T>(4), 700);
+  expect_any_executor(shared_keys, alibi::relative_bias(table, -699), {.causal = false});
+  expect_any_executor(many_heads, this->random_.template matrix<T>(2, 12), {});
+  expect_any_executor(long_head, alibi::no_bias, {});
+}
+
+TYPED_TEST(BackwardLaws, HeadsDoNotSeeEachOther) {
+  const std::vector<Index> order = {2, 3, 1, 0}, kv_order = {1, 0};  // groups stay together
+  for (const Mask& mask : kMasks) {
+    const auto grad = this->permuted(order, kv_order, mask), whole = this->case_.backward(this->m_, {.mask = mask});
+    EXPECT_TRUE(same(grad.q, heads_of(whole.q, order)));
+    EXPECT_LE(apart(grad.k, heads_of(whole.k, kv_order)), this->kRounding) << "the heads of a group in another order";
+    EXPECT_LE(apart(grad.v, heads_of(whole.v, kv_order)), this->kRounding);
+    for (Index h = 0; h < 4; h++) EXPECT_EQ(grad.slopes[h], whole.slopes[order[std::size_t(h)]]);
+  }
+}
+
+TYPED_TEST(BackwardLaws, KvHeadsDoNotSeeEachOther) {
+  const std::vector<Index> order = {2, 3, 0, 1}, kv_order = {1, 0};
+  for (const Mask& mask : kMasks) {
+    const auto grad = this->permuted(order, kv_order, mask), whole = this->case_.backward(this->m_, {.mask = mask});
+    EXPECT_TRUE(same(grad.q, heads_of(whole.q, order)));
+    EXPECT_TRUE(same(grad.k, heads_of(whole.k, kv_order)));
+    EXPECT_TRUE(same(grad.v, heads_of(whole.v, kv_order)));
+  }
+}
+
+TYPED_TEST(BackwardLaws, BatchEntriesDoNotSeeEachOther) {
+  using T = TypeParam;
+  RowMatrix<T> m(2, 4), m_swapped(2, 4);
+  m << T(0.5), T(0.25), T(0.1), T(0), T(1), T(0.3), T(-0.01), T(2);
+  m_swapped << m.row(1), m.row(0);
+  Case<T> permuted = this->case_;
+  for (Tensor4<T>* x : {&permuted.q, &permuted.k, &permuted.v, &permuted.grad_output}) *x = swapped(*x);
+  for (const Mask& mask : kMasks) {
+    const auto grad = permuted.backward(m_swapped, {.mask = mask}), whole = this->case_.backward(m, {.mask = mask});
+    EXPECT_TRUE(same(grad.q, swapped(whole.q)));
+    EXPECT_TRUE(same(grad.k, swapped(whole.k)));
+    EXPECT_TRUE(same(grad.v, swapped(whole.v)));
+    for (Index h = 0; h < 4; h++) {
+      EXPECT_EQ(grad.slopes(0, h), whole.slopes(1, h));
+      EXPECT_EQ(grad.slopes(1, h), whole.slopes(0, h));
+    }
+  }
+}
+
+// Slopes that a batch shares have the sum of what slopes of their own have.
+TYPED_TEST(BackwardLaws, SharedSlopesSumOverTheBatch) {
+  for (const Mask& mask : kMasks) {
+    const RowMatrix<TypeParam> each = this->m_.transpose().replicate(2, 1);
+    const auto shared = this->case_.backward(this->m_, {.mask = mask});
+    const auto own = this->case_.backward(each, {.mask = mask});
+    ASSERT_EQ(shared.slopes.size(), 4);
+    ASSERT_EQ(own.slopes.rows(), 2);
+    const double bound = this->kRounding * test::largest(own.slopes);
+    for (Index h = 0; h < 4; h++) EXPECT_NEAR(shared.slopes[h], own.slopes(0, h) + own.slopes(1, h), bound);
+    EXPECT_TRUE(same(shared.q, own.q));
+    EXPECT_TRUE(same(shared.k, own.k));
+    EXPECT_TRUE(same(shared.v, own.v));
+  }
+}
+
+TYPED_TEST(BackwardLaws, GroupedHeadsAreRepeatedKvHeads) {
+  using T = TypeParam;
+  const std::vector<Index> repeated = {0, 0, 1, 1};
+  Case<T> apart_heads = this->case_;
+  apart_heads.k = heads_of(apart_heads.k, repeated), apart_heads.v = heads_of(apart_heads.v, repeated);
+  const auto summed = [](const Tensor4<T>& x) {
+    Tensor4<T> sum = heads_of(x, {0, 2});
+    const Tensor4<T> other = heads_of(x, {1, 3});
+    for (Index i = 0; i < sum.size(); i++) sum.data()[i] += other.data()[i];
+    return sum;
+  };
+  for (const Mask& mask : kMasks) {
+    const auto grouped = this->case_.backward(this->m_, {.mask = mask});
+    auto expected = apart_heads.backward(this->m_, {.mask = mask});
+    expected.k = summed(expected.k), expected.v = summed(expected.v);
+    expect_near(grouped, expected, this->kRounding);
+  }
+}
+
+TYPED_TEST(BackwardLaws, AWindowOfTheLengthIsNone) {
+  for (const bool causal : {true, false})
+    for (const Index window : {this->kTokens, this->kTokens + 1, Index(1) << 62})
+      expect_same(this->case_.backward(this->m_, {.mask = {.causal = causal, .window = window}}),
+                  this->case_.backward(this->m_, {.mask = {.causal = causal}}));
+}
+
+TYPED_TEST(BackwardLaws, ZeroSlopesAreNoBias) {
+  const test::Vector<TypeParam> zero = test::Vector<TypeParam>::Zero(4);
+  for (const Mask& mask : kMasks) {
+    const auto slopes = this->case_.backward(zero, {.mask = mask});
+    const auto none = this->case_.backward(alibi::no_bias, {.mask = mask});
+    EXPECT_TRUE(same(slopes.q, none.q));
+    EXPECT_TRUE(same(slopes.k, none.k));
+    EXPECT_TRUE(same(slopes.v, none.v));
+  }
+}
+
+// dm_h = -Σ_d |d| dtable[h][d]
+TYPED_TEST(BackwardLaws, ATableOfDistancesIsSlopes) {
+  using T = TypeParam;
+  const auto table = table_of(this->m_, this->kTokens);
+  const Index first = 1 - this->kTokens;
+  for (const Mask& mask : kMasks) {
+    const auto slopes = this->case_.backward(this->m_, {.mask = mask});
+    const auto grad = this->case_.backward(alibi::relative_bias(table, first), {.mask = mask});
+    EXPECT_LE(apart(grad.q, slopes.q), this->kRounding);
+    EXPECT_LE(apart(grad.k, slopes.k), this->kRounding);
+    EXPECT_LE(apart(grad.v, slopes.v), this->kRounding);
+    ASSERT_EQ(grad.table.rows(), 4);
+    ASSERT_EQ(grad.table.cols(), table.cols());
+    for (Index h = 0; h < 4; h++) {
+      double folded = 0, terms = 0;
+      for (Index t = 0; t < table.cols(); t++) {
+        folded -= double(std::abs(first + t)) * double(grad.table(h, t));
+        terms += double(std::abs(first + t)) * std::abs(double(grad.table(h, t)));
+      }
+      EXPECT_NEAR(folded, slopes.slopes[h], this->kRounding * terms);
+      for (Index t = 0; mask.causal && t < -first; t++) EXPECT_EQ(grad.table(h, t), 0) << "a causal query looks ahead";
+    }
+  }
+  static_assert(std::is_same_v<std::remove_cvref_t<decltype(this->case_.backward(alibi::relative_bias(table)).table)>,
+                               RowMatrix<T>>);
+}
+
+// An entry at the end of a table is shared by all that is beyond; one entry for all changes no gradient.
+TYPED_TEST(BackwardLaws, DistancesBeyondATableAreItsEnds) {
+  using T = TypeParam;
+  constexpr Index kFirst = -9, kEntries = 40;
+  const RowMatrix<T> table = this->random_.template matrix<T>(4, kEntries);
+  RowMatrix<T> wide(4, 2 * this->kTokens - 1);
+  const Index first = 1 - this->kTokens;
+  const auto at = [&](Index t) { return std::clamp<Index>(first + t - kFirst, 0, kEntries - 1); };
+  for (Index h = 0; h < 4; h++)
+    for (Index t = 0; t < wide.cols(); t++) wide(h, t) = table(h, at(t));
+  for (const Mask& mask : kMasks) {
+    const auto clamped = this->case_.backward(alibi::relative_bias(table, kFirst), {.mask = mask});
+    auto expected = this->case_.backward(alibi::relative_bias(wide, first), {.mask = mask});
+    RowMatrix<T> folded = RowMatrix<T>::Zero(4, kEntries);
+    for (Index h = 0; h < 4; h++)
+      for (Index t = 0; t < wide.cols(); t++) folded(h, at(t)) += expected.table(h, t);
+    expected.table = folded;
+    expect_near(clamped, expected, this->kRounding);
+
+    const RowMatrix<T> flat = RowMatrix<T>::Constant(4, 1, T(3));
+    const auto shifted = this->case_.backward(alibi::relative_bias(flat), {.mask = mask});
+    EXPECT_LE(apart(shifted.q, this->case_.backward(alibi::no_bias, {.mask = mask}).q), this->kRounding);
+    double terms = 0;
+    for (Index i = 0; i < this->case_.grad_output.size(); i++)
+      terms += std::abs(double(this->case_.grad_output.data()[i]));
+    EXPECT_LE(test::largest(shifted.table), this->kRounding * terms) << "the rows of dS sum to 0";
+  }
+}
+
+TYPED_TEST(BackwardLaws, LinearInGradOutput) {
+  Case<TypeParam> doubled = this->case_, other = this->case_, sum = this->case_;
+  this->random_.fill(other.grad_output);
+  for (Index i = 0; i < sum.grad_output.size(); i++) {
+    doubled.grad_output.data()[i] *= TypeParam(2);
+    sum.grad_output.data()[i] += other.grad_output.data()[i];
+  }
+  const auto add = [](auto& x, const auto& y) {
+    for (Index i = 0; i < Index(x.size()); i++) x.data()[i] += y.data()[i];
+  };
+  for (const Mask& mask : kMasks) {
+    const auto grad = this->case_.backward(this->m_, {.mask = mask});
+    auto twice = grad, both = grad;
+    add(twice.q, grad.q), add(twice.k, grad.k), add(twice.v, grad.v), add(twice.slopes, grad.slopes);
+    expect_same(doubled.backward(this->m_, {.mask = mask}), twice);  // a power of two changes no digit
+    const auto second = other.backward(this->m_, {.mask = mask});
+    add(both.q, second.q), add(both.k, second.k), add(both.v, second.v), add(both.slopes, second.slopes);
+    expect_near(sum.backward(this->m_, {.mask = mask}), both, this->kRounding);
+  }
+}
+
+// Half an ulp of a row's mass at the most is left out.
+TYPED_TEST(BackwardLaws, TheUsualToleranceHardlyShows) {
+  using T = TypeParam;
+  const Case<T> of(this->random_, 1, 8, 1, 2048, 64, 64);
+  const auto m = alibi::slopes<T>(8);
+  const auto pruned = of.backward(m), dense = of.backward(m, {.tolerance = 0});
+  const double ulp = double(std::numeric_limits<T>::epsilon());
+  const double worst[] = {apart(pruned.q, dense.q), apart(pruned.k, dense.k), apart(pruned.v, dense.v),
+                          apart(pruned.slopes, dense.slopes)};
+  std::cout << "changed by, of the largest, in ulp: dq " << worst[0] / ulp << ", dk " << worst[1] / ulp << ", dv "
+            << worst[2] / ulp << ", dm " << worst[3] / ulp << '\n';
+  for (const double x : worst) EXPECT_LE(x, 4 * ulp);
+}
+
+// What is not finite in one row of grad_output: in its own dq, and in dk and dv of the keys it sees. Of other heads,
+// of other entries of the batch and of the other rows' dq nothing.
+TYPED_TEST(BackwardLaws, NanStaysWithItsRow) {
+  using T = TypeParam;
+  const Index b = 1, h = 2, i = 70;
+  for (const Mask& mask : kMasks) {
+    const auto expected = this->case_.backward(this->m_, {.mask = mask});
+    Case<T> spoilt = this->case_;
+    spoilt.grad_output(b, h, i, 3) = std::numeric_limits<T>::quiet_NaN();
+    const auto grad = spoilt.backward(this->m_, {.mask = mask});
+    const auto differ = [](T x, T y) { return std::isnan(x) || x != y; };
+    for (Index e = 0; e < 2; e++)
+      for (Index of = 0; of < 4; of++)
+        for (Index row = 0; row < this->kTokens; row++) {
+          const bool own = e == b && of == h && row == i;
+          EXPECT_EQ(own, std::isnan(grad.q(e, of, row, 0))) << "dq of row " << row << " of head " << of;
+          EXPECT_EQ(own, differ(grad.q(e, of, row, 0), expected.q(e, of, row, 0))) << "dq of row " << row;
+        }
+    for (Index e = 0; e < 2; e++)
+      for (Index kv = 0; kv < 2; kv++)
+        for (Index j = 0; j < this->kTokens; j++) {
+          const Index distance = std::abs(i - j), window = mask.window.value_or(this->kTokens);
+          const bool of_head = e == b && kv == h / 2;
+          const bool seen = of_head && distance < window && (!mask.causal || j <= i);
+          EXPECT_TRUE(!seen || std::isnan(grad.k(e, kv, j, 0))) << "dk of key " << j << " that the row sees";
+          EXPECT_TRUE(!seen || std::isnan(grad.v(e, kv, j, 3))) << "dv of key " << j << " that the row sees";
+          if (of_head) continue;
+          EXPECT_FALSE(differ(grad.k(e, kv, j, 0), expected.k(e, kv, j, 0))) << "dk of another head";
+          EXPECT_FALSE(differ(grad.v(e, kv, j, 3), expected.v(e, kv, j, 3))) << "dv of another head";
+        }
+    for (Index of = 0; of < 4; of++) EXPECT_EQ(of == h, std::isnan(grad.slopes[of]));
+  }
+}
+
+TYPED_TEST(BackwardLaws, NanStaysNearItsRow) {
+  using T = TypeParam;
+  Case<T> of(this->random_, 1, 1, 1, 1500, 24, 20);
+  const auto m = alibi::slopes<T>(1);
+  const auto expected = of.backward(m);
+  of.grad_output(0, 0, 100, 3) = std::numeric_limits<T>::quiet_NaN();
+  const auto grad = of.backward(m);
+  Index different = 0;
+  for (Index j = 400; j < 1500; j++)  // farther ahead than a block of queries and a tile of keys reach
+    for (Index d = 0; d < 20; d++)
+      different += !(grad.k(0, 0, j, d) == expected.k(0, 0, j, d) && grad.v(0, 0, j, d) == expected.v(0, 0, j, d));
+  EXPECT_EQ(different, 0);
+}
+
+TYPED_TEST(BackwardLaws, RowsThatSeeNoKeyGiveNothing) {
+  using T = TypeParam;
+  for (const auto& bias : {this->m_, test::Vector<T>(test::Vector<T>::Zero(4))}) {
+    const auto none = this->case_.backward(bias, {.mask = {.query_offset = -200}});
+    for (const Tensor4<T>* x : {&none.q, &none.k, &none.v}) EXPECT_EQ(test::largest(*x), 0);
+    EXPECT_EQ(test::largest(none.slopes), 0);
+
+    const auto some = this->case_.backward(bias, {.mask = {.query_offset = -30}});
+    for (Index i = 0; i < this->kTokens; i++) {
+      bool zero = true;
+      for (Index d = 0; d < 24; d++) zero = zero && some.q(1, 3, i, d) == 0;
+      // Row 30 sees one key, and has no choice: 0 but for rounding.
+      if (i != 30) {
+        EXPECT_EQ(zero, i < 30) << "row " << i;
+      }
+    }
+    Case<T> spoilt = this->case_;  // nor does it matter what they hold
+    for (Index i = 0; i < 30; i++)
+      spoilt.q(1, 3, i, 2) = spoilt.grad_output(1, 3, i, 5) = std::numeric_limits<T>::quiet_NaN();
+    expect_same(spoilt.backward(bias, {.mask = {.query_offset = -30}}), some);
+  }
+}
+
+TYPED_TEST(BackwardLaws, NothingAtAll) {
+  for (const auto& [batch, tokens] : {std::pair<Index, Index>(0, 5), {1, 0}}) {
+    const auto grad = Case<TypeParam>(this->random_, batch, 2, 2, tokens, 8, 4).backward(this->m_);
+    EXPECT_EQ(grad.q.size(), 0);
+    EXPECT_EQ(grad.k.size(), 0);
+    EXPECT_EQ(grad.v.size(), 0);
+    ASSERT_EQ(grad.slopes.size(), 4);
+    EXPECT_EQ(test::largest(grad.slopes), 0);
+  }
+}
+
+// The same numbers in fewer digits: what comes out is that of the widened numbers, in float.
+template <class T>
+class BackwardTypes : public testing::Test {};
+using Narrow = testing::Types<Eigen::bfloat16, Eigen::half>;
+TYPED_TEST_SUITE(BackwardTypes, Narrow);
+
+TYPED_TEST(BackwardTypes, AreTheWidenedNumbers) {
+  using T = TypeParam;
+  test::Random random(33);
+  const Case<T> of(random, 2, 2, 2, 150, 24, 20);
+  const auto wide = [](const Tensor4<T>& x) {
+    Tensor4<float> y(x.dimensions());
+    std::transform(x.data(), x.data() + x.size(), y.data(), [](T value) { return float(value); });
+    return y;
+  };
+  const auto m = alibi::slopes<float>(4);
+  for (const Mask& mask : kMasks) {
+    const Options options{.mask = mask, .bf16_dot = false};
+    const auto forward = alibi::attention_with_lse(of.q, of.k, of.v, m, options);
+    const auto grad = alibi::attention_backward(of.grad_output, of.q, of.k, of.v, m, forward, options);
+    static_assert(std::is_same_v<std::remove_cvref_t<decltype(grad.q)>, Tensor4<float>>);
+    const alibi::ForwardResult<Tensor4<float>, Tensor3<float>> forward_wide{wide(forward.output), forward.lse};
+    const auto expected =
+        alibi::attention_backward(wide(of.grad_output), wide(of.q), wide(of.k), wide(of.v), m, forward_wide, options);
+    expect_near(grad, expected, 4 * test::kBound<float>);
+    expect_same(alibi::attention_backward(wide(of.grad_output), of.q, of.k, of.v, m, forward, options), grad);
+  }
+}
+
+}  // namespace

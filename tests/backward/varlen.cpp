@@ -1,0 +1,129 @@
+// Gradients of packed and padded batches: every sequence is a call of its own, to the last bit; gradients of padding
+// are 0, and its memory is never read.
+#include <alibi/varlen.hpp>
+
+#include "backward_case.hpp"
+
+namespace {
+
+using alibi::KeyRange, alibi::Options;
+using test::Case;
+using test::Index;
+using test::RowMatrix;
+using test::same;
+using test::Tensor3;
+using test::Tensor4;
+
+// Tokens [begin, end) of entry b of the batch.
+template <class T>
+Tensor4<T> tokens_of(const Tensor4<T>& x, Index b, const KeyRange& range) {
+  Tensor4<T> part(1, x.dimension(1), range.end - range.begin, x.dimension(3));
+  for (Index h = 0; h < x.dimension(1) && range.begin < range.end; h++)
+    std::copy_n(&x(b, h, range.begin, 0), part.dimension(2) * x.dimension(3), &part(0, h, 0, 0));
+  return part;
+}
+
+template <class T>
+class BackwardPacked : public testing::Test {
+ protected:
+  test::Random random_{35};
+  const std::vector<Options> options_ = {
+      {}, {.mask = {.causal = false}}, {.mask = {.window = 20}, .tolerance = 0}, {.mask = {.query_offset = 3}}};
+
+  // [tokens, heads, dim]
+  static Tensor3<T> packed(const std::vector<Tensor4<T>>& sequences) {
+    Index tokens = 0;
+    for (const auto& x : sequences) tokens += x.dimension(2);
+    Tensor3<T> all(tokens, sequences[0].dimension(1), sequences[0].dimension(3));
+    Index at = 0;
+    for (const auto& x : sequences)
+      for (Index i = 0; i < x.dimension(2); i++, at++)
+        for (Index h = 0; h < x.dimension(1); h++) std::copy_n(&x(0, h, i, 0), x.dimension(3), &all(at, h, 0));
+    return all;
+  }
+
+  // Arrays [batch, heads, tokens, dim] that are NaN outside of the ranges.
+  Tensor4<T> padded(Index heads, Index tokens, Index dim, const std::vector<KeyRange>& ranges) {
+    Tensor4<T> x(Index(ranges.size()), heads, tokens, dim);
+    x.setConstant(std::numeric_limits<T>::quiet_NaN());
+    for (Index b = 0; b < x.dimension(0); b++)
+      for (Index h = 0; h < heads; h++)
+        for (Index i = ranges[std::size_t(b)].begin; i < ranges[std::size_t(b)].end; i++)
+          for (Index d = 0; d < dim; d++) x(b, h, i, d) = T(random_.normal());
+    return x;
+  }
+
+  // That entry b of x is `part` in the range, and 0 outside of it.
+  static void expect_part(const Tensor4<T>& x, Index b, const KeyRange& range, const Tensor4<T>& part,
+                          const char* name) {
+    Index different = 0;
+    for (Index h = 0; h < x.dimension(1); h++)
+      for (Index i = 0; i < x.dimension(2); i++)
+        for (Index d = 0; d < x.dimension(3); d++) {
+          const bool in = range.begin <= i && i < range.end;
+          different += !(x(b, h, i, d) == (in ? part(0, h, i - range.begin, d) : T(0)));
+        }
+    EXPECT_EQ(different, 0) << name << " of entry " << b;
+  }
+};
+using Scalars = testing::Types<float, double>;
+TYPED_TEST_SUITE(BackwardPacked, Scalars);
+
+TYPED_TEST(BackwardPacked, SequencesAreCallsOfTheirOwn) {
+  using T = TypeParam;
+  const std::vector<Index> lengths = {70, 0, 1, 64, 300, 65, 0};
+  std::vector<Index> starts = {0};
+  std::vector<Case<T>> cases;
+  std::vector<Tensor4<T>> q, k, v, grad_output;
+  for (const Index length : lengths) {
+    starts.push_back(starts.back() + length);
+    const Case<T>& one = cases.emplace_back(this->random_, 1, 2, 2, length, 24, 20);
+    q.push_back(one.q), k.push_back(one.k), v.push_back(one.v), grad_output.push_back(one.grad_output);
+  }
+  const auto all_q = this->packed(q), all_k = this->packed(k), all_v = this->packed(v);
+  RowMatrix<T> m = this->random_.template matrix<T>(Index(lengths.size()), 4, 0.3).cwiseAbs();
+  m.row(4) *= -1;  // whose lse is so large that it is computed anew
+  for (const Options& options : this->options_) {
+    const auto forward = alibi::attention_varlen_with_lse(all_q, all_k, all_v, m, {starts}, options);
+    const auto grad =
+        alibi::attention_varlen_backward(this->packed(grad_output), all_q, all_k, all_v, m, {starts}, forward, options);
+    std::vector<Tensor4<T>> grad_q, grad_k, grad_v;
+    for (std::size_t s = 0; s < lengths.size(); s++) {
+      const auto own = cases[s].backward(test::Vector<T>(m.row(Index(s))), options);
+      grad_q.push_back(own.q), grad_k.push_back(own.k), grad_v.push_back(own.v);
+      for (Index h = 0; h < 4; h++) EXPECT_EQ(grad.slopes(Index(s), h), own.slopes[h]) << "sequence " << s;
+    }
+    EXPECT_TRUE(same(grad.q, this->packed(grad_q)));
+    EXPECT_TRUE(same(grad.k, this->packed(grad_k)));
+    EXPECT_TRUE(same(grad.v, this->packed(grad_v)));
+  }
+}
+
+TYPED_TEST(BackwardPacked, PaddedBatchesAreCallsOfTheirOwn) {
+  using T = TypeParam;
+  constexpr Index kTokens = 260;
+  const std::vector<KeyRange> ranges = {{10, 250}, {63, 65}, {260, 260}, {0, 100}, {61, 260}, {0, 260}};
+  const auto q = this->padded(4, kTokens, 24, ranges), k = this->padded(2, kTokens, 24, ranges),
+             v = this->padded(2, kTokens, 20, ranges), grad_output = this->padded(4, kTokens, 20, ranges);
+  RowMatrix<T> m = this->random_.template matrix<T>(Index(ranges.size()), 4, 0.3).cwiseAbs();
+  m.row(4) *= -1;
+  for (const Options& options : this->options_) {
+    Options padded = options;
+    padded.queries = padded.keys = ranges;
+    const auto forward = alibi::attention_with_lse(q, k, v, m, padded);
+    const auto grad = alibi::attention_backward(grad_output, q, k, v, m, forward, padded);
+    for (Index b = 0; b < Index(ranges.size()); b++) {
+      const KeyRange range = ranges[std::size_t(b)];
+      Case<T> one(this->random_, 1, 2, 2, 0, 24, 20);
+      one.q = tokens_of(q, b, range), one.k = tokens_of(k, b, range), one.v = tokens_of(v, b, range);
+      one.grad_output = tokens_of(grad_output, b, range);
+      const auto own = one.backward(test::Vector<T>(m.row(b)), options);
+      this->expect_part(grad.q, b, range, own.q, "dq");
+      this->expect_part(grad.k, b, range, own.k, "dk");
+      this->expect_part(grad.v, b, range, own.v, "dv");
+      for (Index h = 0; h < 4; h++) EXPECT_EQ(grad.slopes(b, h), own.slopes[h]) << "entry " << b;
+    }
+  }
+}
+
+}  // namespace

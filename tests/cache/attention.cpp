@@ -1,0 +1,434 @@
+// Attention over a cache: that it is the forward over the same keys, whatever became of the cache in between.
+#include <unsupported/Eigen/CXX11/ThreadPool>
+
+#include "common.hpp"
+#include "executors.hpp"
+
+namespace {
+
+using alibi::KvCache;
+using alibi::Mask;
+using alibi::Options;
+using alibi::PruningStats;
+using test::Index;
+using test::Tensor4;
+
+constexpr double kDefault = 0x1p-24;
+
+// Tokens [begin, end) of x.
+template <class T>
+Tensor4<T> tokens(const Tensor4<T>& x, Index begin, Index end) {
+  Tensor4<T> part(x.dimension(0), x.dimension(1), end - begin, x.dimension(3));
+  for (Index b = 0; b < x.dimension(0); b++)
+    for (Index h = 0; h < x.dimension(1); h++)
+      std::copy_n(&x(b, h, begin, 0), part.dimension(2) * part.dimension(3), &part(b, h, 0, 0));
+  return part;
+}
+
+// Element by element: g++ 12 warns of Eigen's own conversion of packets.
+template <class To, class From>
+Tensor4<To> converted(const Tensor4<From>& x) {
+  Tensor4<To> y(x.dimensions());
+  for (Index i = 0; i < x.size(); i++) y.data()[i] = To(x.data()[i]);
+  return y;
+}
+
+// As S stores them.
+template <class S>
+Tensor4<float> rounded(Tensor4<float> x) {
+  for (Index i = 0; i < x.size(); i++) x.data()[i] = float(S(x.data()[i]));
+  return x;
+}
+
+template <class S>
+KvCache<S> cache_of(const Tensor4<float>& k, const Tensor4<float>& v, Index capacity) {
+  KvCache<S> cache({.batch = k.dimension(0),
+                    .kv_heads = k.dimension(1),
+                    .head_dim = k.dimension(3),
+                    .value_dim = v.dimension(3),
+                    .capacity = capacity});
+  cache.append(k, v);
+  return cache;
+}
+
+double largest(const Tensor4<float>& x) {
+  double most = 0;
+  for (Index i = 0; i < x.size(); i++) most = std::max(most, double(std::abs(x.data()[i])));
+  return most;
+}
+
+// 4 units in the last place of the output's scale.
+void expect_close(const Tensor4<float>& is, const Tensor4<float>& expected, const std::string& what) {
+  EXPECT_LE(test::distance(is, expected), 4 * 0x1p-23 * std::max(1., largest(expected))) << what;
+}
+
+template <class S>
+class Decode : public testing::Test {};
+using Stored = testing::Types<float, Eigen::bfloat16, Eigen::half>;
+TYPED_TEST_SUITE(Decode, Stored);
+
+TYPED_TEST(Decode, IsTheLastRowAtEveryLength) {
+  test::Random random(1);
+  constexpr Index kMost = 4097;
+  const auto q = random.tensor<float>(1, 4, kMost, 64);
+  const auto k = rounded<TypeParam>(random.tensor<float>(1, 2, kMost, 64)),
+             v = rounded<TypeParam>(random.tensor<float>(1, 2, kMost, 64));
+  const Eigen::VectorXf m = alibi::slopes(4);
+  KvCache<TypeParam> cache({.kv_heads = 2, .head_dim = 64, .capacity = kMost});
+  std::vector<Index> lengths = {4095, 4096, 4097};
+  for (Index n = 300; n > 0; n--) lengths.insert(lengths.begin(), n);
+  for (const Index n : lengths) {
+    cache.append(tokens(k, cache.length(), n), tokens(v, cache.length(), n));
+    const auto query = tokens(q, n - 1, n);
+    for (const double tolerance : {0., kDefault}) {
+      const auto expected =
+          alibi::attention_with_lse(query, tokens(k, 0, n), tokens(v, 0, n), m, Options{.tolerance = tolerance});
+      const auto result = alibi::attention_with_lse(query, cache, m, Options{.tolerance = tolerance});
+      expect_close(result.output, expected.output, "length " + std::to_string(n));
+      EXPECT_LE(test::distance(result.lse, expected.lse), 4e-6) << "length " << n;
+    }
+  }
+}
+
+TYPED_TEST(Decode, FewQueriesAndManyAreTheForward) {
+  test::Random random(2);
+  const Index n = 700;
+  const auto q = random.tensor<float>(2, 6, n, 33);
+  const auto k = rounded<TypeParam>(random.tensor<float>(2, 2, n, 33)),
+             v = rounded<TypeParam>(random.tensor<float>(2, 2, n, 19));
+  Eigen::VectorXf m = alibi::slopes(6);
+  m[1] = 0;
+  m[4] = -0.01f;
+  const auto cache = cache_of<TypeParam>(k, v, n);
+  for (const Mask& mask : {Mask{}, Mask{.window = 100}, Mask{.causal = false}, Mask{.causal = false, .window = 90}})
+    for (const Index queries : {1, 2, 3, 5, 8, 9, 50, 700})
+      for (const double tolerance : {0., kDefault}) {
+        const auto some = tokens(q, n - queries, n);
+        const Options options{.mask = mask, .tolerance = tolerance};
+        const auto expected = alibi::attention_with_lse(some, k, v, m, options);
+        const auto result = alibi::attention_with_lse(some, cache, m, options);
+        expect_close(result.output, expected.output, std::to_string(queries) + " queries");
+        EXPECT_LE(test::distance(result.lse, expected.lse), 1e-5) << queries << " queries";
+      }
+}
+
+TYPED_TEST(Decode, QueriesOfTheCachesScalar) {
+  test::Random random(3);
+  const auto k = rounded<TypeParam>(random.tensor<float>(1, 2, 300, 40)),
+             v = rounded<TypeParam>(random.tensor<float>(1, 2, 300, 40)),
+             q = rounded<TypeParam>(random.tensor<float>(1, 4, 20, 40));
+  const auto cache = cache_of<TypeParam>(k, v, 300);
+  const auto stored = converted<TypeParam>(q);
+  const Eigen::VectorXf m = alibi::slopes(4);
+  for (const Index queries : {1, 20}) {
+    const Options options{.bf16_dot = false};
+    const auto result = converted<float>(alibi::attention(tokens(stored, 0, queries), cache, m, options));
+    const auto expected = rounded<TypeParam>(alibi::attention(tokens(q, 0, queries), cache, m, options));
+    EXPECT_LE(test::distance(result, expected), sizeof(TypeParam) == 4 ? 0 : 0x1p-8 * largest(expected));
+  }
+}
+
+TYPED_TEST(Decode, TakenBackAndAppendedAgainIsTheSame) {
+  test::Random random(4);
+  const auto q = random.tensor<float>(1, 4, 1, 32), k = random.tensor<float>(1, 2, 500, 32),
+             v = random.tensor<float>(1, 2, 500, 32);
+  const Eigen::VectorXf m = alibi::slopes(4);
+  auto cache = cache_of<TypeParam>(k, v, 503);
+  const auto expected = alibi::attention(q, cache, m);
+  for (const Index length : {499, 448, 447, 100, 1, 0}) {
+    cache.truncate(length);
+    cache.append(random.tensor<float>(1, 2, 3, 32, 100), random.tensor<float>(1, 2, 3, 32, 100).setConstant(NAN));
+    cache.truncate(length);
+    cache.append(tokens(k, length, 500), tokens(v, length, 500));
+    EXPECT_TRUE(test::same(alibi::attention(q, cache, m), expected)) << "from " << length;
+  }
+}
+
+TEST(DecodeDouble, IsTheForward) {
+  test::Random random(5);
+  const auto q = random.tensor<double>(1, 4, 300, 24), k = random.tensor<double>(1, 2, 300, 24),
+             v = random.tensor<double>(1, 2, 300, 20);
+  const Eigen::VectorXd m = alibi::slopes<double>(4);
+  KvCache<double> cache({.kv_heads = 2, .head_dim = 24, .value_dim = 20, .capacity = 300});
+  cache.append(k, v);
+  for (const Index queries : {1, 8, 40}) {
+    const auto some = tokens(q, 300 - queries, 300);
+    EXPECT_LE(test::distance(alibi::attention(some, cache, m), alibi::attention(some, k, v, m)), 1e-14);
+  }
+}
+
+// Every sequence at a length of its own.
+TEST(Decode1, SequencesOfABatchDoNotSeeEachOther) {
+  test::Random random(6);
+  const auto q = random.tensor<float>(3, 4, 1, 16), k = random.tensor<float>(3, 2, 200, 16),
+             v = random.tensor<float>(3, 2, 200, 16);
+  const Eigen::VectorXf m = alibi::slopes(4);
+  KvCache<float> cache({.batch = 3, .kv_heads = 2, .head_dim = 16, .capacity = 200});
+  const std::vector<Index> counts = {200, 0, 77};
+  cache.append(k, v, counts);
+  const auto [output, lse] = alibi::attention_with_lse(q, cache, m);
+  for (Index b = 0; b < 3; b++) {
+    const Index n = counts[std::size_t(b)];
+    for (Index h = 0; h < 4; h++) {
+      const auto head = [&](const Tensor4<float>& x, Index at, Index count) {
+        return test::RowMatrix<float>(Eigen::Map<const test::RowMatrix<float>>(&x(b, at, 0, 0), count, 16));
+      };
+      const auto expected = alibi::attention_with_lse(head(q, h, 1), test::RowMatrix<float>(head(k, h / 2, n)),
+                                                      test::RowMatrix<float>(head(v, h / 2, n)), m[h]);
+      EXPECT_EQ(n == 0, std::isinf(lse(b, h, 0)));
+      for (Index d = 0; d < 16; d++) EXPECT_NEAR(output(b, h, 0, d), expected.output(0, d), 1e-6);
+    }
+  }
+}
+
+// One kv head makes 16 splits; whoever runs them, and in whatever order.
+TEST(Decode1, TheExecutorDoesNotShow) {
+  test::Random random(7);
+  const auto q = random.tensor<float>(1, 8, 2, 24), k = random.tensor<float>(1, 1, 20'000, 24),
+             v = random.tensor<float>(1, 1, 20'000, 24);
+  const Eigen::VectorXf m = alibi::slopes(8);
+  const auto cache = cache_of<float>(k, v, 20'000);
+  for (const double tolerance : {0., kDefault, 1e-2}) {
+    const auto expected = alibi::attention_with_lse(q, cache, m, Options{.tolerance = tolerance});
+    if (tolerance <= kDefault)
+      expect_close(expected.output, alibi::attention(q, k, v, m, Options{.tolerance = 0.}), "split");
+    for (const alibi::Executor& executor : test::executors()) {
+      const auto result = alibi::attention_with_lse(q, cache, m, Options{.tolerance = tolerance, .executor = executor});
+      EXPECT_TRUE(test::same(result.output, expected.output));
+      EXPECT_TRUE(test::same(result.lse, expected.lse));
+    }
+  }
+}
+
+TYPED_TEST(Decode, NoSlopeIsTooLarge) {
+  using S = TypeParam;
+  test::Random random(9);
+  const auto q = random.tensor<float>(1, 2, 2, 8), k = random.tensor<float>(1, 2, 300, 8),
+             v = random.tensor<float>(1, 2, 300, 8);
+  const auto cache = cache_of<S>(k, v, 300);
+  for (const float slope : {3.4e38F, 1e10F, -1e10F, -3.4e38F}) {
+    const Eigen::Vector2f m(slope, 0.5F);
+    const auto output = alibi::attention(q, cache, m);
+    for (Index i = 0; i < 2; i++) {
+      const Index key = slope > 0 ? 298 + i : 0;  // the only one that such a head sees
+      for (Index d = 0; d < 8; d++) EXPECT_EQ(output(0, 0, i, d), float(S(v(0, 0, key, d)))) << slope << ' ' << i;
+    }
+  }
+}
+
+// Scratch of a task lies beside that of the next one, whatever head_dim is: the sanitizers look at its alignment.
+TEST(Decode1, OddHeadDimsOnManyThreads) {
+  test::Random random(8);
+  for (const Index head_dim : {1, 3, 5, 17}) {
+    const auto q = random.tensor<float>(1, 3, 1, head_dim), k = random.tensor<float>(1, 1, 3000, head_dim),
+               v = random.tensor<float>(1, 1, 3000, head_dim);
+    const Eigen::VectorXf m = alibi::slopes(3);
+    const auto cache = cache_of<float>(k, v, 3000);
+    Eigen::ThreadPool pool(3);
+    EXPECT_TRUE(
+        test::same(alibi::attention(q, cache, m, {.executor = alibi::Executor(pool)}), alibi::attention(q, cache, m)));
+  }
+}
+
+TEST(Decode1, AWindowedRingIsTheWindow) {
+  test::Random random(8);
+  const auto q = random.tensor<float>(1, 2, 1, 16), k = random.tensor<float>(1, 2, 2000, 16),
+             v = random.tensor<float>(1, 2, 2000, 16);
+  const Eigen::VectorXf m = alibi::slopes(2);
+  KvCache<float> ring({.kv_heads = 2, .head_dim = 16, .window = 150});
+  for (Index n = 1; n <= 2000; n++) {
+    ring.append(tokens(k, n - 1, n), tokens(v, n - 1, n));
+    if (n % 37 != 0) continue;
+    const auto expected =
+        alibi::attention(q, tokens(k, 0, n), tokens(v, 0, n), m, Options{.mask = {.window = 150}, .tolerance = 0.});
+    expect_close(alibi::attention(q, ring, m), expected, "length " + std::to_string(n));
+    expect_close(alibi::attention(q, ring, m, Options{.tolerance = 0.}), expected, "length " + std::to_string(n));
+  }
+}
+
+// 20,000 tokens, each with a query of at most the norm that was promised.
+TEST(Decode1, EvictionStaysWithinTheTolerance) {
+  test::Random random(9);
+  constexpr Index kSteps = 20'000, kDim = 16;
+  constexpr double kNorm = 4;
+  for (const double tolerance : {1e-2, 0x1p-25}) {
+    const std::vector<double> slopes = {0.5, 0.125};
+    const Eigen::VectorXf m = Eigen::Map<const Eigen::VectorXd>(slopes.data(), 2).cast<float>();
+    KvCache<float> full({.kv_heads = 2, .head_dim = kDim, .capacity = kSteps});
+    KvCache<float> evicting(
+        {.kv_heads = 2,
+         .head_dim = kDim,
+         .capacity = kSteps,
+         .eviction = alibi::Eviction{.query_norm = kNorm, .slopes = slopes, .tolerance = tolerance}});
+    std::size_t bytes = 0;
+    for (Index n = 1; n <= kSteps; n++) {
+      const auto k = random.tensor<float>(1, 2, 1, kDim), v = random.tensor<float>(1, 2, 1, kDim);
+      full.append(k, v);
+      evicting.append(k, v);
+      if (n == 2000) bytes = evicting.bytes(0, 0);
+      if (n > 2000) {
+        ASSERT_LE(evicting.bytes(0, 0), bytes + 2 * 64 * 2 * kDim * sizeof(float)) << n << " tokens";
+      }
+      auto q = random.tensor<float>(1, 2, 1, kDim);
+      for (Index h = 0; h < 2; h++) {
+        double square = 0;
+        for (Index d = 0; d < kDim; d++) square += double(q(0, h, 0, d)) * double(q(0, h, 0, d));
+        for (Index d = 0; d < kDim; d++) q(0, h, 0, d) *= float(kNorm / std::sqrt(square) * 0.9999);
+      }
+      const auto expected = alibi::attention(q, full, m, Options{.tolerance = n % 100 == 0 ? 0. : kDefault});
+      std::vector<PruningStats> report(2);
+      const auto result = alibi::attention(q, evicting, m, Options{.tolerance = tolerance, .pruning_stats = report});
+      ASSERT_LE(test::distance(result, expected), (tolerance + kDefault) * 10 + 2e-6) << n << " tokens";
+      for (const PruningStats& head : report) ASSERT_LE(head.mass_bound, tolerance * (1 + 1e-9));
+    }
+    EXPECT_GT(evicting.first_key(0, 0), kSteps - 2000) << "keys have left";
+    EXPECT_EQ(full.first_key(0, 0), 0);
+  }
+}
+
+// Keys that are never visited, by values that say of which tile they are: what a query gets of a tile that it did not
+// visit is exactly 0.
+TEST(Decode1, TheCertificateHolds) {
+  test::Random random(10);
+  double most_lost = 0;
+  Index dropped_cases = 0;
+  for (int n = 0; n < 600; n++) {
+    const Index keys = random.integer(65, 1600), kv_heads = random.integer(1, 2), group = random.integer(1, 5),
+                queries = random.integer(1, 3), dim = random.integer(1, 40), tiles = (keys + 63) / 64;
+    const double tolerances[] = {kDefault, 1e-5, 1e-3, 1e-2};
+    const double tolerance = tolerances[random.integer(0, 3)];
+    auto q = random.tensor<float>(1, kv_heads * group, queries, dim), k = random.tensor<float>(1, kv_heads, keys, dim);
+    const Index kind = random.integer(0, 5);
+    for (Index h = 0; h < kv_heads; h++)
+      for (Index j = 0; j < keys; j++) {
+        const bool outlier = kind == 1 ? j == 0 : kind == 2 ? j == keys / 2 : kind == 3 && j % 97 == 5;
+        const double shrink = kind == 5 && j + 64 < keys ? 0.05 : 1;
+        for (Index d = 0; d < dim; d++) {
+          float& x = k(0, h, j, d);
+          x = float(shrink * double(x) * (outlier ? 30 : 1) + (kind == 4 ? 10 : 0));
+        }
+      }
+    // Far away, the key that a query likes best: the worst case of the bound.
+    if (random.chance(0.5))
+      for (Index d = 0; d < dim; d++) k(0, 0, random.integer(0, keys - 1) / 2, d) = 2 * q(0, 0, 0, d);
+    Tensor4<float> v(1, kv_heads, keys, tiles);
+    v.setZero();
+    for (Index h = 0; h < kv_heads; h++)
+      for (Index j = 0; j < keys; j++) v(0, h, j, j / 64) = 1;
+    Eigen::VectorXf m(kv_heads * group);
+    for (Index h = 0; h < m.size(); h++) m[h] = float(std::exp2(random.uniform(-5, 2)));
+    const auto cache = cache_of<float>(k, v, keys);
+    std::vector<PruningStats> report(std::size_t(m.size()));
+    Options options{.tolerance = tolerance, .pruning_stats = report};
+    if (random.chance(0.3)) options.mask.window = random.integer(1, keys);
+    const auto output = alibi::attention(q, cache, m, options);
+    for (Index h = 0; h < m.size(); h++) {
+      double worst = 0;
+      for (Index i = 0; i < queries; i++) {
+        const Index p = keys - queries + i, first = options.mask.window ? p - *options.mask.window + 1 : 0;
+        long double all = 0, lost = 0, reference = 0;
+        for (Index pass = 0; pass < 2; pass++)
+          for (Index j = std::max<Index>(first, 0); j <= p; j++) {
+            long double s = 0;
+            for (Index d = 0; d < dim; d++) s += (long double)q(0, h, i, d) * (long double)k(0, h / group, j, d);
+            s = s / std::sqrt((long double)dim) - (long double)m[h] * (long double)(p - j);
+            if (pass == 0) {
+              reference = j == std::max<Index>(first, 0) ? s : std::max(reference, s);
+            } else {
+              all += std::exp(s - reference);
+              if (output(0, h, i, j / 64) == 0) lost += std::exp(s - reference);
+            }
+          }
+        worst = std::max(worst, double(lost / all));
+      }
+      EXPECT_LE(worst, tolerance) << "case " << n << ", head " << h;
+      EXPECT_LE(worst, report[std::size_t(h)].mass_bound * (1 + 1e-3) + 1e-30) << "case " << n << ", head " << h;
+      EXPECT_LE(report[std::size_t(h)].mass_bound, tolerance * (1 + 1e-9));
+      most_lost = std::max(most_lost, worst);
+      dropped_cases += report[std::size_t(h)].tiles_computed < report[std::size_t(h)].tiles_total;
+    }
+  }
+  std::cout << dropped_cases << " heads left something out, at most " << most_lost << "\n";
+  EXPECT_GT(dropped_cases, 200);
+}
+
+TEST(Decode1, NanIsNeverPruned) {
+  test::Random random(11);
+  const auto q = random.tensor<float>(1, 1, 1, 8), v = random.tensor<float>(1, 1, 3000, 8);
+  for (const Index at : {0, 100, 1500, 2999}) {
+    auto k = random.tensor<float>(1, 1, 3000, 8);
+    k(0, 0, at, 3) = NAN;
+    const auto cache = cache_of<float>(k, v, 3000);
+    const auto [output, lse] = alibi::attention_with_lse(q, cache, std::vector<float>{2});
+    EXPECT_TRUE(std::isnan(lse(0, 0, 0))) << at;
+    for (Index d = 0; d < 8; d++) EXPECT_TRUE(std::isnan(output(0, 0, 0, d))) << at;
+  }
+}
+
+template <class Call>
+std::string thrown(Call call) {
+  try {
+    call();
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(Decode1, BadInput) {
+  test::Random random(12);
+  const Eigen::VectorXf m = alibi::slopes(4);
+  const auto q = random.tensor<float>(1, 4, 1, 16);
+  auto cache = cache_of<float>(random.tensor<float>(1, 2, 100, 16), random.tensor<float>(1, 2, 100, 16), 100);
+  EXPECT_EQ(thrown([&] { alibi::attention(random.tensor<float>(2, 4, 1, 16), cache, m); }),
+            "alibi: q has batch 2; expected 1, the batch of the cache");
+  EXPECT_EQ(thrown([&] { alibi::attention(random.tensor<float>(1, 3, 1, 16), cache, m); }),
+            "alibi: q has heads 3; expected a multiple of 2, the kv_heads of the cache");
+  EXPECT_EQ(thrown([&] { alibi::attention(random.tensor<float>(1, 4, 1, 15), cache, m); }),
+            "alibi: q has head_dim 15; expected 16, the head_dim of the cache");
+  EXPECT_EQ(thrown([&] { alibi::attention(q, cache, Eigen::VectorXf(alibi::slopes(5))); }),
+            "alibi: slopes has heads 5; expected 4, the heads of q");
+  EXPECT_EQ(thrown([&] { alibi::attention(q, cache, m, Options{.tolerance = -1.}); }),
+            "alibi: tolerance is -1; expected at least 0 and below 1");
+  std::vector<PruningStats> report(3);
+  EXPECT_EQ(thrown([&] { alibi::attention(q, cache, m, Options{.pruning_stats = report}); }),
+            "alibi: pruning_stats has 3 entries; expected 4, batch x heads of q");
+
+  KvCache<float> ring({.kv_heads = 2, .head_dim = 16, .window = 50, .rollback = 10});
+  for (int n = 0; n < 5; n++) ring.append(random.tensor<float>(1, 2, 100, 16), random.tensor<float>(1, 2, 100, 16));
+  EXPECT_EQ(thrown([&] { alibi::attention(q, ring, m, Options{.mask = {.window = 51}}); }),
+            "alibi: mask.window is 51; expected at most 50, the window of the cache");
+  EXPECT_EQ(thrown([&] { alibi::attention(q, ring, m, Options{.mask = {.query_offset = 100}}); }).substr(0, 62),
+            "alibi: the first query of sequence 0 stands at 100; expected a");
+
+  KvCache<float> evicting({.kv_heads = 2,
+                           .head_dim = 16,
+                           .capacity = 5000,
+                           .eviction = alibi::Eviction{.query_norm = 1, .slopes = {0.5, 0.5, 0.5, 0.5}}});
+  const KvCache<float> rising({.kv_heads = 2,
+                               .head_dim = 16,
+                               .capacity = 500,
+                               .eviction = alibi::Eviction{.query_norm = 100, .slopes = {-0.5, -0.3, 0, 0.1}}});
+  EXPECT_EQ(thrown([&] { alibi::attention(q, rising, Eigen::VectorXf(Eigen::Vector4f(-0.5f, -0.3f, 0, 0.1f))); }),
+            "no error")
+      << "its own slopes, as floats";
+  EXPECT_EQ(thrown([&] { alibi::attention(q, evicting, m); }).substr(0, 45),
+            "alibi: the slope of head 0 in batch 0 is 0.25")
+      << "before anything has been evicted";
+  for (int n = 0; n < 20; n++)
+    evicting.append(random.tensor<float>(1, 2, 200, 16), random.tensor<float>(1, 2, 200, 16));
+  auto small = q;
+  for (Index i = 0; i < small.size(); i++) small.data()[i] = 0.1f;
+  const Eigen::VectorXf halves = Eigen::VectorXf::Constant(4, 0.5f);
+  EXPECT_EQ(thrown([&] { alibi::attention(small, evicting, halves); }), "no error");
+  EXPECT_EQ(thrown([&] { alibi::attention(small, evicting, m); }),
+            "alibi: the slope of head 0 in batch 0 is 0.25; expected at least 0.5, that of the cache's eviction");
+  EXPECT_EQ(thrown([&] { alibi::attention(small, evicting, halves, Options{.scale = 1}); }),
+            "alibi: scale is 1; expected at most 0.25, that of the cache's eviction");
+  small.setConstant(1.f);
+  EXPECT_EQ(thrown([&] { alibi::attention(small, evicting, halves); }),
+            "alibi: query 0 of head 0 in batch 0 has norm 4; expected at most 1, the query_norm of the cache's "
+            "eviction");
+}
+
+}  // namespace

@@ -1,0 +1,248 @@
+// A call of attention's backward of any kind, from a seed, its gradients against the naive ones, and what rounding
+// makes of those.
+#pragma once
+
+#include <alibi/backward.hpp>
+#include <alibi/reference.hpp>
+#include <alibi/relative_bias.hpp>
+#include <array>
+#include <cstdlib>
+#include <optional>
+#include <utility>
+
+#include "forward_case.hpp"
+
+namespace test {
+
+using alibi::reference::Gradients;
+
+/// A bias of any kind, in memory of its own.
+template <class T>
+struct Bias {
+  enum class Kind { kSlopes, kSlopesOfHeads, kTable, kNone };
+
+  Kind kind = Kind::kNone;
+  RowMatrix<T> numbers = {};  ///< [batch, heads], [1, heads], [heads, entries], or nothing
+  Index first = 0;            ///< of a table
+
+  /// body() of what attention takes for it.
+  template <class Body>
+  auto visit(Body body) const {
+    if (kind == Kind::kSlopes) return body(numbers);
+    if (kind == Kind::kSlopesOfHeads) return body(Vector<T>(numbers.row(0)));
+    if (kind == Kind::kTable) return body(alibi::relative_bias(numbers, first));
+    return body(alibi::no_bias);
+  }
+  Bias<double> in_double() const { return {Bias<double>::Kind(int(kind)), numbers.template cast<double>(), first}; }
+  /// A naive gradient, of slopes [batch, heads], in the shape of `numbers`.
+  alibi::reference::Matrix shaped(const alibi::reference::Matrix& gradient) const {
+    return kind == Kind::kSlopesOfHeads ? gradient.colwise().sum() : gradient;
+  }
+};
+
+template <class T>
+Bias<T> random_bias(Random& random, const Shape& s, const RowMatrix<T>& slopes) {
+  using Kind = typename Bias<T>::Kind;
+  const Index heads = s.kv_heads * s.group;
+  switch (random.integer(0, 4)) {
+    case 0:
+      return {Kind::kNone};
+    case 1: {
+      Bias<T> table{Kind::kTable, random.matrix<T>(heads, random.integer(1, s.keys + 20), random.uniform(0, 3)),
+                    random.integer(-s.keys - 5, 10)};
+      return table;
+    }
+    case 2:
+      if (slopes.rows() > 0) return {Kind::kSlopesOfHeads, slopes.topRows(1)};
+      [[fallthrough]];
+    default:
+      return {Kind::kSlopes, slopes};
+  }
+}
+
+/// The arrays of a call in double, contiguous, and its naive results.
+struct Exact {
+  Tensor4<double> grad_output, q, k, v;
+  Bias<double> bias;
+  alibi::Mask mask;
+  double scale;
+
+  alibi::reference::Result forward() const {
+    return bias.visit([&](const auto& b) { return alibi::reference::attention(q, k, v, b, mask, scale); });
+  }
+  Gradients backward() const {
+    return bias.visit([&](const auto& b) {
+      Gradients grad = alibi::reference::attention_backward(grad_output, q, k, v, b, mask, scale);
+      grad.bias = bias.shaped(grad.bias);
+      return grad;
+    });
+  }
+
+  /// The sums that are the gradients, each of its terms by absolute value, dP_ij and D_i too: rounding makes an error
+  /// of some units in the last place of these, not of the gradients, which may have cancelled to nothing.
+  ///
+  /// The term of a slope counts |p_i - j| from the row's origin, as the reference has it, and 1 more: where an origin
+  /// is, is the kernel's choice.
+  Gradients magnitudes() const {
+    return bias.visit([&](const auto& b) {
+      Gradients sums = magnitudes_of(alibi::reference::inputs(q, k, v, b, mask, scale));
+      sums.bias = bias.shaped(sums.bias);
+      return sums;
+    });
+  }
+
+ private:
+  static Tensor4<double> absolute(Tensor4<double> x) {
+    for (Index i = 0; i < x.size(); i++) x.data()[i] = std::abs(x.data()[i]);
+    return x;
+  }
+
+  template <class Inputs>
+  Gradients magnitudes_of(const Inputs& in) const {
+    using alibi::reference::add, alibi::reference::dot, alibi::reference::Matrix;
+    const Index kv_rows = in.k.batch * in.k.heads * in.k.tokens, dim = in.q.head_dim, value_dim = in.v.head_dim;
+    const Tensor4<double> dO = absolute(grad_output), qs = absolute(q), ks = absolute(k), vs = absolute(v);
+    Gradients sums{Matrix::Zero(in.q.batch * in.q.heads * in.q.tokens, dim), Matrix::Zero(kv_rows, dim),
+                   Matrix::Zero(kv_rows, value_dim), in.bias.no_gradient(in.q.batch)};
+    in.for_each_row([&](Index number, Index b, Index h, Index i) {
+      const auto row = in.row(b, h, i);
+      const Index kv = in.kv_head(h), first_key = (b * in.k.heads + kv) * in.k.tokens;
+      std::vector<double> dP;
+      double D = 0;
+      for (std::size_t n = 0; n < row.keys.size(); n++) {
+        dP.push_back(dot(&dO(b, h, i, 0), &vs(b, kv, row.keys[n], 0), value_dim));
+        D += row.p[n] * dP.back();
+      }
+      for (std::size_t n = 0; n < row.keys.size(); n++) {
+        const Index j = row.keys[n];
+        const double p = row.p[n], dS = p * (dP[n] + D), scaled = std::abs(scale) * dS;
+        add(p, &dO(b, h, i, 0), value_dim, &sums.v(first_key + j, 0));
+        add(scaled, &ks(b, kv, j, 0), dim, &sums.q(number, 0));
+        add(scaled, &qs(b, h, i, 0), dim, &sums.k(first_key + j, 0));
+        double* const of_bias = in.bias.gradient(sums.bias, b, h);
+        if constexpr (requires { in.bias.m; })
+          *of_bias += dS * double(1 + std::abs(alibi::reference::distance(in.position(i), j) - row.origin));
+        else
+          in.bias.head(b, h).add_gradient(dS, row.origin, in.position(i), j, of_bias);
+      }
+    });
+    return sums;
+  }
+};
+
+/// The largest absolute value of a contiguous array.
+template <class Array>
+double largest(const Array& x) {
+  double most = 0;
+  for (Index i = 0; i < Index(x.size()); i++) most = std::max(most, std::abs(double(x.data()[i])));
+  return most;
+}
+
+/// The error of each gradient: the largest |difference| over the largest magnitude. To be reported, too: over the
+/// largest exact gradient, where that has not cancelled to less than a thousandth of its terms.
+struct BackwardErrors {
+  static constexpr std::array kNames = {"q", "k", "v", "bias"};
+  std::array<double, 4> of_magnitude = {}, of_gradient = {};
+
+  double worst() const { return *std::max_element(of_magnitude.begin(), of_magnitude.end()); }
+};
+
+inline std::array<const alibi::reference::Matrix*, 4> arrays(const Gradients& grad) {
+  return {&grad.q, &grad.k, &grad.v, &grad.bias};
+}
+
+/// An exact 0 for a magnitude of 0 has no error.
+inline BackwardErrors errors(const std::array<std::vector<double>, 4>& is, const Gradients& exact,
+                             const Gradients& magnitudes) {
+  BackwardErrors errors;
+  for (std::size_t a = 0; a < 4; a++) {
+    const auto &should = *arrays(exact)[a], &magnitude = *arrays(magnitudes)[a];
+    const double difference = distance(is[a], should);
+    if (difference == 0) continue;
+    const double of_terms = largest(magnitude), of_itself = largest(should);
+    errors.of_magnitude[a] = difference / of_terms;
+    if (of_itself > 1e-3 * of_terms) errors.of_gradient[a] = difference / of_itself;
+  }
+  return errors;
+}
+
+/// One call of any kind.
+template <class T>
+struct BackwardCall : Call<T> {
+  Bias<T> bias;
+  Strided<T> grad_output, grad_q, grad_k, grad_v;
+  std::vector<T> grad_bias;
+
+  BackwardCall(Random& random, const Shape& shape)
+      : Call<T>(random, shape),
+        bias(random_bias(random, shape, this->slopes)),
+        grad_output(like(random, this->output)),
+        grad_q(like(random, this->q)),
+        grad_k(like(random, this->k)),
+        grad_v(like(random, this->v)),
+        grad_bias(std::size_t(bias.numbers.size()), std::numeric_limits<T>::quiet_NaN()) {
+    grad_output.for_each([&](T& x) { x = T(random.normal()); });
+  }
+  static Strided<T> like(Random& random, const Strided<T>& x) {
+    const alibi::View<T> view = x.view();
+    return Strided<T>(random, view.batch, view.heads, view.tokens, view.head_dim);
+  }
+
+  std::string description() const {
+    const char* const kinds[] = {"slopes [batch, heads]", "slopes [heads]", "table", "no bias"};
+    std::ostringstream text;
+    text << Call<T>::description() << "; bias: " << kinds[int(bias.kind)];
+    if (bias.kind == Bias<T>::Kind::kTable) text << " of " << bias.numbers.cols() << " from " << bias.first;
+    return text.str();
+  }
+
+  Exact exact() const {
+    const double scale = this->options.scale.value_or(1 / std::sqrt(double(this->s.head_dim)));
+    return {contiguous(grad_output),
+            contiguous(this->q),
+            contiguous(this->k),
+            contiguous(this->v),
+            bias.in_double(),
+            this->options.mask,
+            scale};
+  }
+  static Tensor4<double> contiguous(const Strided<T>& x) {
+    const alibi::View<T> view = x.view();
+    Tensor4<double> y(view.batch, view.heads, view.tokens, view.head_dim);
+    double* to = y.data();
+    x.for_each([&](const T& value) { *to++ = double(value); });
+    return y;
+  }
+
+  /// The gradients q, k, v and bias of the library, after its own forward.
+  std::array<std::vector<double>, 4> run() {
+    bias.visit([&](const auto& m) {
+      alibi::attention_with_lse_into(this->output.view(), this->lse, this->q.view(), this->k.view(), this->v.view(), m,
+                                     this->options);
+      alibi::attention_backward_into({grad_q.view(), grad_k.view(), grad_v.view(), grad_bias}, grad_output.view(),
+                                     this->q.view(), this->k.view(), this->v.view(), m,
+                                     {this->output.view(), this->lse}, this->options);
+    });
+    return {grad_q.take(), grad_k.take(), grad_v.take(), std::vector<double>(grad_bias.begin(), grad_bias.end())};
+  }
+};
+
+/// Tensors of as many queries as keys, and the gradients that the library makes of them.
+template <class T>
+struct Case {
+  Tensor4<T> q, k, v, grad_output;
+
+  Case(Random& random, Index batch, Index kv_heads, Index group, Index tokens, Index dim, Index value_dim)
+      : q(random.tensor<T>(batch, kv_heads * group, tokens, dim)),
+        k(random.tensor<T>(batch, kv_heads, tokens, dim)),
+        v(random.tensor<T>(batch, kv_heads, tokens, value_dim)),
+        grad_output(random.tensor<T>(batch, kv_heads * group, tokens, value_dim)) {}
+
+  template <class Bias>
+  auto backward(const Bias& bias, const alibi::Options& options = {}) const {
+    return alibi::attention_backward(grad_output, q, k, v, bias, alibi::attention_with_lse(q, k, v, bias, options),
+                                     options);
+  }
+};
+
+}  // namespace test

@@ -1,0 +1,372 @@
+// Inputs that try the certificate of pruning, and how much of each softmax was really left out.
+//
+// What a row visited is seen from outside: the first columns of v say to which piece of kPiece keys a key belongs, so
+// that an output of exactly 0 there means that the row visited no key of that piece, since a visited key has a
+// probability of at least 2^-100. The share of such keys in the row's softmax, in long double and from the rounded
+// inputs, is what the certificate is about.
+#pragma once
+
+#include <alibi/reference.hpp>
+#include <array>
+#include <iomanip>
+#include <sstream>
+#include <utility>
+
+#include "common.hpp"
+
+namespace test {
+
+/// Half an ulp of float, which is the default, and beyond.
+inline constexpr std::array kTolerances = {0x1p-24, 1e-5, 1e-3, 1e-2};
+
+enum class Kind {
+  normal,
+  far_outliers,  // a few keys of the far half, 20 times as long
+  first_tile,    // some of the first 64 keys are 10 to 100 times as long
+  one_huge,      // one key is 1,000 times as long
+  mean_10,       // all keys share a mean of 10 standard deviations
+  mean_1000,     // … of 1,000
+  identical,     // all keys are the same
+  zero_queries,  // all, or every third
+  denormal,      // queries, keys or both
+  alternating,   // k_j = ±w, the signs in turn
+  aligned,       // a few far keys point where a query points: Cauchy and Schwarz at their worst
+  threshold,     // all keys beyond some distance do, so long that they have about the tolerance
+  two_sided,     // the same with the signs in turn, so that no centre helps
+  farthest,      // the same, but only the first key
+  compensated,   // the same, each as long as its distance asks for, so that all count alike
+  decaying,      // keys get shorter with their position
+  growing,       // … longer
+};
+inline constexpr std::array kKindNames = {"normal",       "far outliers", "first tile", "one huge norm", "mean of 10",
+                                          "mean of 1000", "identical",    "no query",   "denormal",      "alternating",
+                                          "aligned",      "threshold",    "two-sided",  "farthest",      "compensated",
+                                          "decaying",     "growing"};
+
+/// How near the promises came to being broken.
+struct Outcome {
+  std::array<double, kTolerances.size()> lost = {};    // the largest share of its softmax that a row lost
+  std::array<Index, kTolerances.size()> visited = {};  // pairs of a block and a tile
+  Index visible = 0;                                   // … too
+  std::string broken;                                  // the first promise that was
+};
+
+/// A call with keys to prune; all of it follows from the seed.
+template <class T>
+class CertificateCase {
+ public:
+  explicit CertificateCase(std::uint64_t seed) : random_(seed), kind_(Kind(random_.integer(0, kKindNames.size() - 1))) {
+    choose_shape();
+    choose_mask();
+    choose_slopes();
+    choose_numbers();
+  }
+
+  Outcome run() {
+    const Result dense = attend(0);
+    std::vector<Result> pruned;
+    pruned.reserve(kTolerances.size());
+    for (const double tolerance : kTolerances) pruned.push_back(attend(tolerance));
+    for (Index head = 0; head < batch_ * heads_; head++) judge(head, dense, pruned);
+    return outcome_;
+  }
+
+  std::string description() const {
+    std::ostringstream text;
+    text << kKindNames[std::size_t(kind_)] << ": q [" << batch_ << ", " << heads_ << ", " << queries_ << ", "
+         << head_dim_ << "], k [" << batch_ << ", " << kv_heads_ << ", " << keys_ << ", " << head_dim_ << ']'
+         << (options_.mask.causal ? ", causal" : ", bidirectional");
+    if (options_.mask.window) text << ", window " << *options_.mask.window;
+    if (options_.mask.query_offset) text << ", query_offset " << *options_.mask.query_offset;
+    if (options_.scale) text << ", scale " << *options_.scale;
+    if (options_.bf16_dot) text << ", bf16_dot " << options_.bf16_dot;
+    text << ", slopes";
+    for (Index i = 0; i < slopes_.size(); i++) text << ' ' << slopes_.data()[i];
+    return text.str();
+  }
+
+ private:
+  using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  using Long = long double;
+  static constexpr bool kHalf = std::is_same_v<T, Eigen::half>, kBfloat = std::is_same_v<T, Eigen::bfloat16>;
+  static constexpr Index kPiece = 8;    // the finest grain at which a kernel skips keys
+  static constexpr Index kColumns = 4;  // of ordinary values, behind those that mark pieces
+
+  // What marks a piece in v. Half rounds 2^-25 to 0; with this mark, what looks left out has less than 2^-40.
+  static constexpr double kMark = kHalf ? 0x1p15 : 1;
+  // How much may look left out and was not.
+  double unseen() const { return kHalf ? 0x1p-40 * double(pieces_) : 0x1p-80; }
+
+  struct Result {
+    Tensor4<T> output;
+    std::vector<Accumulator> lse;
+    std::vector<alibi::PruningStats> report;
+  };
+
+  Result attend(double tolerance) const {
+    const auto rows = std::size_t(batch_ * heads_ * queries_);
+    Result result{Tensor4<T>(batch_, heads_, queries_, pieces_ + kColumns), std::vector<Accumulator>(rows),
+                  std::vector<alibi::PruningStats>(std::size_t(batch_ * heads_))};
+    alibi::Options options = options_;
+    options.tolerance = tolerance;
+    options.pruning_stats = result.report;
+    alibi::attention_with_lse_into(result.output, result.lse, q_, k_, v_, slopes_, options);
+    return result;
+  }
+
+  // About 250,000 pairs of a query and a key, with as many keys as leave several tiles to prune.
+  void choose_shape() {
+    batch_ = random_.integer(1, 2), kv_heads_ = random_.integer(1, 2), heads_ = kv_heads_ * random_.integer(1, 3);
+    const double size = random_.uniform(0, 1);
+    keys_ = size < 0.1 ? random_.integer(1, 100) : size < 0.5 ? random_.integer(100, 600) : random_.integer(600, 1500);
+    queries_ = random_.chance(0.2) ? random_.integer(1, 4) : random_.chance(0.5) ? keys_ : random_.integer(1, keys_);
+    queries_ = std::clamp<Index>(250'000 / (batch_ * heads_ * keys_), 1, queries_);
+    head_dim_ = random_.chance(0.3) ? 8 * random_.integer(1, 8) : random_.integer(1, 40);
+    pieces_ = (keys_ + kPiece - 1) / kPiece;
+    if (random_.chance(0.25)) options_.scale = random_.uniform(-2, 2) / std::sqrt(double(head_dim_));
+    if (random_.chance(0.1)) options_.scale = random_.uniform(-30, 30);
+  }
+
+  void choose_mask() {
+    options_.mask.causal = random_.chance(0.65);
+    if (random_.chance(0.25)) options_.mask.window = random_.integer(1, keys_ + 10);
+    if (random_.chance(0.3)) options_.mask.query_offset = random_.integer(-queries_, keys_ + 10);
+    if (random_.chance(0.02)) options_.mask.query_offset = Index(1) << random_.integer(20, 40);
+    if (kBfloat) options_.bf16_dot = random_.chance(0.5);
+  }
+
+  // One number in ten of these: the authors', steep ones, and those that allow no pruning.
+  void choose_slopes() {
+    slopes_.resize(batch_, heads_);
+    const Index kind = random_.integer(0, 9);
+    for (Index b = 0; b < batch_; b++)
+      for (Index h = 0; h < heads_; h++) {
+        const double moderate = std::exp2(random_.uniform(-6, 3)), any = random_.uniform(-0.1, 0.1);
+        const double slope = kind == 0   ? double(alibi::slopes<Accumulator>(heads_)[h])
+                             : kind == 1 ? 100 * moderate
+                             : kind == 2 ? (any < 0 ? any : 0)
+                                         : moderate;
+        slopes_(b, h) = Accumulator(slope);
+      }
+  }
+  double scale() const { return options_.scale.value_or(1 / std::sqrt(double(head_dim_))); }
+  Index position(Index query) const { return query + options_.mask.query_offset.value_or(keys_ - queries_); }
+
+  void choose_numbers() {
+    q_ = Tensor4<T>(batch_, heads_, queries_, head_dim_);
+    k_ = Tensor4<T>(batch_, kv_heads_, keys_, head_dim_);
+    v_ = Tensor4<T>(batch_, kv_heads_, keys_, pieces_ + kColumns);
+    const Index group = heads_ / kv_heads_;
+    for (Index b = 0; b < batch_; b++)
+      for (Index kv = 0; kv < kv_heads_; kv++) {
+        auto q = random_.matrix<double>(group * queries_, head_dim_), k = random_.matrix<double>(keys_, head_dim_);
+        spoil(q, k, double(slopes_(b, kv * group)));
+        round_into(&q_(b, kv * group, 0, 0), q);
+        round_into(&k_(b, kv, 0, 0), k);
+        for (Index j = 0; j < keys_; j++)
+          for (Index d = 0; d < pieces_; d++) v_(b, kv, j, d) = T(d == j / kPiece ? kMark : 0.);
+        for (Index d = 0; d < kColumns; d++) {
+          auto& [low, high] = ends_.emplace_back(kInfinity, -kInfinity);
+          for (Index j = 0; j < keys_; j++) {
+            const double x = double(v_(b, kv, j, pieces_ + d) = T(random_.normal()));
+            low = std::min(low, x), high = std::max(high, x);
+          }
+        }
+      }
+  }
+  static void round_into(T* to, const RowMatrix<double>& x) {
+    for (Index i = 0; i < x.size(); i++) to[i] = T(kHalf ? std::clamp(x.data()[i], -6e4, 6e4) : x.data()[i]);
+  }
+
+  static RowMatrix<double> direction(RowMatrix<double> x) {
+    double square = 0;  // Eigen's norm() has g++ 12 warn of its own intrinsics
+    for (Index d = 0; d < x.size(); d++) square += x(0, d) * x(0, d);
+    return x /= std::sqrt(square);
+  }
+
+  // Turns normal queries and keys into what kind_ says.
+  void spoil(RowMatrix<double>& q, RowMatrix<double>& k, double slope) {
+    const Index n = keys_;
+    const auto any = [&](Index begin, Index end) { return random_.integer(begin, std::max(begin, end - 1)); };
+    const double tiny = kHalf ? 0x1p-24 : kBfloat ? 0x1p-133 : double(std::numeric_limits<Accumulator>::denorm_min());
+    switch (kind_) {
+      case Kind::normal:
+        break;
+      case Kind::far_outliers:
+        for (int i = 0; i < 5; i++) k.row(any(0, n / 2)) *= 20;
+        break;
+      case Kind::first_tile:
+        for (int i = 0; i < 3; i++) k.row(any(0, std::min<Index>(n, 64))) *= random_.uniform(10, 100);
+        break;
+      case Kind::one_huge:
+        k.row(any(0, n)) *= 1000;
+        break;
+      case Kind::mean_10:
+      case Kind::mean_1000:
+        k.rowwise() += (kind_ == Kind::mean_10 ? 10 : 1000) * random_.matrix<double>(1, head_dim_).row(0);
+        break;
+      case Kind::identical:
+        for (Index j = 1; j < n; j++) k.row(j) = k.row(0);
+        break;
+      case Kind::zero_queries:
+        for (Index i = 0, step = any(0, 2) ? 3 : 1; i < q.rows(); i += step) q.row(i).setZero();
+        break;
+      case Kind::denormal:
+        for (RowMatrix<double>* x : {&q, &k})
+          if (random_.chance(0.6))
+            for (Index i = 0; i < x->size(); i++) x->data()[i] = std::round(100 * x->data()[i]) * tiny;
+        break;
+      case Kind::alternating:
+        for (Index j = 1; j < n; j++) k.row(j) = -k.row(j - 1);
+        break;
+      case Kind::aligned:
+        for (int i = 0; i < 5; i++) k.row(any(0, n / 2)) = random_.uniform(0, 30) * direction(q.row(any(0, q.rows())));
+        break;
+      case Kind::threshold:
+      case Kind::two_sided:
+      case Kind::farthest:
+      case Kind::compensated:
+        return point_far_keys(q, k, slope);
+      case Kind::decaying:
+      case Kind::growing:
+        for (Index j = 0; j < n; j++)
+          k.row(j) *= std::exp((kind_ == Kind::decaying ? 4. : -4.) * (0.5 - double(j) / double(n)));
+        break;
+    }
+  }
+
+  // All queries of a group point in a direction u, near keys are short, and keys from some distance on are R u, with R
+  // such that a tail from there has about one of the tolerances: R |q| τ = m distance + ln tolerance, give or take.
+  void point_far_keys(RowMatrix<double>& q, RowMatrix<double>& k, double slope) {
+    const RowMatrix<double> u = direction(random_.matrix<double>(1, head_dim_));
+    const double length = random_.uniform(0.5, 2) * std::sqrt(double(head_dim_));
+    const double noise = random_.chance(0.5) ? 0 : 0.05;
+    q = (noise * q).rowwise() + length * u.row(0);
+    if (random_.chance(0.4))  // most are shorter than that, and a few longer
+      for (Index i = 0; i < q.rows(); i++) q.row(i) *= random_.chance(0.03) ? 2 : random_.uniform(0, 1);
+    k *= random_.chance(0.3) ? 0 : 0.1;
+    const Index from = kind_ == Kind::farthest ? 0 : random_.integer(0, keys_ - 1);  // the nearest of the far keys
+    const bool all_alike = kind_ == Kind::compensated;
+    const double tolerance = kTolerances[std::size_t(random_.integer(0, kTolerances.size() - 1))];
+    const double share = std::log(tolerance / (all_alike ? double(from + 1) : 1)) + random_.normal();
+    for (Index j = 0; j <= from; j++) {
+      const double distance = std::max(0., double(position(queries_ - 1) - (all_alike ? j : from)));
+      const double logit = std::clamp(slope * distance + share, 0., 2000.);
+      const double radius = scale() == 0 ? 1 : logit / (length * scale());
+      k.row(j) = (kind_ == Kind::two_sided && j % 2 ? -radius : radius) * u.row(0);
+    }
+  }
+
+  // Holds the rows of one head to every promise.
+  void judge(Index head, const Result& dense, const std::vector<Result>& pruned) {
+    const Index b = head / heads_, h = head % heads_, kv = h / (heads_ / kv_heads_);
+    const RowMatrix<double> content = products(&q_(b, h, 0, 0), &k_(b, kv, 0, 0));
+    std::array<double, kTolerances.size()> lost = {};
+    for (Index i = 0; i < queries_; i++) {
+      double largest = 0;  // of |τ q·k|
+      const std::vector<Long> share = shares(content, i, double(slopes_(b, h)), largest);
+      if (share.empty()) continue;
+      for (std::size_t t = 0; t < pruned.size(); t++) {
+        const T* output = &pruned[t].output(b, h, i, 0);
+        Long sum = 0;
+        for (Index piece = 0; piece < pieces_; piece++)
+          if (double(output[piece]) == 0) sum += share[std::size_t(piece)];
+        lost[t] = std::max(lost[t], double(sum));
+        compare(head, i, kTolerances[t], dense, pruned[t], std::max(1., largest));
+      }
+    }
+    for (std::size_t t = 0; t < pruned.size(); t++) {
+      const alibi::PruningStats &report = pruned[t].report[std::size_t(head)], &all = dense.report[std::size_t(head)];
+      promise(lost[t] <= kTolerances[t] * (1 + 1e-9) + unseen(), head, "lost ", lost[t], " at ", kTolerances[t]);
+      promise(lost[t] <= report.mass_bound * (1 + 1e-9) + unseen(), head, "lost ", lost[t], ", reported ",
+              report.mass_bound);
+      promise(report.mass_bound <= kTolerances[t], head, "reported ", report.mass_bound, " at ", kTolerances[t]);
+      promise(report.tiles_total == all.tiles_total && report.tiles_computed <= all.tiles_computed, head, "visited ",
+              report.tiles_computed, " of ", report.tiles_total, "; without pruning ", all.tiles_computed);
+      promise(all.tiles_computed == all.tiles_total && all.mass_bound == 0, head, "without pruning, visited ",
+              all.tiles_computed, " of ", all.tiles_total, ", bound ", all.mass_bound);
+      outcome_.lost[t] = std::max(outcome_.lost[t], lost[t]);
+      outcome_.visited[t] += report.tiles_computed;
+    }
+    outcome_.visible += dense.report[std::size_t(head)].tiles_total;
+  }
+
+  // τ q·k of one head. In double, whose rounding is far below every tolerance.
+  RowMatrix<double> products(const T* q, const T* k) const {
+    RowMatrix<double> transposed(head_dim_, keys_), content = RowMatrix<double>::Zero(queries_, keys_);
+    for (Index j = 0; j < keys_; j++)
+      for (Index d = 0; d < head_dim_; d++) transposed(d, j) = double(k[j * head_dim_ + d]);
+    for (Index i = 0; i < queries_; i++)
+      for (Index d = 0; d < head_dim_; d++) {
+        const double x = scale() * double(q[i * head_dim_ + d]), *row = &transposed(d, 0);
+        for (Index j = 0; j < keys_; j++) (&content(i, 0))[j] += x * row[j];
+      }
+    return content;
+  }
+
+  // Each piece's share of the softmax of query i; nothing for a query that sees no key.
+  std::vector<Long> shares(const RowMatrix<double>& content, Index i, double slope, double& largest) const {
+    const Index p = position(i), nearest = alibi::reference::distance(p, std::clamp<Index>(p, 0, keys_ - 1));
+    std::vector<Long> logits(std::size_t(keys_), -Long(kInfinity));
+    Long most = -Long(kInfinity);
+    for (Index j = 0; j < keys_; j++) {
+      if (!alibi::reference::sees(options_.mask, p, j)) continue;
+      Long& s = logits[std::size_t(j)];
+      s = Long(content(i, j)) - Long(slope) * Long(alibi::reference::distance(p, j) - nearest);
+      most = std::max(most, s);
+      largest = std::max(largest, std::abs(content(i, j)));
+    }
+    if (most == -Long(kInfinity)) return {};
+    std::vector<Long> share(std::size_t(pieces_), 0);
+    Long sum = 0;
+    for (Index j = 0; j < keys_; j++) {
+      const Long s = logits[std::size_t(j)] - most;
+      if (s < -120) continue;  // less than 1e-52
+      const Long weight = std::exp(s);
+      share[std::size_t(j / kPiece)] += weight;
+      sum += weight;
+    }
+    for (Long& x : share) x /= sum;
+    return share;
+  }
+
+  // |Δo| <= tolerance · (largest - smallest value) in every column, 0 <= Δlse <= -ln(1 - tolerance); and rounding, in
+  // units of the largest logit of the row, since the two sums are taken against different references.
+  void compare(Index head, Index i, double tolerance, const Result& dense, const Result& pruned, double logit) {
+    const Index b = head / heads_, h = head % heads_, kv = h / (heads_ / kv_heads_);
+    const double unit = 32 * double(std::numeric_limits<Accumulator>::epsilon()) * logit;
+    const double stored = kBfloat ? 0x1p-7 : kHalf ? 0x1p-10 : 0;  // probabilities and outputs in T
+    for (Index d = 0; d < kColumns; d++) {
+      const auto [low, high] = ends_[std::size_t((b * kv_heads_ + kv) * kColumns + d)];
+      const double is = double(pruned.output(b, h, i, pieces_ + d)), was = double(dense.output(b, h, i, pieces_ + d));
+      const double bound = tolerance * (high - low) + (unit + stored) * std::max(high, -low);
+      promise(std::abs(is - was) <= bound, head, "output ", is, " of query ", i, " at ", tolerance,
+              "; without pruning ", was);
+    }
+    const double is = double(pruned.lse[std::size_t(head * queries_ + i)]),
+                 was = double(dense.lse[std::size_t(head * queries_ + i)]);
+    const double rounding = unit + 4 * double(std::numeric_limits<Accumulator>::epsilon()) * std::abs(was);
+    promise(is - was <= rounding && was - is <= -std::log1p(-tolerance) + rounding, head, "lse ", is, " of query ", i,
+            " at ", tolerance, "; without pruning ", was);
+  }
+
+  template <class... Parts>
+  void promise(bool kept, Index head, const Parts&... parts) {
+    if (kept || !outcome_.broken.empty()) return;
+    std::ostringstream text;
+    text << std::setprecision(12) << "head " << head << ": ";
+    (text << ... << parts);
+    outcome_.broken = text.str();
+  }
+
+  Random random_;
+  Kind kind_;
+  Index batch_, kv_heads_, heads_, queries_, keys_, head_dim_, pieces_;
+  Tensor4<T> q_, k_, v_;
+  std::vector<std::pair<double, double>> ends_;  // the least and the largest value, [batch, kv_heads, kColumns]
+  RowMatrix<Accumulator> slopes_;
+  alibi::Options options_;
+  Outcome outcome_;
+};
+
+}  // namespace test
