@@ -11,6 +11,7 @@
 #include "alibi/position/rotary.hpp"
 #include "alibi/position/sinusoidal.hpp"
 #include "alibi/position/t5_bias.hpp"
+#include "alibi/position/xpos.hpp"
 #include "alibi/pruning.hpp"
 #include "alibi/relative_bias.hpp"
 #include "alibi/slopes.hpp"

@@ -3,6 +3,7 @@
 #include <alibi/position/rotary.hpp>
 #include <alibi/position/sinusoidal.hpp>
 #include <alibi/position/t5_bias.hpp>
+#include <alibi/position/xpos.hpp>
 #include <alibi/reference.hpp>
 #include <complex>
 #include <numeric>
@@ -276,6 +277,60 @@ TEST(T5Bucket, BadInput) {
             "alibi: buckets is 6; expected a positive multiple of 4");
   EXPECT_EQ(thrown([] { (void)alibi::t5_bucket(1, {.buckets = 32, .max_distance = 16}); }),
             "alibi: max_distance is 16; expected more than 16, the distances with a bucket of their own");
+}
+
+// Scores are those of the rotation with each pair's part multiplied by ζ^((p - j) / B), whatever the centre.
+TEST(Xpos, IsRotaryWithADecayingPair) {
+  test::Random random(1);
+  constexpr Index kTokens = 40, kDim = 12;
+  for (const RotaryPairs pairs : {RotaryPairs::adjacent, RotaryPairs::halves})
+    for (const Index dims : {kDim, Index(8)})
+      for (const Index center : {0, 20, -7}) {
+        const alibi::Xpos xpos(kDim, {.rotary = {.dims = dims, .pairs = pairs}, .scale_base = 50, .center = center});
+        Matrix q = random.matrix<double>(kTokens, kDim), k = random.matrix<double>(kTokens, kDim);
+        const auto theta = thetas(dims, 10000);
+        const Matrix rq = turned(q, theta, 3, pairs), rk = turned(k, theta, 0, pairs);
+        xpos.embed_queries(q, 3);
+        xpos.embed_keys(k);
+        for (Index i = 0; i < kTokens; i++)
+          for (Index j = 0; j < kTokens; j++) {
+            Real expected = 0;
+            for (Index d = 0; d < kDim; d++) {
+              const Index pair = pairs == RotaryPairs::adjacent ? d / 2 : d % (dims / 2);
+              const Real zeta = (Real(2 * pair) / Real(dims) + 0.4L) / 1.4L;
+              expected += Real(rq(i, d)) * Real(rk(j, d)) * (d < dims ? std::pow(zeta, Real(3 + i - j) / 50) : 1);
+            }
+            ASSERT_NEAR(q.row(i).dot(k.row(j)), double(expected), 1e-12);
+          }
+      }
+}
+
+// The gradient is that of a linear map: the inner product with any direction says so.
+TEST(Xpos, GradientIsTheTranspose) {
+  test::Random random(2);
+  const alibi::Xpos xpos(6, {.scale_base = 30, .center = 10});
+  for (const bool queries : {true, false}) {
+    const Matrix x = random.matrix<double>(20, 6), g = random.matrix<double>(20, 6);
+    Matrix y = x, back = g;
+    queries ? xpos.embed_queries(y, 2) : xpos.embed_keys(y, 2);
+    queries ? xpos.queries_gradient(back, 2) : xpos.keys_gradient(back, 2);
+    EXPECT_NEAR(dot(y, g), dot(x, back), 1e-11);
+  }
+}
+
+TEST(Xpos, BadInput) {
+  EXPECT_EQ(thrown([] { alibi::Xpos(4, {.gamma = 0}); }), "alibi: gamma is 0; expected a finite number above 0");
+  EXPECT_EQ(thrown([] { alibi::Xpos(4, {.scale_base = -1}); }),
+            "alibi: scale_base is -1; expected a finite number above 0");
+  EXPECT_EQ(thrown([] { alibi::Xpos(3); }), "alibi: dims is 3; expected an even number up to 3, the head_dim");
+  const alibi::Xpos xpos(4);
+  test::RowMatrix<float> x = test::RowMatrix<float>::Ones(2, 4), wide(2, 6);
+  EXPECT_EQ(thrown([&] { xpos.embed_keys(wide); }), "alibi: x has head_dim 6; expected 4, that of the embedding");
+  EXPECT_EQ(thrown([&] { xpos.embed_keys(x, 50000); }),
+            "alibi: a position is 50001 tokens from the center; expected at most 35535, where factors are in range");
+  EXPECT_EQ(x, (test::RowMatrix<float>::Ones(2, 4))) << "nothing is written";
+  EXPECT_NO_THROW(xpos.embed_keys(x, 35530));
+  EXPECT_TRUE(x.allFinite());
 }
 
 }  // namespace

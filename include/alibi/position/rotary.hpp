@@ -87,6 +87,7 @@ class Rotary {
     }
   }
 
+  Index head_dim() const { return head_dim_; }
   /// [dims / 2]: the angle of each pair per position, as scaled.
   const std::vector<double>& frequencies() const { return frequencies_; }
   /// What q and k are multiplied by besides; 1 but for yarn.
