@@ -1,9 +1,10 @@
-# alibi::compiled, a static library: what alibi::alibi compiles in every file that calls it, compiled once, for every
-# scalar, bias and cache there is. A file that links it sees declarations only. It is built for ALIBI_ARCH, or for what
-# CMAKE_CXX_FLAGS say; files that link it may be compiled for any other vector unit. Built where something links it.
+# alibi::compiled is a static library. It contains once, for every scalar, bias and cache, the code that alibi::alibi
+# compiles in every file that calls it. A file that links it sees declarations only. It is built for ALIBI_ARCH, or as
+# CMAKE_CXX_FLAGS say; files that link it may be compiled for any other vector unit. It is built only if something links
+# it.
 set(sources)
 
-# alibi_compile(<name> <header> <instantiation>...): one source of the library.
+# alibi_compile(<name> <header> <instantiation>...): makes one source of the library.
 function(alibi_compile name header)
   set(open "namespace detail {")
   set(close "}")
@@ -28,7 +29,8 @@ template @instantiations@;
   set(sources ${sources} "${source}" PARENT_SCOPE)
 endfunction()
 
-# What adds up in float shares its kernels, and so one source. The longest first.
+# Scalars with sums in float share their kernels, and therefore one source. The source that takes longest to compile
+# comes first.
 set(of_float float bfloat16 half)
 set(of_double double)
 foreach(pass backward forward)

@@ -1,4 +1,4 @@
-// The compiled library's side of alibi/detail/build.hpp.
+// The part of alibi/detail/build_check.hpp that is in the compiled library.
 #include <cstdio>
 #include <cstdlib>
 
@@ -8,6 +8,7 @@ namespace alibi::inline ALIBI_ABI::detail {
 
 namespace {
 
+/// Aborts with a message if `program` and `library` differ.
 void require_same(const char* what, long long program, long long library, const char* advice) {
   if (program == library) return;
   std::fprintf(stderr, "alibi: %s is %lld in this program and %lld in the compiled library it is linked with. %s\n",
@@ -15,6 +16,7 @@ void require_same(const char* what, long long program, long long library, const 
   std::abort();
 }
 
+/// A vector unit that the library uses and this processor lacks; null: none.
 const char* missing_unit() {
 #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
   __builtin_cpu_init();

@@ -4,7 +4,7 @@ set(INSTALL_GTEST OFF CACHE BOOL "")
 set(BENCHMARK_ENABLE_INSTALL OFF CACHE BOOL "")
 set(BENCHMARK_ENABLE_TESTING OFF CACHE BOOL "")
 
-# alibi_dependency(<target> <package> <repository> <tag>): the installed package, or else its sources.
+# alibi_dependency(<target> <package> <repository> <tag>): uses the installed package, or else fetches its sources.
 macro(alibi_dependency target package repository tag)
   find_package(${package} QUIET)
   if(NOT TARGET ${target})

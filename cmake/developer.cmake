@@ -1,10 +1,11 @@
-# What the project's own tests, benchmarks and examples link; no user ever sees these flags. Eigen, being imported, is
-# searched as a system path and so stays silent; alibi's own headers are not.
+# The targets that the tests, benchmarks and examples of this project link. Users never get these flags. Eigen is an
+# imported target: its headers are system headers and give no warnings. The headers of alibi do give them.
 find_package(Threads REQUIRED)
 
 set(CMAKE_CXX_EXTENSIONS OFF)
 
-# Header-only, and with the compiled library, which is what links most.
+# alibi_header_only compiles everything from headers. alibi_developer also links the compiled library; most targets use
+# it.
 add_library(alibi_header_only INTERFACE)
 target_link_libraries(alibi_header_only INTERFACE alibi::alibi Threads::Threads)
 target_compile_options(

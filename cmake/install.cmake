@@ -1,7 +1,7 @@
 include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
 
-# Nothing here depends on the architecture, so everything but the headers goes to share/.
+# Nothing installed depends on the architecture, so everything but the headers goes to share/.
 set(config_dir "${CMAKE_INSTALL_DATADIR}/cmake/alibi")
 set(pkgconfig_dir "${CMAKE_INSTALL_DATADIR}/pkgconfig")
 
@@ -21,7 +21,8 @@ install(
   DESTINATION "${config_dir}"
 )
 
-# Relative to the file, so that an installed tree can be moved; a packager's absolute folder replaces the prefix.
+# The prefix is relative to the .pc file, so that an installed tree can be moved. An absolute include folder of a
+# packager replaces the prefix.
 file(RELATIVE_PATH pc_prefix "/${pkgconfig_dir}" "/")
 cmake_path(APPEND pc_includedir "\${prefix}" "${CMAKE_INSTALL_INCLUDEDIR}")
 configure_file(cmake/alibi.pc.in alibi.pc @ONLY)

@@ -1,13 +1,14 @@
 # shellcheck shell=bash
-# Sourced by examples/run.sh, tests/run.sh and bench/run.sh: what a fresh Debian machine needs before it can run them.
-# All three share one build directory; each adds its own part to it.
+# Functions that install what a fresh Debian machine needs, configure and build. Sourced by examples/run.sh,
+# tests/run.sh, bench/run.sh, tests/fuzz/run.sh, tests/compile_time.sh and .ci/run. The first three share one build
+# directory, and each adds its own part to it.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=$root/build/release
 jobs=$(nproc)
 
-# run_step <name>[: <details>] <command>...: one line on the terminal, the noise in build/log/<name>.log, of which the
-# end is shown if the step fails.
+# run_step <name>[: <details>] <command>...: prints one line, writes the output of the command to build/log/<name>.log,
+# and prints the end of that log if the step fails.
 run_step() {
   local name=${1%%:*} log
   log=$root/build/log/${name// /-}.log
@@ -21,7 +22,7 @@ run_step() {
   fi
 }
 
-# run_build <name> <target>: builds a target; every 15 seconds a line that says how far it is, in the end what it took.
+# run_build <name> <target>: builds a target. Prints the progress every 15 seconds, and the time at the end.
 run_build() {
   local name=$1 target=$2 log start=$SECONDS worker status=0 progress times
   log=$root/build/log/${name// /-}.log
@@ -50,13 +51,13 @@ is_installed() {
     g++) command -v "${CXX:-c++}" ;;
     ninja-build) command -v ninja ;;
     gnuplot-nox) command -v gnuplot ;;
-    # Elsewhere than on Debian, CMake says which library is missing.
+    # On other systems than Debian, CMake says which library is missing.
     lib*) ! command -v dpkg-query || dpkg-query --show --showformat '${db:Status-Status}' "$1" | grep -qx installed ;;
     *) command -v "$1" ;;
   esac >/dev/null 2>&1
 }
 
-# require <package>...: installs what is missing of these Debian packages and of those that every build needs.
+# require <package>...: installs the missing ones of these Debian packages and of those that every build needs.
 require() {
   local package missing=()
   for package in g++ cmake ninja-build libeigen3-dev "$@"; do
@@ -78,8 +79,8 @@ require() {
   run_step "install: ${missing[*]}" "${apt[@]}" install --yes --no-install-recommends "${missing[@]}"
 }
 
-# configure_part <part>: configures the build directory with TESTS, BENCHMARKS or EXAMPLES beside the parts already
-# there, so that nothing is built twice.
+# configure_part <part>: adds TESTS, BENCHMARKS or EXAMPLES to the parts that the build directory is configured with, so
+# that nothing is built twice.
 configure_part() {
   local parts=()
   if [ ! -e "$build/CMakeCache.txt" ]; then
@@ -88,7 +89,7 @@ configure_part() {
   run_step "configure ${1,,}" cmake -S "$root" --preset release "${parts[@]}" "-DALIBI_BUILD_$1=ON" \
     "-DALIBI_WERROR=${ALIBI_WERROR:-OFF}"
 }
-# build_part <part>: configures it, and builds it.
+# build_part <part>: configures a part and builds it.
 build_part() {
   configure_part "$1"
   run_build "build ${1,,}" "alibi_${1,,}"

@@ -1,4 +1,5 @@
-// All public headers. Each can also be included alone; all but tensor.hpp and bias.hpp need Eigen/Core only.
+// Includes all public headers but reference.hpp, which is for tests and research. Each header can also be included
+// alone. All but tensor.hpp and bias.hpp, which use Eigen's tensors, need Eigen/Core only.
 #pragma once
 
 #include "alibi/attention.hpp"

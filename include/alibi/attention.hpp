@@ -16,9 +16,9 @@
 // q, k, v and the output are arrays of one scalar: float, double, bfloat16 or half (view.hpp lists the array types).
 // bfloat16 and half are summed in float; their lse is float. Slopes may hold any of the four.
 //
-// Pruning: keys that are too far away to matter are not read. Each row loses at most the share `tolerance` of its
-// softmax mass, by default less than rounding takes (pruning.hpp derives the bound). The cost of a head of slope m
-// therefore grows with tokens / m, not with their square.
+// Pruning: keys that are too distant to matter are not read. Pruning removes at most the share `tolerance` of the
+// softmax mass of each row; the default is smaller than rounding errors (pruning.hpp derives the bound). The cost of a
+// head of slope m therefore grows with tokens / m, not with the square of the tokens.
 //
 // - A query that sees no key has output 0 and lse -inf.
 // - The same input gives the same bits on any number of threads.
@@ -26,8 +26,8 @@
 //   a head that has one reads nearly all of its keys.
 // - Instead of slopes, pass relative_bias(table) or no_bias.
 //
-// Errors: std::invalid_argument that names the argument, before anything is written. Gradients: backward.hpp. Not
-// supported: dropout, additive masks.
+// Errors: std::invalid_argument that names the argument, before anything is written. Gradients: backward.hpp. Dropout
+// and additive masks are not supported.
 #pragma once
 
 #include <optional>
@@ -43,16 +43,16 @@
 
 namespace alibi::inline ALIBI_ABI {
 
-/// The result of attention_with_lse().
+/// The result of attention_with_lse() and of its forms for a cache and for varlen.
 template <class Output, class Lse>
 struct ForwardResult {
-  Output output;  ///< [batch, heads, queries, value_dim]
-  Lse lse;        ///< [batch, heads, queries], natural logarithm
+  Output output;  ///< [batch, heads, queries, value_dim]; varlen: [tokens, heads, value_dim]
+  Lse lse;        ///< [batch, heads, queries], natural logarithm; varlen: [heads, tokens]
 };
 
 namespace detail {
 
-/// Makes views of the arrays of a call and runs it. `sequences` still lacks the sizes of the arrays.
+/// Makes views of the arrays of a call and runs it. Fills in the sizes of the arrays, which `sequences` still lacks.
 template <template <class> class AdapterOf, class Output, class Q, class K, class V, class Bias>
 void forward_into(Output& output, std::optional<std::span<Sum<typename AdapterOf<Q>::Scalar>>> lse, const Q& q,
                   const K& k, const V& v, const Bias& bias, SequenceList sequences, const Options& options) {
@@ -79,7 +79,7 @@ auto new_output(const Q& q, const V& v) {
   checked_product({queries.batch, queries.heads, queries.tokens, value_dim}, "the output");
   return Adapter<Q>::output(queries.batch, queries.heads, queries.tokens, value_dim);
 }
-/// A new lse for the rows of q.
+/// A new lse of the array type of q, one entry for each row of q.
 template <class Q>
 auto new_lse(const Q& q) {
   const auto queries = view_of(q, "q");
@@ -88,7 +88,14 @@ auto new_lse(const Q& q) {
 
 }  // namespace detail
 
-/// Attention, as a new array of the type of q: a tensor for tensors, a row-major matrix for matrices of one head.
+/// Attention with linear biases (Press et al., arXiv 2108.12409, section 3), as a new array of the type of q: a tensor
+/// for tensors, a row-major matrix for matrices of one head.
+///
+///     o_i = Σ_j softmax_j(τ q_i·k_j - m_h |p_i - j|) v_j
+///
+/// q is [batch, heads, queries, head_dim], k [batch, kv_heads, keys, head_dim], v [batch, kv_heads, keys, value_dim],
+/// slopes [heads] or [batch, heads], a relative_bias() or no_bias. The result is [batch, heads, queries, value_dim].
+/// Throws std::invalid_argument, before anything is written, for shapes, slopes or options that do not fit.
 template <class Q, class K, class V, class Bias>
 auto attention(const Q& q, const K& k, const V& v, const Bias& slopes, const Options& options = {}) {
   auto output = detail::new_output(q, v);
@@ -96,7 +103,11 @@ auto attention(const Q& q, const K& k, const V& v, const Bias& slopes, const Opt
   return output;
 }
 
-/// Attention and its log-sum-exp, as new arrays: auto [output, lse] = attention_with_lse(q, k, v, slopes).
+/// Attention and its log-sum-exp lse_i = ln Σ_j exp(s_ij) of the full logits, as new arrays:
+///
+///     auto [output, lse] = attention_with_lse(q, k, v, slopes);
+///
+/// Shapes and errors are those of attention(); lse is [batch, heads, queries].
 template <class Q, class K, class V, class Bias>
 auto attention_with_lse(const Q& q, const K& k, const V& v, const Bias& slopes, const Options& options = {}) {
   auto output = detail::new_output(q, v);
@@ -105,15 +116,16 @@ auto attention_with_lse(const Q& q, const K& k, const V& v, const Bias& slopes, 
   return ForwardResult<decltype(output), decltype(lse)>{std::move(output), std::move(lse)};
 }
 
-/// Attention into memory of the caller, [batch, heads, queries, value_dim], which may not overlap an input. With
-/// Options::workspace a repeated call allocates nothing.
+/// attention() into memory of the caller, [batch, heads, queries, value_dim], which may not overlap an input. With
+/// Options::workspace a repeated call allocates nothing. Shapes and errors are those of attention().
 template <class Output, class Q, class K, class V, class Bias>
 void attention_into(Output&& output, const Q& q, const K& k, const V& v, const Bias& slopes,
                     const Options& options = {}) {
   detail::forward_into<Adapter>(output, std::nullopt, q, k, v, slopes, {}, options);
 }
 
-/// attention_into() that also writes the log-sum-exp, [batch, heads, queries], an array that lse_view() takes.
+/// attention_into() that also writes the log-sum-exp, [batch, heads, queries], natural logarithm. `lse` is an array
+/// that lse_view() takes.
 template <class Output, class Lse, class Q, class K, class V, class Bias>
 void attention_with_lse_into(Output&& output, Lse&& lse, const Q& q, const K& k, const V& v, const Bias& slopes,
                              const Options& options = {}) {

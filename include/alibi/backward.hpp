@@ -10,13 +10,13 @@
 // the same arguments. grad_output is [batch, heads, queries, value_dim] and holds the scalar of q or the one that q is
 // summed in. Gradients hold the scalar of the sums: double for double, float for float, bfloat16 and half.
 //
-// Gradients add up over what shares an argument: query heads that read one kv head, and batch entries that share slopes
-// or a table. Given the output and lse of all keys, a call over a part of the keys gives the gradients of that part; dQ
-// and the gradient of the slopes are then the sum over the parts (ring attention).
+// Gradients are summed over everything that shares an argument: query heads that read one kv head, and batch entries
+// that share slopes or a table. Given the output and lse of all keys, a call over a part of the keys gives the
+// gradients of that part. dQ and the gradient of the slopes are then the sum over the parts (ring attention).
 //
 // Cost: five products of 2 head_dim operations for each visible pair of query and key, in one pass. Memory is linear in
-// the tokens (detail/backward_dispatch.hpp). With a tolerance above 0 each row may lose that share of its softmax mass,
-// as in the forward. The same input gives the same bits on any number of threads.
+// the tokens (detail/backward_dispatch.hpp). With a tolerance above 0, pruning may remove that share of the softmax
+// mass of each row, as in the forward. The same input gives the same bits on any number of threads.
 #pragma once
 
 #include <span>
@@ -33,59 +33,62 @@
 
 namespace alibi::inline ALIBI_ABI {
 
-/// The result of attention_backward(): gradients of q, k, v and of the slopes, [heads] or [batch, heads] as given.
+/// The result of attention_backward() for slopes.
 template <class Q, class K, class V, class Slopes>
 struct BackwardResult {
-  Q q;
-  K k;
-  V v;
-  Slopes slopes;
+  Q q;            ///< dQ, of the shape of q
+  K k;            ///< dK, of the shape of k
+  V v;            ///< dV, of the shape of v
+  Slopes slopes;  ///< dm, [heads] or [batch, heads] as given
 };
-/// The result for a relative_bias(): the gradient of its table is a row-major matrix [heads, entries].
+/// The result of attention_backward() for a relative_bias().
 template <class Q, class K, class V, class Table>
 struct RelativeBiasBackwardResult {
-  Q q;
-  K k;
-  V v;
-  Table table;
+  Q q;          ///< dQ, of the shape of q
+  K k;          ///< dK, of the shape of k
+  V v;          ///< dV, of the shape of v
+  Table table;  ///< the gradient of the table, a row-major matrix [heads, entries]
 };
-/// The result for no_bias.
+/// The result of attention_backward() for no_bias.
 template <class Q, class K, class V>
 struct NoBiasBackwardResult {
-  Q q;
-  K k;
-  V v;
+  Q q;  ///< dQ, of the shape of q
+  K k;  ///< dK, of the shape of k
+  V v;  ///< dV, of the shape of v
 };
 
 /// The results of the forward that the backward pass reads. Written {output, lse}, or a ForwardResult. E is the scalar
 /// of q.
 template <class E, template <class> class AdapterOf = Adapter>
 struct ForwardResultView {
+  /// The rank of an lse: 3, or 2 for varlen.
   static constexpr int kRank = std::is_same_v<AdapterOf<View<E>>, Adapter<View<E>>> ? 3 : 2;
   View<const E> output;                 ///< [batch, heads, queries, value_dim]
   std::span<const detail::Sum<E>> lse;  ///< [batch, heads, queries], natural logarithm
 
+  /// From an output and an lse, arrays as attention_with_lse() returns them.
   template <class Output, class Lse>
   ForwardResultView(const Output& o, const Lse& l)
       : output(AdapterOf<Output>::of(o, "output")), lse(lse_view<const detail::Sum<E>, kRank>(l)) {
     static_assert(std::is_same_v<typename AdapterOf<Output>::Scalar, E>,
                   "alibi: output must hold the same scalar as q, k and v.");
   }
+  /// From the result of attention_with_lse().
   template <class Output, class Lse>
   ForwardResultView(const ForwardResult<Output, Lse>& result) : ForwardResultView(result.output, result.lse) {}
 };
 
 namespace detail {
 
-/// The gradient of a bias as a view: of a scalar, a vector, a row-major matrix or a tensor.
+/// The gradient of a bias as a view. `array` is a scalar, a vector, a row-major matrix, a tensor or a contiguous range.
 template <class T, class Array>
 BiasEntries<T> entries_of(Array& array) {
   if constexpr (std::is_same_v<Array, T>) {
     return {&array, 1, 1};
   } else {
     static_assert(std::is_same_v<std::remove_reference_t<decltype(*array.data())>, T>,
-                  "alibi: the gradient of the bias must hold the scalar that q, k and v are summed up in, float for "
-                  "bfloat16 and half, and not be const.");
+                  "alibi: the gradient of the bias must not be const and must hold the scalar of the sums: double for "
+                  "double, float for float, bfloat16 and half.");
     if constexpr (is_matrix<Array>) {
       static_assert(bool(Array::IsVectorAtCompileTime) || bool(Array::IsRowMajor),
                     "alibi: the gradient of the bias is a matrix and must be row-major; Eigen's default is not.");
@@ -111,15 +114,20 @@ BiasEntries<T> entries_of(Array& array) {
 }  // namespace detail
 
 /// The arrays that gradients are written to. Written {grad_q, grad_k, grad_v, grad_slopes}, or {grad_q, grad_k, grad_v}
-/// where the gradient of the bias is not wanted. T is the scalar that q is summed in.
+/// where the gradient of the bias is not wanted. T is the scalar of the sums: double for double, float for float,
+/// bfloat16 and half.
 template <class T, template <class> class AdapterOf = Adapter>
 struct GradientViews {
-  View<T> q, k, v;              ///< of the sizes of q, k and v
-  detail::BiasEntries<T> bias;  ///< of the sizes of the slopes or of the table
+  View<T> q,                    ///< dQ, of the sizes of q
+      k,                        ///< dK, of the sizes of k
+      v;                        ///< dV, of the sizes of v
+  detail::BiasEntries<T> bias;  ///< of the sizes of the slopes or of the table; empty: not wanted
 
+  /// Without the gradient of the bias.
   template <class Q, class K, class V>
   GradientViews(Q&& grad_q, K&& grad_k, V&& grad_v)
       : q(view_of(grad_q, "grad_q")), k(view_of(grad_k, "grad_k")), v(view_of(grad_v, "grad_v")) {}
+  /// With the gradient of the bias: of slopes [heads] or [batch, heads], of a table [heads, entries].
   template <class Q, class K, class V, class Bias>
   GradientViews(Q&& grad_q, K&& grad_k, V&& grad_v, Bias&& grad_bias) : GradientViews(grad_q, grad_k, grad_v) {
     bias = detail::entries_of<T>(grad_bias);
@@ -130,15 +138,15 @@ struct GradientViews {
   static View<T> view_of(X& x, const char* name) {
     const auto view = AdapterOf<std::remove_const_t<X>>::of(x, name);
     static_assert(std::is_same_v<std::remove_const_t<decltype(view)>, View<T>>,
-                  "alibi: gradients must hold the scalar that q, k and v are summed up in, float for bfloat16 and "
-                  "half, and not be const.");
+                  "alibi: gradients must not be const and must hold the scalar of the sums: double for double, float "
+                  "for float, bfloat16 and half.");
     return view;
   }
 };
 
 namespace detail {
 
-/// Makes views of the arrays of a call and runs it. `sequences` still lacks the sizes of the arrays.
+/// Makes views of the arrays of a call and runs it. Fills in the sizes of the arrays, which `sequences` still lacks.
 template <template <class> class AdapterOf, class GradOutput, class Q, class K, class V, class Bias>
 void backward_into(const GradientViews<Sum<typename AdapterOf<Q>::Scalar>, AdapterOf>& to,
                    const GradOutput& grad_output, const Q& q, const K& k, const V& v, const Bias& bias,
@@ -165,7 +173,7 @@ void backward_into(const GradientViews<Sum<typename AdapterOf<Q>::Scalar>, Adapt
                                options);
 }
 
-/// Makes a new array of T as large as another, [batch, heads, tokens, head_dim].
+/// Makes a new array of T of the shape of another, [batch, heads, tokens, head_dim].
 template <class T>
 struct NewLike {
   template <class X>
@@ -175,7 +183,7 @@ struct NewLike {
   }
 };
 
-/// New arrays for the gradients, handed to fill().
+/// New arrays for the gradients, after fill() has written them.
 template <class T, template <class> class AdapterOf, class Q, class K, class V, class Bias, class New, class Fill>
 auto new_gradients(const Q& q, const K& k, const V& v, const Bias& bias, const New& make, const Fill& fill) {
   static_assert(
@@ -205,8 +213,8 @@ auto new_gradients(const Q& q, const K& k, const V& v, const Bias& bias, const N
 }  // namespace detail
 
 /// Gradients into memory of the caller, {grad_q, grad_k, grad_v, grad_slopes}, which may not overlap an input or one
-/// another. What was there is overwritten. The last may be left out. With Options::workspace a repeated call allocates
-/// nothing.
+/// another. Previous contents are overwritten. grad_slopes may be omitted. With Options::workspace a repeated call
+/// allocates nothing. Shapes and errors are those of attention_backward().
 template <class GradOutput, class Q, class K, class V, class Bias>
 void attention_backward_into(const GradientViews<detail::SumOf<Q>>& gradients, const GradOutput& grad_output,
                              const Q& q, const K& k, const V& v, const Bias& slopes,
@@ -215,9 +223,14 @@ void attention_backward_into(const GradientViews<detail::SumOf<Q>>& gradients, c
   detail::backward_into<Adapter>(gradients, grad_output, q, k, v, slopes, forward, {}, options);
 }
 
-/// Gradients as new arrays of the types of q, k, v and the slopes:
-///   auto grad = attention_backward(grad_output, q, k, v, slopes, {output, lse});
-///   grad.q, grad.k, grad.v, grad.slopes      for a relative_bias(): grad.table
+/// Gradients of attention() as new arrays of the types of q, k, v and the slopes:
+///
+///     auto grad = attention_backward(grad_output, q, k, v, slopes, {output, lse});
+///     grad.q, grad.k, grad.v, grad.slopes      for a relative_bias(): grad.table
+///
+/// grad_output is dO, [batch, heads, queries, value_dim]. The other arguments are those of attention_with_lse(), and
+/// its results. The gradients have the shapes of q, k, v and the slopes; backward.hpp gives the equations. Throws
+/// std::invalid_argument, before anything is written, for shapes, slopes or options that do not fit.
 template <class GradOutput, class Q, class K, class V, class Bias>
 auto attention_backward(const GradOutput& grad_output, const Q& q, const K& k, const V& v, const Bias& slopes,
                         const ForwardResultView<typename Adapter<Q>::Scalar>& forward, const Options& options = {}) {

@@ -1,14 +1,15 @@
-// The bias of ALiBi as a matrix (Press et al., arXiv 2108.12409, section 3): what is added to the scaled logits,
+// The bias of ALiBi as a matrix (Press et al., arXiv 2108.12409, section 3). It is added to the scaled logits:
 //
-//   b_ij = -m |p_i - j|        for the keys j that query i, at position p_i, sees (mask.hpp)
-//   b_ij = -inf                for the others
+//   b_ij = -m |p_i - j|        for the keys j that query i of position p_i sees (mask.hpp)
+//   b_ij = -inf                for the other keys
 //
-//   bias_expression(m, queries, keys)        one head, an Eigen expression: stores nothing
+//   bias_expression(m, queries, keys)        one head, an Eigen expression that stores nothing
 //   bias_matrix(slopes, queries, keys)       [heads, queries, keys], materialised
-//   key_bias(slopes, keys)                   [heads, keys], the key-only row m j: equal after the softmax where causal
+//   key_bias(slopes, keys)                   [heads, keys], the key-only row m j; with the causal mask the softmax is
+//                                            the same
 //
-// attention() needs none of them: its kernel makes the bias as it goes. They are for looking at, for drawing, and for
-// handing to other attention code. Distances are integers; each entry is rounded once.
+// attention() uses none of these functions, because its kernel computes the bias on the fly. They are for inspection,
+// for drawing, and for other attention code. Distances are integers, and each entry is rounded once.
 #pragma once
 
 #include <Eigen/Core>
@@ -26,7 +27,7 @@ namespace alibi::inline ALIBI_ABI {
 
 namespace detail {
 
-/// The bias of one head at (query, key), as a function object for Eigen.
+/// The bias of one head as a function object for Eigen.
 template <class T>
 struct Bias {
   double slope;
@@ -34,10 +35,10 @@ struct Bias {
 
   T operator()(Index query, Index key) const { return of_distance(key - mask.position(query)); }
 
-  /// For a key `ahead` positions after the query; before it where negative. The bias is a function of that alone.
+  /// The bias of a key `ahead` positions after the query; negative: before it. The bias depends on nothing else.
   T of_distance(Index ahead) const {
     if (ahead < -mask.left || ahead > mask.right) return -std::numeric_limits<T>::infinity();
-    return T(0.0 - slope * double(std::abs(ahead)));  // 0.0 - 0.0 is 0, where -0.0 would print as -0
+    return T(0.0 - slope * double(std::abs(ahead)));  // 0.0 - 0.0 is 0, but -0.0 prints as -0
   }
 };
 
@@ -45,7 +46,7 @@ inline void check_bias_size(Index size, const char* name) {
   require(size >= 0, name, " is ", size, "; expected 0 or more");
 }
 
-/// `slopes` as a vector in memory, once each is known to be finite.
+/// A copy of `slopes` as a vector. Throws std::invalid_argument if a slope is not finite.
 template <class Slopes>
 typename Slopes::PlainObject finite_slopes(const Eigen::DenseBase<Slopes>& slopes) {
   static_assert(bool(Slopes::IsVectorAtCompileTime), "alibi: slopes of a bias is a vector, [heads].");
@@ -57,10 +58,14 @@ typename Slopes::PlainObject finite_slopes(const Eigen::DenseBase<Slopes>& slope
 
 }  // namespace detail
 
-/// [queries, keys], row(i, j) = -m |p_i - j|, or -inf where the mask hides key j: an expression, made anew at every
-/// access. Assign it to a matrix, or use it inside a larger expression: (q * k.transpose() + bias_expression(m, n, n)).
-/// Throws std::invalid_argument for sizes that are negative or whose product overflows, a slope that is not finite, or
-/// a mask out of range.
+/// [queries, keys], entry (i, j) = -m |p_i - j|, or -inf where the mask hides key j (Press et al., arXiv 2108.12409,
+/// section 3). The result is an Eigen expression, evaluated at every access. Assign it to a matrix, or use it inside a
+/// larger expression:
+///
+///     q * k.transpose() + bias_expression(m, n, n)
+///
+/// Throws std::invalid_argument for sizes that are negative or whose product overflows, for a slope that is not finite,
+/// and for a mask out of range.
 template <class T>
 auto bias_expression(T slope, Index queries, Index keys, const Mask& mask = {}) {
   detail::check_bias_size(queries, "queries");
@@ -71,8 +76,8 @@ auto bias_expression(T slope, Index queries, Index keys, const Mask& mask = {}) 
   return Matrix::NullaryExpr(queries, keys, detail::Bias<T>{double(slope), resolve(mask, queries, keys)});
 }
 
-/// [heads, queries, keys] for slopes [heads], any Eigen vector: entry (h, i, j) is bias_expression(slopes[h], …)(i, j).
-/// Throws as bias_expression() does.
+/// The bias of all heads, a row-major tensor [heads, queries, keys], for slopes [heads], any Eigen vector. Entry
+/// (h, i, j) is entry (i, j) of the bias_expression() of slope h. Throws as bias_expression() does.
 template <class Slopes>
 auto bias_matrix(const Eigen::DenseBase<Slopes>& slopes, Index queries, Index keys, const Mask& mask = {}) {
   using T = typename Slopes::Scalar;
@@ -84,7 +89,8 @@ auto bias_matrix(const Eigen::DenseBase<Slopes>& slopes, Index queries, Index ke
   Eigen::Tensor<T, 3, Eigen::RowMajor> matrix(m.size(), queries, keys);
   if (matrix.size() == 0) return matrix;
 
-  // A head's bias, mask included, is a function of j - p_i: every row is a slice of one line, the last row's first.
+  // The bias of a head, with its mask, depends on j - p_i alone. Every row is therefore a slice of one line; the slice
+  // of the last row begins the line.
   std::vector<T> line(std::size_t(queries + keys - 1));
   T* row = matrix.data();
   for (Index h = 0; h < m.size(); h++) {
@@ -97,16 +103,20 @@ auto bias_matrix(const Eigen::DenseBase<Slopes>& slopes, Index queries, Index ke
   return matrix;
 }
 
-/// [heads, keys], entry (h, j) = m j: the key-only row that BLOOM and the authors' code add to every query's logits.
+/// [heads, keys], entry (h, j) = m_h j: the key-only row that BLOOM and the authors' code add to the logits of every
+/// query.
 ///
-/// Since -m |p_i - j| = m j - m p_i for j <= p_i, and softmax does not see the constant m p_i of a row, it is equal to
-/// bias_matrix() after the softmax under the causal mask, and under any other in which every visible key of a row is at
-/// or before the query; not otherwise. Hidden keys are still to be hidden, and an lse is larger by m p_i.
+/// For j <= p_i, -m |p_i - j| = m j - m p_i, and softmax ignores the constant m p_i of a row. The softmax is therefore
+/// the same as with bias_matrix() under the causal mask, and under any other mask in which every visible key of a row
+/// is at or before the query. Under other masks it differs. The caller must still hide the hidden keys. An lse is
+/// larger by m p_i.
 ///
-/// What it costs is precision, for its numbers grow with the position where those of distances to the query do not:
-/// rounded to bf16, with equal logits and slope 1/2, the weights of query 2,047 are wrong by 0.26 in total variation,
-/// and those of the worst query before it by 0.50 (tests/bias.cpp). Throws std::invalid_argument for negative keys or a
-/// slope that is not finite.
+/// The key-only row costs precision, because its numbers grow with the position, while distances to the query do not.
+/// Rounded to bf16, with equal logits and slope 1/2, the weights of query 2,047 are wrong by 0.26 in total variation,
+/// and those of the worst query before it by 0.50 (tests/unit/bias.cpp).
+///
+/// Throws std::invalid_argument for negative keys, for a product of heads and keys that overflows, and for a slope that
+/// is not finite.
 template <class Slopes>
 auto key_bias(const Eigen::DenseBase<Slopes>& slopes, Index keys) {
   using T = typename Slopes::Scalar;

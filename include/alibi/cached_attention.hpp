@@ -7,19 +7,21 @@
 //   lse      [batch, heads, queries]
 //
 // Append the new tokens first, then attend: query i of a sequence of length n has position n - queries + i. Prompts of
-// unequal length are appended by counts or ranges, and Options::queries takes the same; with c real queries in a
-// sequence, real query i has position n - c + i. All of Options but `keys` applies. mask.window defaults to the window
-// of the cache.
+// unequal length are appended by counts or ranges, and Options::queries takes the same counts or ranges; with c real
+// queries in a sequence, real query i has position n - c + i. All of Options but `keys` applies. mask.window defaults
+// to the window of the cache.
 //
 // With up to 8 queries a head, the keys are split into tasks, and Options::pruning_stats counts pairs of one query and
 // a tile of 64 keys. With more queries, the forward kernel runs.
 //
-// The certificate includes what the cache has evicted: pruning gets the rest of the tolerance. With a tolerance below
-// that of the eviction nothing is pruned; PruningStats::mass_bound is the bound of both together.
+// The certificate includes the evicted keys: pruning gets the rest of the tolerance. With a tolerance below that of the
+// eviction nothing is pruned. PruningStats::mass_bound is the bound of pruning and eviction together.
 //
-// Errors: std::invalid_argument that names the argument, before anything is written: shapes that do not fit the cache;
-// queries whose keys have left it; queries, slopes or a scale outside what its Eviction states. The last are checked on
-// every call, so that a violated precondition is reported at once.
+// Errors: std::invalid_argument that names the argument, before anything is written, for
+// - shapes that do not fit the cache,
+// - queries whose keys have left the cache,
+// - queries, slopes or a scale outside the preconditions of its Eviction. They are checked on every call, so that a
+//   violated precondition is reported at once.
 #pragma once
 
 #include <optional>
@@ -38,6 +40,7 @@ namespace alibi::inline ALIBI_ABI {
 
 namespace detail {
 
+/// Makes views of the arrays of a call over a cache and runs it.
 template <class Output, class Q, class S, class Slopes>
 void cached_into(Output& output, std::optional<std::span<SumOf<Q>>> lse, const Q& q, const KvCache<S>& cache,
                  const Slopes& slopes, const Options& options) {
@@ -65,7 +68,11 @@ auto new_cached_output(const Q& q, const KvCache<S>& cache) {
 
 }  // namespace detail
 
-/// Attention of q over the keys and values of a cache, as a new array of the type of q.
+/// Attention of q, [batch, heads, queries, head_dim], over the keys and values of a cache, as a new array of the type
+/// of q, [batch, heads, queries, value_dim]. slopes are [heads] or [batch, heads], or no_bias. The formula is that of
+/// attention(q, k, v, slopes); the last query has the position of the last key. Throws std::invalid_argument, before
+/// anything is written, for shapes that do not fit the cache, queries whose keys have left it, and a violated
+/// precondition of its Eviction.
 template <class Q, class S, class Slopes>
 auto attention(const Q& q, const KvCache<S>& cache, const Slopes& slopes, const Options& options = {}) {
   auto output = detail::new_cached_output(q, cache);
@@ -73,7 +80,11 @@ auto attention(const Q& q, const KvCache<S>& cache, const Slopes& slopes, const 
   return output;
 }
 
-/// Attention and its log-sum-exp: auto [output, lse] = attention_with_lse(q, cache, slopes).
+/// Attention over a cache and its log-sum-exp, [batch, heads, queries], natural logarithm:
+///
+///     auto [output, lse] = attention_with_lse(q, cache, slopes);
+///
+/// Shapes and errors are those of attention(q, cache, slopes).
 template <class Q, class S, class Slopes>
 auto attention_with_lse(const Q& q, const KvCache<S>& cache, const Slopes& slopes, const Options& options = {}) {
   auto output = detail::new_cached_output(q, cache);
@@ -82,15 +93,17 @@ auto attention_with_lse(const Q& q, const KvCache<S>& cache, const Slopes& slope
   return ForwardResult<decltype(output), decltype(lse)>{std::move(output), std::move(lse)};
 }
 
-/// Attention into memory of the caller, which may not overlap q. With Options::workspace a repeated call allocates
-/// nothing.
+/// Attention over a cache into memory of the caller, [batch, heads, queries, value_dim], which may not overlap q or the
+/// slopes. With Options::workspace a repeated call allocates nothing. Shapes and errors are those of
+/// attention(q, cache, slopes).
 template <class Output, class Q, class S, class Slopes>
 void attention_into(Output&& output, const Q& q, const KvCache<S>& cache, const Slopes& slopes,
                     const Options& options = {}) {
   detail::cached_into(output, std::nullopt, q, cache, slopes, options);
 }
 
-/// attention_into() that also writes the log-sum-exp, [batch, heads, queries], an array that lse_view() takes.
+/// attention_into() over a cache that also writes the log-sum-exp, [batch, heads, queries], natural logarithm. `lse` is
+/// an array that lse_view() takes.
 template <class Output, class Lse, class Q, class S, class Slopes>
 void attention_with_lse_into(Output&& output, Lse&& lse, const Q& q, const KvCache<S>& cache, const Slopes& slopes,
                              const Options& options = {}) {

@@ -1,8 +1,8 @@
-// How bad input is reported: std::invalid_argument that names the argument, what it was and what was expected.
+// Invalid input is reported by std::invalid_argument. The message names the argument, its value and what was expected.
 //
 // Without exceptions (-fno-exceptions) the message goes to stderr and the program aborts. A program may define
-// ALIBI_HANDLE_ERROR(message) before its first include of alibi, in every file alike, to do something else with the
-// message, a const char*; what it does may not return.
+// ALIBI_HANDLE_ERROR(message) to handle the message, a const char*, in another way. The definition must precede the
+// first include of alibi, be the same in every file, and not return.
 #pragma once
 
 #include <cstdio>
@@ -57,7 +57,8 @@ class MessagePart {
   };
 };
 
-/// Reports "alibi: " and the parts as Error, an exception.
+/// Throws Error, an exception, with the message "alibi: " and the parts. Without exceptions, hands the message to
+/// ALIBI_HANDLE_ERROR.
 template <class Error>
 [[noreturn]] EIGEN_DONT_INLINE inline void fail(std::initializer_list<MessagePart> parts) {
   std::ostringstream message;
@@ -71,14 +72,14 @@ template <class Error>
 #endif
 }
 
-/// Throws std::invalid_argument("alibi: " + parts) unless `ok`. The parts are put together only when they are needed.
+/// Throws std::invalid_argument("alibi: " + parts) unless `ok`. The message is built only if it is needed.
 template <class... Parts>
 EIGEN_ALWAYS_INLINE void require(bool ok, const Parts&... parts) {
   if (!ok) [[unlikely]]
     fail<std::invalid_argument>({MessagePart(parts)...});
 }
 
-/// Calls body(), and what to do where it throws.
+/// Calls body(), and caught() if it throws. Without exceptions, calls body() only.
 template <class Body, class Caught>
 void try_or(const Body& body, const Caught& caught) {
 #if defined(__cpp_exceptions)
@@ -93,8 +94,8 @@ void try_or(const Body& body, const Caught& caught) {
 #endif
 }
 
-/// The product of sizes of at least 0. Throws std::invalid_argument where it, times 8 bytes, is beyond the memory that
-/// an Index can address; `name` says what has the sizes.
+/// The product of sizes of at least 0. Throws std::invalid_argument if it is above 2^60: times 8 bytes, that is beyond
+/// the memory that an Index can address. `name` says what has the sizes.
 inline Index checked_product(std::initializer_list<Index> sizes, const char* name) {
   constexpr Index kMost = Index(1) << 60;
   Index product = 1;

@@ -1,10 +1,10 @@
-// Who runs the tasks. Serial unless told otherwise: no thread is created and no global setting is touched.
+// Runs the tasks of a call. The default is serial: no thread is created and no global setting is touched.
 //
 // clang-format off
 //   alibi::Executor()            the calling thread
-//   alibi::Executor(pool)        an Eigen::ThreadPool, or anything with its three functions; it must outlive the executor
-//   alibi::Executor(slots, run)  anything else: run(count, task) calls task(0), …, task(count - 1) on whatever threads
-//                                it likes, and returns when all have returned. OpenMP:
+//   alibi::Executor(pool)        an Eigen::ThreadPool, or a pool with its three functions; it must outlive the executor
+//   alibi::Executor(slots, run)  anything else: run(count, task) calls task(0), …, task(count - 1) on any threads, and
+//                                returns when all calls have returned. OpenMP:
 //
 //     alibi::Executor(omp_get_max_threads(), [](alibi::Index count, auto task) {
 //       #pragma omp parallel for
@@ -12,8 +12,8 @@
 //     });
 // clang-format on
 //
-// Results never depend on the executor: a task writes what no other task touches, and how work is cut into tasks
-// depends on the shapes alone.
+// Results never depend on the executor: no two tasks that run at once write the same numbers (statistics are merged
+// atomically), and how work is cut into tasks depends on the shapes alone.
 #pragma once
 
 #include <algorithm>
@@ -33,13 +33,16 @@
 
 namespace alibi::inline ALIBI_ABI {
 
-/// A reference to a callable void(Index): what an executor's `run` is given. Two pointers, copied freely.
+/// A reference to a callable void(Index), the argument `task` of an executor's `run`. It holds two pointers and is
+/// cheap to copy.
 class Task {
  public:
+  /// A reference to `body`, which must outlive it.
   template <class Body>
     requires(!std::same_as<std::remove_cvref_t<Body>, Task>)
   explicit Task(Body& body)
       : body_(std::addressof(body)), call_([](void* b, Index i) { (*static_cast<Body*>(b))(i); }) {}
+  /// Calls body(i).
   void operator()(Index i) const { call_(body_, i); }
 
  private:
@@ -47,7 +50,7 @@ class Task {
   void (*call_)(void*, Index);
 };
 
-/// What Eigen::ThreadPool offers.
+/// A class with the three functions of Eigen::ThreadPool that an Executor uses.
 template <class Pool>
 concept ThreadPool = requires(Pool& pool, std::function<void()> job) {
   { pool.NumThreads() } -> std::convertible_to<int>;
@@ -55,17 +58,19 @@ concept ThreadPool = requires(Pool& pool, std::function<void()> job) {
   pool.Schedule(std::move(job));
 };
 
+/// Runs the tasks of a call: on the calling thread, on the threads of a pool, or by a function of the user.
 class Executor {
  public:
-  /// The calling thread.
+  /// Runs on the calling thread.
   Executor() = default;
 
-  /// The calling thread and all but one of the pool's, so that a pool of n threads keeps n cores busy. Called from a
-  /// thread of the pool itself, everything runs on that thread: waiting for the others there could wait for ever.
+  /// Runs on the calling thread and on all but one of the pool's threads, so that a pool of n threads keeps n cores
+  /// busy. If the calling thread belongs to the pool, everything runs on that thread, because waiting for the others
+  /// there could block for ever.
   template <ThreadPool Pool>
   explicit Executor(Pool& pool)
       : slots_(std::max(1, int(pool.NumThreads()))), run_([&pool](Index count, Task task) {
-          // Every task draws on the same work, so that those which a full or stopped pool does not take are not missed.
+          // All tasks take indices from one counter, so that a task which a full or stopped pool refuses is not missed.
           const Index others = pool.CurrentThreadId() == -1 ? count - 1 : 0;
           std::latch running(others);
           for (Index i = 1; i <= others; i++) {
@@ -82,20 +87,21 @@ class Executor {
           running.wait();
         }) {}
 
-  /// `run(count, task)` as described above, never with a count above `slots`.
-  /// Throws std::invalid_argument for slots < 1.
+  /// Runs by `run(count, task)`, which calls task(0), …, task(count - 1) on any threads and returns when all calls have
+  /// returned. The count is never above `slots`. Throws std::invalid_argument for slots < 1.
   template <std::invocable<Index, Task> Run>
   Executor(int slots, Run run) : slots_(slots), run_(std::move(run)) {
     detail::require(slots >= 1, "the executor's slots is ", slots, "; expected at least 1");
   }
 
-  /// How many tasks run at once, at most.
+  /// The largest number of tasks that run at once.
   int max_concurrency() const { return slots_; }
 
-  /// Calls body(index, slot) for every index in [0, count), started in rising order; no two calls that run at once have
-  /// the same slot in [0, max_concurrency()). The first exception of a body is thrown again here once all slots have
-  /// stopped; indices not yet started are then left out. Throws std::runtime_error if `run` returned without calling
-  /// its tasks; a `run` that returns while one of them still runs is undefined.
+  /// Calls body(index, slot) for every index in [0, count), started in rising order. The slot is the index of a task
+  /// that runs at once, in [0, max_concurrency()): no two calls that run at once have the same slot. If a body throws,
+  /// the first exception is thrown again here once all slots have stopped; indices not yet started are skipped. Throws
+  /// std::runtime_error if `run` returned without calling all its tasks. The behaviour is undefined if `run` returns
+  /// while a task still runs.
   template <class Body>
   void for_each(Index count, Body&& body) const;
 

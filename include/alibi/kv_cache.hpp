@@ -1,36 +1,37 @@
-// A cache of keys and values, for decoding: sequences grow by one token or by many, each at its own pace.
+// A cache of keys and values for decoding. Sequences grow by one or many tokens at a time, each independently.
 //
-// Storage. Each head of a sequence is a run of tiles of 64 keys, allocated as the sequence grows, and recycled
-// (kernel/cached.hpp says how a tile looks, kernel/radii.hpp what is known of its keys without reading them). Keys and
-// values are rounded to the cache's scalar once, by append().
+// Storage. Each head of a sequence is a run of tiles of 64 keys. Tiles are allocated as the sequence grows, and are
+// recycled. kernel/tile/cached.hpp describes the layout of a tile, kernel/tile/key_bounds.hpp what is known of its keys
+// without reading them. append() rounds keys and values to the scalar of the cache, once.
 //
-// Old keys leave by whole tiles, always the oldest of a head. append() sees to it before it writes. Every query at
-// position p >= p* still finds all that it needs then, where p* = length - 1 - rollback with the length from before:
-// all tokens appended, now and later, and `rollback` of those before. There are two rules.
+// Old keys leave in whole tiles, always the oldest of a head, before append() writes. After that, every query at a
+// position p >= p* still finds all keys that it needs. Here p* = length - 1 - rollback, with the length before the
+// append: the appended tokens, all later ones, and `rollback` tokens before them. There are two rules.
 //
-// Window w: key j leaves when p - j >= w for every such p, that is when p* - j >= w. Nothing is lost.
+// Window w: key j leaves when p - j >= w for every such p, that is when p* - j >= w. No query can see such a key.
 //
-// Eviction: keys 0, …, J leave when together they have at most the tolerance of such a query's softmax mass, whatever
-// the query, provided |q| <= Q, Eviction::query_norm. Let c be the centre of the head's keys, R >= |k_j - c| for all
-// j <= J, those that left long ago among them, and r = |k_{p*} - c|. Query p sees key p*, so keys 0, …, J have at most
-// the share
+// Eviction: keys 0, …, J leave when together they have at most the tolerance of the softmax mass of such a query. This
+// holds for any query with |q| <= Q, where Q is Eviction::query_norm. Let c be the centre of the keys of the head, let
+// R >= |k_j - c| for all j <= J, including the keys that left earlier, and let r = |k_{p*} - c|. Query p sees key p*,
+// so keys 0, …, J have at most the share
 //
 //   Σ_{j <= J} e^{τ q·k_j - m (p - j)} / e^{τ q·k_{p*} - m (p - p*)}
 //        =  Σ_{j <= J} e^{τ q·(k_j - k_{p*}) - m (p* - j)}
 //       <=  e^{|τ| Q (R + r) - m (p* - J)} · (1 - e^{-m (J + 1)}) / (1 - e^{-m})     Cauchy-Schwarz, geometric series
 //
-// of its softmax. It holds for every p, since p has left it, and for all keys that were ever evicted, so that nothing
-// adds up over time. It falls as m grows: of the query heads that share a kv head the smallest slope decides, and where
-// that is not above 0 every key stays. (A window hides keys 0, …, J before it hides p*: no harm.) Both exponents are
-// taken for the worse by 2^-10 of themselves, and 10^-3 is added, so that slopes, scale and norms may be off by 2^-12
-// of themselves: attention has them as floats.
+// of its softmax. The bound holds for every p, because p has cancelled. It covers all keys that were ever evicted, so
+// that nothing accumulates over time. It falls as m grows. Of the query heads that share a kv head, the smallest slope
+// therefore decides; if that is not above 0, every key stays. A window does not weaken the bound, because it hides keys
+// 0, …, J before it hides p*. Both exponents are rounded up by 2^-10 of themselves, and 10^-3 is added, so that slopes,
+// scale and norms may be off by 2^-12 of themselves: attention has them as floats.
 //
-// A sink stays: keys far out, as the first tokens of real models often are, keep their tile and all behind it until the
-// distance makes up for their radius, and a key that is not finite does so for ever. Only a window removes those.
+// Outlier keys (attention sinks, often the first tokens in real models) keep their tile and all later tiles until the
+// distance compensates their radius. A key that is not finite keeps them for ever. Only a window removes such tiles.
 //
-// Not for: attention itself; several writers at a time. Const functions may run concurrently.
+// The cache does not compute attention (cached_attention.hpp does) and does not support several writers at a time.
+// Const functions may run concurrently.
 //
-// Errors: std::invalid_argument that names the argument, and std::bad_alloc; the cache is then as it was.
+// Errors: std::invalid_argument that names the argument, and std::bad_alloc. The cache is unchanged then.
 #pragma once
 
 #include <cstddef>
@@ -57,15 +58,16 @@ namespace detail {
 
 struct CacheAccess;
 
-/// The first tiles of a head that are to leave it, and whether one of them does by eviction.
+/// The tiles that leave a head.
 struct Leaving {
-  Index tiles = 0;
-  bool evicted = false;
+  Index tiles = 0;       // how many, from the first on
+  bool evicted = false;  // whether one of them leaves by eviction
 };
 
 }  // namespace detail
 
-/// S is what keys and values are stored as: float, double, Eigen::bfloat16 or Eigen::half.
+/// A cache of the keys and values of a batch of sequences, for attention(q, cache, slopes). S is the scalar that keys
+/// and values are stored as: float, double, Eigen::bfloat16 or Eigen::half.
 template <class S>
 class KvCache {
   static_assert(std::is_same_v<S, float> || std::is_same_v<S, double> || std::is_same_v<S, Eigen::bfloat16> ||
@@ -73,66 +75,72 @@ class KvCache {
                 "alibi: a KvCache stores float, double, Eigen::bfloat16 or Eigen::half.");
 
  public:
-  using Scalar = S;
-  using Accumulate = typename detail::CacheHead<S>::T;  ///< what attention over it adds up in
+  using Scalar = S;                                     ///< the scalar of the stored keys and values
+  using Accumulate = typename detail::CacheHead<S>::T;  ///< the scalar of the sums of attention over the cache
 
-  /// Throws std::invalid_argument for sizes, a window, a rollback or an eviction that make no sense.
+  /// An empty cache. Throws std::invalid_argument for sizes, a window, a rollback or an eviction out of range.
   explicit KvCache(KvCacheConfig config);
 
-  KvCache(KvCache&&) noexcept = default;  // what was moved from may be assigned to or destroyed, no more
+  /// Moves the contents. The cache that was moved from may only be assigned to or destroyed.
+  KvCache(KvCache&&) noexcept = default;
+  /// Moves the contents. The cache that was moved from may only be assigned to or destroyed.
   KvCache& operator=(KvCache&&) noexcept = default;
-  KvCache(const KvCache&) = delete;  // a copy costs as much memory again: clone() makes it
+  KvCache(const KvCache&) = delete;  // a copy costs as much memory again, so it is explicit: clone()
   KvCache& operator=(const KvCache&) = delete;
 
-  /// A cache of the same contents in memory of its own.
+  /// A cache with the same contents in memory of its own.
   KvCache clone() const;
 
   /// Appends tokens to every sequence: k [batch, kv_heads, tokens, head_dim], v [batch, kv_heads, tokens, value_dim],
-  /// arrays as in view.hpp, each of S or of float (of double for double). Each token costs the same, however long its
-  /// sequence is.
+  /// arrays as in view.hpp, each of S or of float (for a cache of double: of double). The cost of a token does not
+  /// depend on the length of its sequence. Throws std::invalid_argument for shapes that do not fit and for tokens
+  /// beyond the capacity, and std::bad_alloc; the cache is unchanged then.
   template <class K, class V>
   void append(const K& k, const V& v) {
     append_arrays(detail::view_of(k, "k"), detail::view_of(v, "v"), std::nullopt);
   }
-  /// Prompts of unequal length: sequence b appends its real tokens only, the first counts[b], or those of ranges[b]
-  /// where they are padded on the left. Options::queries takes the same counts or ranges for the queries.
+  /// Appends prompts of unequal length. Sequence b appends its real tokens only: the first counts[b], or those of
+  /// ranges[b] (for padding on the left). Options::queries takes the same counts or ranges for the queries. Throws as
+  /// append(k, v) does, and for counts or ranges that do not fit.
   template <class K, class V>
   void append(const K& k, const V& v, const TokenRanges& real) {
     append_arrays(detail::view_of(k, "k"), detail::view_of(v, "v"), real);
   }
 
-  /// Takes back what is behind `length`, in all sequences or in one. 0 starts afresh; any other length must be at least
-  /// min_length(). Costs O(tiles) at most.
+  /// Removes the tokens after the first `length` of every sequence. 0 empties the sequences; any other length must be
+  /// at least min_length() of each. Costs O(tiles) at most. Throws std::invalid_argument for a length out of range.
   void truncate(Index length);
+  /// Removes the tokens after the first `length` of one sequence; otherwise as truncate(length).
   void truncate(Index sequence, Index length);
 
-  /// Tokens of a sequence, those that have left included: its next one has this position.
+  /// The tokens of a sequence, including those that have left. The next token has this position.
   Index length(Index sequence = 0) const { return sequence_at(sequence).length; }
-  /// The first key that is still held; a multiple of 64.
+  /// The first key that the cache still holds; a multiple of 64.
   Index first_key(Index sequence, Index kv_head) const {
     return head_at(sequence, kv_head).store.key_bounds().first() * kTile;
   }
-  /// The least length but 0 that truncate() allows; 0 where nothing has left. Queries at positions min_length() - 1 and
-  /// later find all that they need.
+  /// The smallest length above 0 that truncate() allows; 0 if no key has left. Queries at positions min_length() - 1
+  /// and later find all keys that they need.
   Index min_length(Index sequence = 0) const;
-  /// The share of a row's softmax mass that evicted keys may have had: 0 where none were evicted, else
+  /// An upper bound of the share of a row's softmax mass that evicted keys have: 0 if no key was evicted, else
   /// Eviction::tolerance.
   double evicted_tolerance(Index sequence, Index kv_head) const {
     return head_at(sequence, kv_head).evicted ? *config_.eviction->tolerance : 0;
   }
 
-  /// Bytes of memory held: tiles, their tables and radii, and at most one tile a head that waits to be used again.
+  /// Bytes of memory held: tiles, the tables of their addresses, key tile bounds, and recycled tiles, at most one for
+  /// each head.
   std::size_t bytes() const;
-  /// A head's own share of them.
+  /// Bytes of memory held by one head, without recycled tiles.
   std::size_t bytes(Index sequence, Index kv_head) const { return head_at(sequence, kv_head).store.bytes(); }
 
-  /// As it was given, with value_dim and the eviction's scale and tolerance filled in.
+  /// The config as given, with the defaults of value_dim and of the eviction's scale and tolerance filled in.
   const KvCacheConfig& config() const { return config_; }
 
  private:
   friend struct detail::CacheAccess;
 
-  /// A head as kernels read it, until the cache is changed, moved from or destroyed.
+  /// A head as kernels read it. Valid until the cache is changed, moved from or destroyed.
   kernel::Cached<S, Accumulate> head(Index sequence, Index kv_head) const {
     return head_at(sequence, kv_head).store.view(length(sequence));
   }
@@ -142,13 +150,13 @@ class KvCache {
 
   struct SequenceState {
     Index length = 0;
-    Index considered = 0;  // its full tiles when it was last considered what could leave
+    Index considered = 0;  // the number of full tiles at the last decision which tiles leave
   };
   struct Head {
     detail::CacheHead<S> store;
     Index min_length = 0;
     bool evicted = false;
-    detail::Leaving leaving = {};  // in the append() under way
+    detail::Leaving leaving = {};  // by the current append()
   };
 
   const SequenceState& sequence_at(Index sequence) const {
@@ -189,8 +197,8 @@ class KvCache {
   KvCacheConfig config_;
   std::vector<SequenceState> sequences_;
   std::vector<Head> heads_;      // [batch][kv_heads]
-  std::vector<double> slopes_;   // [kv_heads], the smallest of each group; 0: evicts nothing
-  detail::CacheTiles<S> spare_;  // between calls at most one a head: what one step of all heads frees and needs again
+  std::vector<double> slopes_;   // [kv_heads], the smallest slope of each group; 0: no eviction
+  detail::CacheTiles<S> spare_;  // between calls at most one for each head: what one step of all heads frees and reuses
 };
 
 namespace detail {

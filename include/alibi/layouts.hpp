@@ -10,8 +10,8 @@
 // stride from one query head to the next. view_bsh3d_grouped() therefore gives the kv heads of one batch entry as a
 // batch.
 //
-// [batch, heads, tokens, head_dim] is what view(pointer, sizes, strides) and tensors have by default. Every view reads
-// the memory where it lies. Errors: std::invalid_argument for sizes below 0, or heads that are no multiple of kv_heads.
+// view(pointer, sizes, strides) and tensors take [batch, heads, tokens, head_dim]. Every view reads memory in place.
+// Errors: std::invalid_argument for sizes below 0, or heads that are no multiple of kv_heads.
 #pragma once
 
 #include <array>
@@ -21,27 +21,29 @@
 
 namespace alibi {
 
-/// Sizes of an array of queries, or of queries, keys and values.
+/// The sizes of an array of queries, or of queries, keys and values.
 struct LayoutSizes {
-  Index batch = 1;
-  Index tokens = 0;
-  Index heads = 0;
-  Index kv_heads = 0;  ///< 0: as many as heads
-  Index head_dim = 0;
+  Index batch = 1;     ///< the number of batch entries
+  Index tokens = 0;    ///< the number of tokens of each batch entry
+  Index heads = 0;     ///< the number of query heads
+  Index kv_heads = 0;  ///< the number of kv heads; 0: as many as heads
+  Index head_dim = 0;  ///< the size of a query, key or value
 };
 
-/// The three arrays of a fused projection: q [batch, heads, tokens, head_dim], k and v [batch, kv_heads, tokens,
-/// head_dim].
+/// The three arrays of a fused projection.
 template <class T>
 struct QkvViews {
-  View<T> q, k, v;
+  View<T> q,  ///< [batch, heads, tokens, head_dim]
+      k,      ///< [batch, kv_heads, tokens, head_dim]
+      v;      ///< [batch, kv_heads, tokens, head_dim]
 };
 
 inline namespace ALIBI_ABI {
 
 namespace detail {
 
-/// Checks sizes, and fills in kv_heads.
+/// The sizes with kv_heads filled in. Throws std::invalid_argument for sizes below 0, or heads that are no multiple of
+/// kv_heads.
 inline LayoutSizes checked_layout(LayoutSizes sizes) {
   if (sizes.kv_heads == 0) sizes.kv_heads = sizes.heads;
   require(sizes.batch >= 0 && sizes.tokens >= 0 && sizes.heads >= 0 && sizes.kv_heads >= 0 && sizes.head_dim >= 0,
@@ -54,15 +56,17 @@ inline LayoutSizes checked_layout(LayoutSizes sizes) {
 
 }  // namespace detail
 
-/// [batch, tokens, heads, head_dim]; kv_heads is not used.
+/// A view of an array [batch, tokens, heads, head_dim]; kv_heads is not used. Throws std::invalid_argument for sizes
+/// below 0.
 template <class T>
 View<T> view_bshd(T* data, const LayoutSizes& sizes) {
   const auto [b, s, h, kv, d] = detail::checked_layout(sizes);
   return view(data, {b, h, s, d}, {s * h * d, d, h * d, 1});
 }
 
-/// Fused [batch, tokens, 3, heads, head_dim]; with fewer kv_heads than heads [batch, tokens, heads + 2 kv_heads,
-/// head_dim], the query heads first, then those of k, then those of v.
+/// Views of a fused array [batch, tokens, 3, heads, head_dim]. With fewer kv_heads than heads it is [batch, tokens,
+/// heads + 2 kv_heads, head_dim]: the query heads first, then the heads of k, then those of v. Throws
+/// std::invalid_argument for sizes below 0, or heads that are no multiple of kv_heads.
 template <class T>
 QkvViews<T> view_bs3hd(T* data, const LayoutSizes& sizes) {
   const auto [b, s, h, kv, d] = detail::checked_layout(sizes);
@@ -72,7 +76,8 @@ QkvViews<T> view_bs3hd(T* data, const LayoutSizes& sizes) {
           view(data + (h + kv) * d, {b, kv, s, d}, {s * token, d, token, 1})};
 }
 
-/// Fused [batch, tokens, heads, 3, head_dim], q, k and v of each head side by side; kv_heads is 0 or heads.
+/// Views of a fused array [batch, tokens, heads, 3, head_dim]: q, k and v of each head side by side. Throws
+/// std::invalid_argument for sizes below 0, and for kv_heads other than 0 or heads.
 template <class T>
 QkvViews<T> view_bsh3d(T* data, const LayoutSizes& sizes) {
   const auto [b, s, h, kv, d] = detail::checked_layout(sizes);
@@ -83,9 +88,10 @@ QkvViews<T> view_bsh3d(T* data, const LayoutSizes& sizes) {
           view(data + 2 * d, sizes_of_one, strides)};
 }
 
-/// Fused [batch, tokens, kv_heads, heads / kv_heads + 2, head_dim]: the views of batch entry `entry`, its kv heads as a
-/// batch: q [kv_heads, heads / kv_heads, tokens, head_dim], k and v [kv_heads, 1, tokens, head_dim]. Slopes are then
-/// [kv_heads, heads / kv_heads], row by row those of the heads.
+/// Views of batch entry `entry` of a fused array [batch, tokens, kv_heads, heads / kv_heads + 2, head_dim]. The kv
+/// heads become the batch: q is [kv_heads, heads / kv_heads, tokens, head_dim], k and v are [kv_heads, 1, tokens,
+/// head_dim]. Slopes are then [kv_heads, heads / kv_heads], row by row those of the heads. Throws std::invalid_argument
+/// for sizes below 0, heads that are no multiple of kv_heads, or an entry outside [0, batch).
 template <class T>
 QkvViews<T> view_bsh3d_grouped(T* data, const LayoutSizes& sizes, Index entry) {
   const auto [b, s, h, kv, d] = detail::checked_layout(sizes);

@@ -12,6 +12,7 @@
 
 namespace alibi::inline ALIBI_ABI {
 
+/// The options of a call of attention or of its gradients.
 struct Options {
   /// Which keys a query sees. Default: causal, with the last query on the last key.
   Mask mask = {};
@@ -25,15 +26,15 @@ struct Options {
   bool bf16_dot = false;
   /// Runs the tasks of the call. Default: the calling thread.
   Executor executor = {};
-  /// [batch x heads], or [sequences x heads] for varlen: receives what pruning did. Default: not wanted.
+  /// [batch x heads], or [sequences x heads] for varlen: receives the pruning statistics. Default: not wanted.
   std::span<PruningStats> pruning_stats = {};
   /// [batch]: the tokens of q that are real in each sequence, as counts or as ranges. The other rows are padding: they
-  /// get output 0 and lse -inf, and are not read. By default the last real query sits on the last real key.
+  /// get output 0 and lse -inf, and are not read. By default the last real query has the position of the last real key.
   /// Default: all.
   TokenRanges queries = {};
   /// [batch]: the tokens of k and v that are real in each sequence, as counts or as ranges. The others are not read.
   /// Positions count from the first real key. Without `queries`, every query is real and keeps its position in the
-  /// arrays. Not for varlen or a cache, which say it themselves. Default: all.
+  /// arrays. Not for varlen or a cache: cu_seqlens and append() state the real tokens there. Default: all.
   TokenRanges keys = {};
   /// Scratch memory that outlives the call. A call with the shapes of an earlier one then allocates nothing, as long as
   /// the executor does not. One call at a time may use it. Default: memory of the call's own.

@@ -1,5 +1,5 @@
-// The definition of attention and of its gradients, naive, in double: for tests and research, not for speed. It shares
-// no code with the kernels.
+// The definition of attention and of its gradients, computed naively in double: for tests and research, not for speed.
+// It shares no code with the kernels.
 //
 //   s_ij = τ q_i·k_j + bias_ij              p_i = i + query_offset, for the keys j that the mask lets query i see
 //   o_i  = Σ_j exp(s_ij) v_j / Σ_j exp(s_ij)
@@ -27,20 +27,24 @@
 
 namespace alibi::inline ALIBI_ABI::reference {
 
+/// A row-major matrix of double.
 using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
+/// The result of reference::attention().
 struct Result {
   Matrix output;        ///< [batch x heads x queries, value_dim], row (b * heads + h) * queries + i
-  Eigen::VectorXd lse;  ///< [batch x heads x queries]
+  Eigen::VectorXd lse;  ///< [batch x heads x queries], natural logarithm
 };
 
+/// The result of reference::attention_backward().
 struct Gradients {
   Matrix q;     ///< [batch x heads x queries, head_dim], row (b * heads + h) * queries + i
-  Matrix k, v;  ///< [batch x kv_heads x keys, head_dim or value_dim], row (b * kv_heads + h) * keys + j
+  Matrix k,     ///< [batch x kv_heads x keys, head_dim], row (b * kv_heads + h) * keys + j
+      v;        ///< [batch x kv_heads x keys, value_dim], row (b * kv_heads + h) * keys + j
   Matrix bias;  ///< [batch, heads] of slopes; [heads, entries] of a table, summed over the batch; empty for no_bias
 };
 
-/// |p - j|
+/// The distance |p - j| of key j from position p.
 inline Index distance(Index p, Index j) { return p < j ? j - p : p - j; }
 
 /// Whether a query at position p sees key j.
@@ -48,6 +52,7 @@ inline bool sees(const Mask& mask, Index p, Index j) {
   return (!mask.causal || j <= p) && (!mask.window || distance(p, j) < *mask.window);
 }
 
+/// x·y over `size` numbers.
 template <class T, class U>
 double dot(const T* x, const U* y, Index size) {
   double sum = 0;
@@ -55,12 +60,13 @@ double dot(const T* x, const U* y, Index size) {
   return sum;
 }
 
-/// y += a x
+/// y += a x over `size` numbers.
 template <class T>
 void add(double a, const T* x, Index size, double* y) {
   for (Index d = 0; d < size; d++) y[d] += a * double(x[d]);
 }
 
+/// Token i of head h of batch entry b.
 template <class T>
 T* token(const View<T>& x, Index b, Index h, Index i) {
   return x.data + b * x.batch_stride + h * x.head_stride + i * x.token_stride;
@@ -68,18 +74,21 @@ T* token(const View<T>& x, Index b, Index h, Index i) {
 
 /// The bias -m |p - j| of one head.
 ///
-/// The distance where it is largest, the row's origin, is taken out of the row in integers, which softmax does not see,
-/// and goes back into the lse: a position of 2^40 would cost the logits most of their digits. Nor does the gradient see
-/// it, as Σ_j dS_ij = 0.
+/// The origin of a row is the distance of the visible key whose bias is largest. It is subtracted from all distances of
+/// the row, in integers, because a position of 2^40 would cost the logits most of their digits. Softmax ignores the
+/// subtraction, and the lse adds it back. The gradient ignores it too, since Σ_j dS_ij = 0.
 struct SlopeOfHead {
-  double m;
+  double m;  ///< the slope
 
+  /// The origin of the row of position p with these visible keys, at least one.
   Index origin(Index p, const std::vector<Index>& keys) const {
     const auto nearer = [p](Index a, Index b) { return distance(p, a) < distance(p, b); };
     const auto [nearest, farthest] = std::minmax_element(keys.begin(), keys.end(), nearer);
     return distance(p, m >= 0 ? *nearest : *farthest);
   }
+  /// The bias at the origin.
   double at_origin(Index origin) const { return -m * double(origin); }
+  /// The bias of key j relative to that at the origin.
   double beyond(Index origin, Index p, Index j) const { return -m * double(distance(p, j) - origin); }
   /// dm -= dS |p - j|
   void add_gradient(double ds, Index origin, Index p, Index j, double* dm) const {
@@ -87,62 +96,80 @@ struct SlopeOfHead {
   }
 };
 
-/// The bias of one head from its row of a table; it has no origin to take out.
+/// The bias of one head from its row of a table. It needs no origin.
 template <class T>
 struct TableOfHead {
-  const T* entry;
-  Index entries, first;
+  const T* entry;  ///< [entries]
+  Index entries,   ///< the number of entries
+      first;       ///< the distance p - j of the first entry
 
+  /// The entry for position p and key j: that of distance p - j, or the nearest one.
   Index at(Index p, Index j) const { return std::clamp<Index>(p - j - first, 0, entries - 1); }
+  /// 0
   Index origin(Index, const std::vector<Index>&) const { return 0; }
+  /// 0
   double at_origin(Index) const { return 0; }
+  /// The bias of key j.
   double beyond(Index, Index p, Index j) const { return double(entry[at(p, j)]); }
+  /// dtable[t] += dS, where t is the entry for p and j.
   void add_gradient(double ds, Index, Index p, Index j, double* dtable) const { dtable[at(p, j)] += ds; }
 };
 
-/// The biases of all heads, and where their gradients go.
+/// The slopes of all heads, and where their gradients go.
 struct Slopes {
-  SlopeView m;
+  SlopeView m;  ///< [heads] or [batch, heads]
 
+  /// Whether the sizes fit.
   bool fit(Index batch, Index heads) const { return m.heads == heads && (m.batch == batch || m.batch_stride == 0); }
+  /// The bias of head h of batch entry b.
   SlopeOfHead head(Index b, Index h) const { return {alibi::detail::slope_at(m, b, h)}; }
+  /// A gradient [batch, heads] of zeros.
   Matrix no_gradient(Index batch) const { return Matrix::Zero(batch, m.heads); }
+  /// The part of the gradient that belongs to a head.
   double* gradient(Matrix& bias, Index b, Index h) const { return &bias(b, h); }
 };
 
+/// The table of all heads, and where its gradient goes.
 template <class T>
 struct Table {
-  RelativeBias<T> table;
+  RelativeBias<T> table;  ///< [heads, entries]
 
+  /// Whether the sizes fit.
   bool fit(Index, Index heads) const { return table.heads == heads && table.entries >= 1; }
+  /// The bias of head h.
   TableOfHead<T> head(Index, Index h) const { return {table.data + h * table.head_stride, table.entries, table.first}; }
+  /// A gradient [heads, entries] of zeros.
   Matrix no_gradient(Index) const { return Matrix::Zero(table.heads, table.entries); }
+  /// The part of the gradient that belongs to a head.
   double* gradient(Matrix& bias, Index, Index h) const { return &bias(h, 0); }
 };
 
+/// The bias from slopes, as slope_view() takes them.
 template <class T, class S>
 Slopes bias_of(const S& slopes, Index) {
   return {slope_view(slopes)};
 }
+/// The bias from a table.
 template <class T>
 Table<T> bias_of(const RelativeBias<T>& table, Index) {
   return {table};
 }
+/// No bias: slopes of 0.
 template <class T>
 Slopes bias_of(const NoBias&, Index heads) {
   static constexpr float kZero = 0;
   return {{&kZero, SlopeScalar::float32, 1, heads, 0, 0}};
 }
 
-/// What one query sees.
+/// The softmax of one query.
 struct Row {
-  std::vector<Index> keys;
-  std::vector<double> p;  ///< the softmax of their logits
-  Index origin = 0;       ///< of the bias
-  double lse = -std::numeric_limits<double>::infinity();
+  std::vector<Index> keys;                                ///< the visible keys, rising
+  std::vector<double> p;                                  ///< the softmax of their logits
+  Index origin = 0;                                       ///< the origin of the bias (SlopeOfHead)
+  double lse = -std::numeric_limits<double>::infinity();  ///< ln Σ_j exp(s_ij); -inf if no key is visible
 };
 
-/// One query at position p against keys [keys, head_dim] of one head, given by a pointer and a stride of tokens.
+/// The softmax of query q [head_dim] at position p over keys k [keys, head_dim] of one head, the first of the view.
 template <class T, class Bias>
 Row softmax(const T* q, Index p, const View<const T>& k, const Bias& bias, const Mask& mask, double scale) {
   Row row;
@@ -161,14 +188,14 @@ Row softmax(const T* q, Index p, const View<const T>& k, const Bias& bias, const
   return row;
 }
 
-/// The row's mean of values [keys, value_dim] of one head, to o, [value_dim].
+/// Writes Σ_j p_j v_j to o [value_dim], for values v [keys, value_dim] of one head.
 template <class T>
 void mean(const Row& row, const View<const T>& v, double* o) {
   std::fill_n(o, v.head_dim, 0.0);
   for (std::size_t n = 0; n < row.keys.size(); n++) add(row.p[n], v.data + row.keys[n] * v.token_stride, v.head_dim, o);
 }
 
-/// The two of them for one query and a slope. Writes the output to o and returns the lse.
+/// softmax() and mean() of one query for a slope. Writes the output to o [value_dim] and returns the lse.
 template <class T>
 double attend(const T* q, Index p, View<const T> k, View<const T> v, double slope, const Mask& mask, double scale,
               double* o) {
@@ -177,26 +204,33 @@ double attend(const T* q, Index p, View<const T> k, View<const T> v, double slop
   return row.lse;
 }
 
-/// The inputs, of one scalar.
+/// The inputs of a call, of one scalar.
 template <class T, class Bias>
 struct Inputs {
-  View<const T> q, k, v;
-  Bias bias;
-  Mask mask;
-  double scale;
+  View<const T> q,  ///< [batch, heads, queries, head_dim]
+      k,            ///< [batch, kv_heads, keys, head_dim]
+      v;            ///< [batch, kv_heads, keys, value_dim]
+  Bias bias;        ///< Slopes or Table
+  Mask mask;        ///< which keys a query sees
+  double scale;     ///< τ
 
+  /// The kv head that query head h reads.
   Index kv_head(Index h) const { return h / (q.heads / k.heads); }
+  /// The position of query i among the keys.
   Index position(Index i) const { return i + mask.query_offset.value_or(k.tokens - q.tokens); }
+  /// The part of x, which is k or v, that query head h of batch entry b reads, as the first head of a view.
   View<const T> of_kv_head(View<const T> x, Index b, Index h) const {
     x.data = token(x, b, kv_head(h), 0);
     return x;
   }
+  /// The softmax of query i of head h of batch entry b.
   Row row(Index b, Index h, Index i) const {
     return softmax(token(q, b, h, i), position(i), of_kv_head(k, b, h), bias.head(b, h), mask, scale);
   }
+  /// Writes the output of a row of head h of batch entry b to o [value_dim].
   void mean(const Row& row, Index b, Index h, double* o) const { reference::mean(row, of_kv_head(v, b, h), o); }
 
-  /// body(row's number, b, h, i)
+  /// Calls body(number, b, h, i) for every query; `number` is that of its row in a Result.
   template <class Body>
   void for_each_row(Body body) const {
     Index number = 0;
@@ -206,6 +240,7 @@ struct Inputs {
   }
 };
 
+/// The inputs of a call as views. Throws std::invalid_argument for shapes that do not fit.
 template <class Q, class K, class V, class Biases>
 auto inputs(const Q& q_array, const K& k_array, const V& v_array, const Biases& biases, const Mask& mask,
             std::optional<double> scale) {
@@ -221,9 +256,13 @@ auto inputs(const Q& q_array, const K& k_array, const V& v_array, const Biases& 
                                                         bias, mask, scale.value_or(1 / std::sqrt(double(q.head_dim)))};
 }
 
-/// q [batch, heads, queries, head_dim], k [batch, kv_heads, keys, head_dim], v [batch, kv_heads, keys, value_dim],
-/// biases: slopes [heads] or [batch, heads], a relative_bias() or no_bias. Arrays as in view.hpp, of float or double.
-/// The default scale is 1 / sqrt(head_dim). Throws std::invalid_argument for shapes that do not fit.
+/// Attention by its definition (Press et al., arXiv 2108.12409, section 3).
+///
+///     s_ij = τ q_i·k_j + bias_ij      o_i = Σ_j softmax_j(s_ij) v_j      lse_i = ln Σ_j exp(s_ij)
+///
+/// q is [batch, heads, queries, head_dim], k [batch, kv_heads, keys, head_dim], v [batch, kv_heads, keys, value_dim].
+/// biases are slopes [heads] or [batch, heads], a relative_bias() or no_bias. Arrays are those of view.hpp, of float or
+/// double. The default scale τ is 1 / sqrt(head_dim). Throws std::invalid_argument for shapes that do not fit.
 template <class Q, class K, class V, class Biases>
 Result attention(const Q& q, const K& k, const V& v, const Biases& biases, const Mask& mask = {},
                  std::optional<double> scale = std::nullopt) {
@@ -238,13 +277,14 @@ Result attention(const Q& q, const K& k, const V& v, const Biases& biases, const
   return result;
 }
 
-/// The gradients of f, any function of the output, for grad_output dO = ∂f/∂o, [batch, heads, queries, value_dim] of an
-/// array kind and scalar of its own; otherwise as attention().
+/// The gradients of f, any function of the output, for grad_output dO = ∂f/∂o, [batch, heads, queries, value_dim], of
+/// any array type and scalar. The other arguments and the errors are those of attention().
 ///
-///   dP_ij = dO_i·v_j      D_i = dO_i·o_i      dS_ij = P_ij (dP_ij - D_i)
-///   dV_j = Σ_i P_ij dO_i  dQ_i = τ Σ_j dS_ij k_j  dK_j = τ Σ_i dS_ij q_i  dm = -Σ_ij dS_ij |p_i - j|
+///     dP_ij = dO_i·v_j      D_i = dO_i·o_i      dS_ij = P_ij (dP_ij - D_i)
+///     dV_j = Σ_i P_ij dO_i  dQ_i = τ Σ_j dS_ij k_j  dK_j = τ Σ_i dS_ij q_i  dm = -Σ_ij dS_ij |p_i - j|
 ///
-/// The entry of a table has the sum of dS_ij over the pairs that read it; k and v that of all heads that share them.
+/// The gradient of an entry of a table is the sum of dS_ij over the pairs that read it. The gradients of k and v are
+/// summed over all query heads that share them.
 template <class O, class Q, class K, class V, class Biases>
 Gradients attention_backward(const O& grad_output, const Q& q, const K& k, const V& v, const Biases& biases,
                              const Mask& mask = {}, std::optional<double> scale = std::nullopt) {

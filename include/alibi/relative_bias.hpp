@@ -1,9 +1,10 @@
-// A bias that is any function of distance, read from a table: in place of slopes, wherever those are accepted.
+// A bias that is any function of the distance, read from a table. It replaces slopes in every call that accepts them,
+// attention over a cache excepted.
 //
-//   s_ij = τ q_i·k_j + table[h][t]        p_i - j = first + t, held to 0 <= t < entries
+//   s_ij = τ q_i·k_j + table[h][t]        t = p_i - j - first, clamped to 0 <= t < entries
 //
-// A distance beyond either end takes the entry at that end, as the last bucket of T5 does; a mask's window cuts where
-// nothing should be seen. A light view: the table stays where it is.
+// A distance beyond either end takes the entry at that end, as in the last bucket of T5. To hide distant keys, use the
+// window of the mask. RelativeBias is a light view: the table is not copied and must outlive it.
 #pragma once
 
 #include <Eigen/Core>
@@ -14,23 +15,28 @@
 
 namespace alibi {
 
-/// [heads, entries], entry t of head h at data[h * head_stride + t] for the distance first + t. T is what attention
-/// adds up in.
+/// A view of a table [heads, entries]. Entry t of head h, at data[h * head_stride + t], is the bias of distance
+/// p_i - j = first + t. T is the scalar of the sums: double for double, float for float, bfloat16 and half.
 template <class T>
 struct RelativeBias {
-  using Scalar = T;
-  const T* data = nullptr;
-  Index heads = 0, entries = 0, head_stride = 0, first = 0;
+  using Scalar = T;         ///< the scalar of the table
+  const T* data = nullptr;  ///< entry 0 of head 0
+  Index heads = 0,          ///< the number of heads
+      entries = 0,          ///< the number of entries of each head
+      head_stride = 0,      ///< from one head to the next, in entries
+      first = 0;            ///< the distance p_i - j of entry 0
 };
 
-/// Plain attention: no bias, and no gradient of one.
+/// The type of no_bias.
 struct NoBias {};
+/// In place of slopes: plain attention, without a bias and without its gradient.
 inline constexpr NoBias no_bias;
 
 inline namespace ALIBI_ABI {
 
-/// A row-major Eigen matrix, map or ref, or a row-major tensor of rank 2, [heads, entries], as the bias of distances
-/// first, first + 1, ... Throws std::invalid_argument for a table without entries or with gaps between those of a head.
+/// A table [heads, entries] as the bias of distances first, first + 1, …. It is a row-major Eigen matrix, map or ref,
+/// or a row-major tensor of rank 2. Throws std::invalid_argument for a table without entries, or with gaps between the
+/// entries of a head.
 template <class Table>
 auto relative_bias(const Table& table, Index first = 0) {
   using T = std::remove_const_t<typename Table::Scalar>;

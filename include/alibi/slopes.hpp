@@ -1,7 +1,8 @@
-// Head slopes: how fast each head forgets (Press et al., arXiv 2108.12409, section 3 and the authors' code).
+// The slopes m_h of the heads: the bias of head h is -m_h |p_i - j| (Press et al., arXiv 2108.12409, section 3 and the
+// authors' code).
 //
 // With tensor-parallel heads, compute the slopes of all heads and take your part: slopes(heads).segment(first, count).
-// The slopes of a part computed by itself are other slopes.
+// slopes(count) for the part alone gives other slopes.
 #pragma once
 
 #include <Eigen/Core>
@@ -23,10 +24,11 @@ inline void check_slope_arguments(Index heads, double max_bias) {
 
 }  // namespace detail
 
-/// [heads], the authors' rule, which BLOOM, MPT and others follow. For a power of two, slope h = 1…heads is
-/// 2^(-max_bias h / heads). Otherwise, with c the largest power of two below, the first c are those of c heads and the
-/// rest are the odd-numbered slopes of 2c heads. `max_bias` is 8 in the paper; MPT calls it alibi_bias_max.
-/// Throws std::invalid_argument for heads < 0 or a max_bias that is not a finite number above 0.
+/// Slopes [heads] by the rule of the authors' code, which BLOOM, MPT and others follow. If heads is a power of two,
+/// slope h = 1…heads is 2^(-max_bias h / heads). Otherwise let c be the largest power of two below heads: the first c
+/// slopes are those of c heads, and the others are the odd-numbered slopes of 2c heads. `max_bias` is 8 in the paper;
+/// MPT calls it alibi_bias_max. Throws std::invalid_argument for heads < 0 or a max_bias that is not a finite number
+/// above 0.
 template <class T = float>
 Eigen::Matrix<T, Eigen::Dynamic, 1> slopes(Index heads, double max_bias = 8) {
   detail::check_slope_arguments(heads, max_bias);
@@ -39,8 +41,9 @@ Eigen::Matrix<T, Eigen::Dynamic, 1> slopes(Index heads, double max_bias = 8) {
   return m;
 }
 
-/// [heads], the formula in the paper's text for every number of heads: 2^(-max_bias h / heads), h = 1…heads. It differs
-/// from slopes() unless heads is a power of two; published models use slopes(). Throws as slopes() does.
+/// Slopes [heads] by the formula in the text of the paper, for every number of heads: 2^(-max_bias h / heads),
+/// h = 1…heads. They differ from slopes() unless heads is a power of two; published models use slopes(). Throws as
+/// slopes() does.
 template <class T = float>
 Eigen::Matrix<T, Eigen::Dynamic, 1> geometric_slopes(Index heads, double max_bias = 8) {
   detail::check_slope_arguments(heads, max_bias);

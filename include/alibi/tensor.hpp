@@ -1,5 +1,5 @@
-// Eigen tensors as arrays of attention: rank 4, row-major [batch, heads, tokens, head_dim]; a column-major tensor is
-// the same memory read in the mirrored order, [head_dim, tokens, heads, batch].
+// Eigen tensors as arrays of attention: rank 4, row-major [batch, heads, tokens, head_dim]. A column-major tensor holds
+// the same memory with its dimensions in the mirrored order, [head_dim, tokens, heads, batch].
 #pragma once
 
 #include <cstddef>
@@ -12,6 +12,7 @@ namespace alibi::inline ALIBI_ABI {
 
 namespace detail {
 
+/// Adapter of tensors of rank 4.
 template <class Plain>
 struct TensorAdapter {
   using Scalar = std::remove_const_t<typename Plain::Scalar>;
@@ -43,13 +44,13 @@ struct TensorAdapter {
   }
 };
 
-/// Rank 3: [tokens, heads, head_dim] of a packed batch; column-major mirrored.
+/// VarlenAdapter of tensors of rank 3: row-major [tokens, heads, head_dim], column-major mirrored.
 template <class Plain>
 struct PackedTensorAdapter {
   using Scalar = std::remove_const_t<typename Plain::Scalar>;
   static constexpr bool kRowMajor = int(Plain::Layout) == int(Eigen::RowMajor);
   static_assert(Plain::NumDimensions == 3,
-                "alibi: a packed tensor has rank 3, [tokens, heads, head_dim] in row-major order.");
+                "alibi: a tensor of varlen attention has rank 3, [tokens, heads, head_dim] in row-major order.");
 
   template <class X>
   static auto of(X& x, const char*) {
@@ -73,29 +74,39 @@ struct PackedTensorAdapter {
 
 }  // namespace detail
 
+/// Tensors as arrays of attention.
 template <class T, int rank, int options, class I>
 struct Adapter<Eigen::Tensor<T, rank, options, I>> : detail::TensorAdapter<Eigen::Tensor<T, rank, options, I>> {};
 
+/// Tensor maps as arrays of attention.
 template <class Plain, int options, template <class> class MakePointer>
 struct Adapter<Eigen::TensorMap<Plain, options, MakePointer>> : detail::TensorAdapter<std::remove_const_t<Plain>> {};
 
+/// Tensors as arrays of varlen attention.
 template <class T, int rank, int options, class I>
 struct VarlenAdapter<Eigen::Tensor<T, rank, options, I>>
     : detail::PackedTensorAdapter<Eigen::Tensor<T, rank, options, I>> {};
 
+/// Tensor maps as arrays of varlen attention.
 template <class Plain, int options, template <class> class MakePointer>
 struct VarlenAdapter<Eigen::TensorMap<Plain, options, MakePointer>>
     : detail::PackedTensorAdapter<std::remove_const_t<Plain>> {};
 
+/// The gradient of slopes that are a tensor.
 template <class T, class S, int rank, int options, class I>
 struct SlopesLike<T, Eigen::Tensor<S, rank, options, I>> {
+  /// The type of the gradient: a tensor of the same rank and order.
   using Tensor = Eigen::Tensor<T, rank, int(Eigen::Tensor<S, rank, options, I>::Layout)>;
+  /// A new tensor of the sizes of `slopes`.
   static Tensor make(const Eigen::Tensor<S, rank, options, I>& slopes) { return Tensor(slopes.dimensions()); }
 };
 
+/// The gradient of slopes that are a tensor map.
 template <class T, class Plain, int options, template <class> class MakePointer>
 struct SlopesLike<T, Eigen::TensorMap<Plain, options, MakePointer>> {
+  /// The type of the gradient: a tensor of the same rank and order.
   using Tensor = Eigen::Tensor<T, Plain::NumDimensions, int(Plain::Layout)>;
+  /// A new tensor of the sizes of `slopes`.
   static Tensor make(const Eigen::TensorMap<Plain, options, MakePointer>& slopes) {
     return Tensor(slopes.dimensions());
   }

@@ -10,9 +10,9 @@
 // Arrays are Eigen::Tensor or TensorMap of rank 3, row-major (column-major: mirrored), or alibi::view(pointer,
 // {1, heads, tokens, head_dim}, strides).
 //
-// Each sequence gives the bits of a call of attention() of its own. Positions, mask.query_offset and its default count
-// within the sequence. Options::pruning_stats has [sequences x heads] entries. For batches with padding, see
-// Options::queries and Options::keys.
+// The results of each sequence have the bits of a separate call of attention(). Positions, mask.query_offset and its
+// default count within the sequence. Options::pruning_stats has [sequences x heads] entries. For batches with padding,
+// see Options::queries and Options::keys.
 //
 // Errors: those of attention(), and std::invalid_argument for offsets that do not fit, before anything is written.
 #pragma once
@@ -32,12 +32,13 @@ namespace alibi::inline ALIBI_ABI {
 /// Cumulative lengths: sequence s has tokens cu_seqlens[s], …, cu_seqlens[s + 1] - 1. There is one entry more than
 /// there are sequences. The first is 0, the last is the number of tokens, and none is below the one before it.
 struct CuSeqlens {
-  std::span<const Index> cu_seqlens_q;       ///< of q
-  std::span<const Index> cu_seqlens_k = {};  ///< of k and v. Default: cu_seqlens_q
+  std::span<const Index> cu_seqlens_q;       ///< [sequences + 1], of q
+  std::span<const Index> cu_seqlens_k = {};  ///< [sequences + 1], of k and v. Default: cu_seqlens_q
 };
 
 namespace detail {
 
+/// The sequences of a varlen call, not yet checked.
 inline SequenceList varlen_sequences(const CuSeqlens& of) {
   return {.kind = SequenceList::Kind::varlen,
           .count = Index(of.cu_seqlens_q.size()) - 1,
@@ -45,6 +46,7 @@ inline SequenceList varlen_sequences(const CuSeqlens& of) {
           .cu_seqlens_k = of.cu_seqlens_k};
 }
 
+/// A new output of the array type of q, with the value_dim of v.
 template <class Q, class V>
 auto new_varlen_output(const Q& q, const V& v) {
   static_assert(
@@ -54,7 +56,7 @@ auto new_varlen_output(const Q& q, const V& v) {
   return VarlenAdapter<Q>::output(queries.tokens, queries.heads, VarlenAdapter<V>::of(v, "v").head_dim);
 }
 
-/// Makes a new array of T as large as another, [tokens, heads, head_dim].
+/// Makes a new array of T of the shape of another, [tokens, heads, head_dim].
 template <class T>
 struct NewVarlenLike {
   template <class X>
@@ -66,7 +68,10 @@ struct NewVarlenLike {
 
 }  // namespace detail
 
-/// Attention of each sequence, as a new tensor [tokens, heads, value_dim].
+/// attention() of each sequence of an array that holds several, as a new tensor [tokens, heads, value_dim]. q is
+/// [tokens, heads, head_dim], k [keys, kv_heads, head_dim], v [keys, kv_heads, value_dim], and slopes are [heads] or
+/// [sequences, heads], a relative_bias() or no_bias. Throws as attention() does, and std::invalid_argument for
+/// cu_seqlens that do not fit.
 template <class Q, class K, class V, class Bias>
 auto attention_varlen(const Q& q, const K& k, const V& v, const Bias& slopes, const CuSeqlens& cu_seqlens,
                       const Options& options = {}) {
@@ -76,7 +81,7 @@ auto attention_varlen(const Q& q, const K& k, const V& v, const Bias& slopes, co
   return output;
 }
 
-/// attention_varlen() and the log-sum-exp, a tensor [heads, tokens].
+/// attention_varlen() and the log-sum-exp, a tensor [heads, tokens], natural logarithm.
 template <class Q, class K, class V, class Bias>
 auto attention_varlen_with_lse(const Q& q, const K& k, const V& v, const Bias& slopes, const CuSeqlens& cu_seqlens,
                                const Options& options = {}) {
@@ -88,7 +93,8 @@ auto attention_varlen_with_lse(const Q& q, const K& k, const V& v, const Bias& s
   return ForwardResult<decltype(output), decltype(lse)>{std::move(output), std::move(lse)};
 }
 
-/// attention_varlen() into memory of the caller, which may not overlap an input.
+/// attention_varlen() into memory of the caller, [tokens, heads, value_dim], which may not overlap an input. With
+/// Options::workspace a repeated call allocates nothing.
 template <class Output, class Q, class K, class V, class Bias>
 void attention_varlen_into(Output&& output, const Q& q, const K& k, const V& v, const Bias& slopes,
                            const CuSeqlens& cu_seqlens, const Options& options = {}) {
@@ -106,8 +112,8 @@ void attention_varlen_with_lse_into(Output&& output, Lse&& lse, const Q& q, cons
 }
 
 /// Gradients of attention_varlen_with_lse() into memory of the caller, {grad_q, grad_k, grad_v, grad_slopes}, as
-/// attention_backward_into(). Each sequence's gradients have the bits of a call of its own. The gradients of slopes
-/// that all sequences share, and of a table, are the sum over the sequences.
+/// attention_backward_into() writes them. The gradients of each sequence have the bits of a separate call. The
+/// gradients of a table, and of slopes that all sequences share, are the sum over the sequences.
 template <class GradOutput, class Q, class K, class V, class Bias>
 void attention_varlen_backward_into(const GradientViews<detail::VarlenSumOf<Q>, VarlenAdapter>& gradients,
                                     const GradOutput& grad_output, const Q& q, const K& k, const V& v,
@@ -118,7 +124,9 @@ void attention_varlen_backward_into(const GradientViews<detail::VarlenSumOf<Q>, 
                                        detail::varlen_sequences(cu_seqlens), options);
 }
 
-/// The same as new tensors [tokens, heads, ·]: grad.q, grad.k, grad.v and grad.slopes, or grad.table.
+/// Gradients of attention_varlen_with_lse() as new arrays: grad.q [tokens, heads, head_dim], grad.k [keys, kv_heads,
+/// head_dim], grad.v [keys, kv_heads, value_dim], and grad.slopes or grad.table. grad_output is [tokens, heads,
+/// value_dim]. Throws as attention_backward() does, and std::invalid_argument for cu_seqlens that do not fit.
 template <class GradOutput, class Q, class K, class V, class Bias>
 auto attention_varlen_backward(const GradOutput& grad_output, const Q& q, const K& k, const V& v, const Bias& slopes,
                                const CuSeqlens& cu_seqlens,

@@ -1,7 +1,9 @@
 // The version of the library.
 #pragma once
 
-/// Semantic versioning: major.minor.patch. Before 1.0 a minor version may change the interface.
+/// The major version: semantic versioning, major.minor.patch. Before 1.0 a minor version may change the interface.
 #define ALIBI_VERSION_MAJOR 0
+/// The minor version.
 #define ALIBI_VERSION_MINOR 2
+/// The patch version.
 #define ALIBI_VERSION_PATCH 0

@@ -1,4 +1,4 @@
-// Scratch memory that outlives a call, for callers that must not allocate (Options::workspace).
+// Scratch memory that outlives a call, for callers that must not allocate in a call (Options::workspace).
 #pragma once
 
 #include <cstddef>
@@ -13,18 +13,19 @@ class Workspace;
 
 namespace detail {
 
-/// At least `bytes` bytes, aligned to a cache line. Discards what was there.
+/// At least `bytes` bytes of the workspace, aligned to a cache line. Discards the previous contents.
 std::byte* scratch_memory(Workspace& workspace, std::size_t bytes);
 
 }  // namespace detail
 
-/// Scratch memory of the calls that it is given to, one at a time. It grows to what a call needs and keeps it: a call
-/// with the shapes of an earlier one allocates nothing.
+/// Scratch memory for calls, one at a time. It grows to what a call needs and keeps that, so that a call with the
+/// shapes of an earlier one allocates nothing.
 ///
 /// Size: at most 1 MiB for each task that runs at once, whatever the number of tokens, as long as head_dim + value_dim
-/// is at most 5,000 floats. In addition, where keys may be pruned, for each tile of 64 keys: 4 numbers a kv head (5 for
-/// a bidirectional mask) and 1 or 2 a head. For each task, which is up to 768 queries of a head or one split of a
-/// cache, 32 bytes; for a split also the outputs of its rows. detail/backward_dispatch.hpp lists what gradients need.
+/// is at most 5,000 floats. If keys may be pruned, in addition for each tile of 64 keys: 4 numbers for each kv head (5
+/// for a bidirectional mask) and 1 for each head (2 for a bidirectional mask). For each task, which is up to 768
+/// queries of a head or one split of a cache, 32 bytes; for a split also the outputs of its rows.
+/// detail/backward_dispatch.hpp lists what gradients need.
 class Workspace {
  public:
   /// Bytes held.

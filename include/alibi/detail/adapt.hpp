@@ -1,4 +1,4 @@
-// From the arrays of a user to views: what the public functions do in their first lines. Not a header for users.
+// From the arrays of a user to views: the first lines of every public function. Internal.
 #pragma once
 
 #include <type_traits>
@@ -9,13 +9,15 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
-/// What attention adds up in for arrays of this kind; also the scalar of the lse and of gradients.
+/// The scalar of the sums of attention over arrays of this type; also that of the lse and of gradients.
 template <class Array>
 using SumOf = Sum<typename Adapter<Array>::Scalar>;
+/// The same for arrays of varlen attention.
 template <class Array>
 using VarlenSumOf = Sum<typename VarlenAdapter<Array>::Scalar>;
 
-/// Compile-time misuse that every form shares: E of q, K of k, V of v, Output a view.
+/// The compile-time checks that all forms of attention share. E, K and V are the scalars of q, k and v; Output is the
+/// view of the output.
 template <class E, class K, class V, class Output>
 constexpr void check_scalars() {
   static_assert(kIsScalar<E>, "alibi: q, k and v must hold float, double, Eigen::bfloat16 or Eigen::half.");
@@ -24,7 +26,7 @@ constexpr void check_scalars() {
                 "alibi: output must hold the same scalar as q, k and v, and not be const.");
 }
 
-/// An array that is read, as a view.
+/// A view of an array that is only read.
 template <template <class> class AdapterOf = Adapter, class Array>
 View<const typename AdapterOf<Array>::Scalar> view_of(const Array& array, const char* name) {
   return AdapterOf<Array>::of(array, name);
@@ -32,13 +34,14 @@ View<const typename AdapterOf<Array>::Scalar> view_of(const Array& array, const 
 
 inline constexpr float kZeroSlope = 0;
 
+/// The kind of a bias argument: a table for a RelativeBias, otherwise slopes.
 template <class Bias>
 inline constexpr BiasKind kBiasKind = requires {
   typename Bias::Scalar;
   &Bias::entries;
 } ? BiasKind::table : BiasKind::slopes;
 
-/// `bias` as it is given to attention over `heads` heads that adds up in T.
+/// A view of the bias argument of attention over `heads` heads, whose sums are in T.
 template <class T, class Bias>
 BiasView<T> bias_view(const Bias& bias, Index heads) {
   const SlopeView zero{&kZeroSlope, SlopeScalar::float32, 1, heads, 0, 0};

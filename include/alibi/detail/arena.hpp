@@ -1,4 +1,4 @@
-// Divides the memory of a workspace. Internal.
+// Divides the memory of a workspace into arrays. Internal.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
-/// Hands out pieces of a workspace, each on cache lines of its own. Without memory it only counts.
+/// Takes arrays from a workspace, each on cache lines of its own. Without memory it only counts the bytes.
 class Arena {
  public:
   explicit Arena(std::byte* memory = nullptr) : memory_(memory) {}

@@ -1,10 +1,12 @@
-// From a call of the backward pass to its tasks: checks it, lays out the scratch memory, prepares the rows, and runs
-// the waves. Not a header for users.
+// From a call of the backward pass to its tasks: checks the call, lays out the scratch memory, prepares the rows, and
+// runs the waves. Internal.
 //
-// The scratch of an executor slot is at most 1 MiB, as long as head_dim + value_dim is at most some 500 floats. Beside
-// it a call holds 5 numbers a query and head, 6 where the lse is computed anew (is_beyond()), and for every chunk of
-// some 400 queries of a head a sum of the bias's gradient; for a table that is 2 numbers a query. Nothing grows with
-// the square of the tokens.
+// Memory: the scratch of a task that runs at once is at most 1 MiB, as long as head_dim + value_dim is at most some 500
+// floats. In addition a call holds
+// - 5 numbers for each query and head, 6 if the shifted lse is computed (is_beyond()),
+// - a sum of the gradient of the bias for each chunk of some 400 queries of a head; for a table that is 2 numbers for
+//   each query.
+// Nothing grows with the square of the tokens.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +30,7 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
-/// Sets the gradients of keys and values to 0, to be added to.
+/// Sets the gradients of keys and values to 0, because the tasks add to them.
 template <class F>
 void clear_keys(const kernel::BackwardParams<F>& call, const Executor& executor) {
   using T = typename F::T;
@@ -42,7 +44,7 @@ void clear_keys(const kernel::BackwardParams<F>& call, const Executor& executor)
   });
 }
 
-/// Adds the slots of a wave to the sums of a table's entries, and clears them.
+/// Adds the bias gradients of the tasks of a wave to the sums of the entries of a table, and clears their slots.
 template <class F>
 void add_tables(BackwardMemory<F>& memory, const kernel::Params<F>& call, Index items,
                 const RelativeBias<typename F::T>& table) {
@@ -63,7 +65,8 @@ void add_tables(BackwardMemory<F>& memory, const kernel::Params<F>& call, Index 
   }
 }
 
-/// Where the gradient of the bias goes: of slopes [sequences or 1][heads], of a table [heads][entries]; or nowhere.
+/// Writes the gradient of the bias, of slopes [sequences or 1][heads], of a table [heads][entries]. Does nothing if it
+/// is not wanted.
 template <class F>
 void write_bias(const BackwardMemory<F>& memory, Index heads, std::span<typename F::T> to) {
   using T = typename F::T;
@@ -85,7 +88,7 @@ void write_bias(const BackwardMemory<F>& memory, Index heads, std::span<typename
   }
 }
 
-/// Runs a checked call.
+/// Runs a checked call of the backward pass.
 template <class F>
 void run_backward(kernel::Params<F> call, const BackwardSequences<F>& all, const RelativeBias<typename F::T>& table,
                   std::span<typename F::T> grad_bias, const Options& options) {
@@ -121,7 +124,7 @@ void run_backward(kernel::Params<F> call, const BackwardSequences<F>& all, const
   write_bias(memory, call.heads, grad_bias);
 }
 
-/// Sets the rows of keys that belong to no sequence to 0.
+/// Sets the gradients of keys or values that are padding to 0.
 template <class T>
 void clear_key_padding(const View<T>& x, const SequenceList& sequences) {
   clear_padding(x, sequences.key_ranges);

@@ -33,7 +33,7 @@ struct BackwardSequences {
   EitherView<E> grad_output;
   const T* lse;
   View<T> grad_q, grad_k, grad_v;
-  bool bias_wanted;  // whether its gradient is
+  bool bias_wanted;  // whether the gradient of the bias is wanted
 
   Index count() const { return arrays.count(); }
   kernel::SequenceParams<F> operator[](Index s) const { return arrays[s]; }
@@ -51,7 +51,7 @@ struct BackwardSequences {
   }
 };
 
-/// Some queries of a head whose numbers one task fills in.
+/// One task of BackwardRows: a chunk of queries of a head.
 struct RowItem {
   Index sequence, head, chunk;
 };
@@ -68,7 +68,7 @@ struct BackwardMemory {
   std::span<kernel::BlockStats<T>> blocks;
   std::span<kernel::TileRange> reach;
   std::span<T> shifted_lse;
-  std::span<double> slots, sums;  // of the bias's gradient: a slot a chunk, and of a table [heads][entries]
+  std::span<double> slots, sums;  // of the gradient of the bias: one slot for each chunk; of a table [heads][entries]
 
   struct Sizes {
     typename CallMemory<F>::Sizes call;
@@ -88,16 +88,17 @@ struct BackwardMemory {
         sums(arena.take<double>(sizes.sums)) {}
 };
 
-/// Doubles in a slot of the bias's gradient.
+/// Doubles in a slot of the gradient of the bias.
 template <class F>
 Index slot_size(const kernel::BackwardPlan& plan) {
   return kernel::BiasGradient<typename F::Bias>::slot_size(plan.rows<typename F::T>(), plan.tiles * kernel::kTile);
 }
 
-/// Whether all keys of some row are at a distance that they have in common. Then the lse of the keys at hand is
-/// computed, in the frame of the scores: it tells whether the one that is given is of these keys alone, and has more
-/// digits (find_lse() of kernel/backward_rows.hpp). The rows farthest out decide. `bias_wanted`: whether its gradient
-/// is.
+/// Whether all keys of some row have a distance in common (ResolvedMask::common_distance()). Then
+/// compute_shifted_lse() computes the shifted lse of the keys of the call. It tells whether the given lse is of these
+/// keys alone, and it has more digits (BackwardRows::find_lse() in kernel/backward/rows.hpp). The first and the last
+/// row that see a key decide, because they are the most distant ones. `bias_wanted`: whether the gradient of the bias
+/// is wanted.
 template <class F>
 bool is_beyond(const kernel::SequenceParams<F>& sequence, bool bias_wanted) {
   if (std::is_same_v<typename F::Bias, kernel::TableBiasPolicy<typename F::T>>) return false;
@@ -113,12 +114,13 @@ bool is_beyond(const kernel::SequenceParams<F>& sequence, bool bias_wanted) {
   return false;
 }
 
+/// The memory of a call; `slots` is the number of tasks that may run at once.
 template <class F>
 typename BackwardMemory<F>::Sizes backward_sizes(const kernel::Params<F>& call, const BackwardSequences<F>& all,
                                                  const RelativeBias<typename F::T>& table, Index slots) {
   using T = typename F::T;
   typename BackwardMemory<F>::Sizes sizes;
-  kernel::Params<F> of_lse = call;  // the only forward that may run, in compute_shifted_lse()
+  kernel::Params<F> of_lse = call;  // the only forward of this call, that of compute_shifted_lse()
   of_lse.value_dim = 0;
   sizes.call = sizes_of(of_lse, all, table);
   std::size_t scratch = kernel::BackwardRows<F>::bytes(call.head_dim);
@@ -137,13 +139,13 @@ typename BackwardMemory<F>::Sizes backward_sizes(const kernel::Params<F>& call, 
     scratch = std::max(scratch, kernel::ForwardScratch<F>(call.head_dim, 0).bytes);
   }
   sizes.sums = table.entries > 0 ? call.heads * table.entries : 0;
-  const Index max_tasks = std::max({sizes.rows, sizes.items, sizes.call.items});  // tasks at a time
+  const Index max_tasks = std::max({sizes.rows, sizes.items, sizes.call.items});  // in one for_each()
   sizes.slot_bytes = (scratch + 63) / 64 * 64;
   sizes.scratch = Index(sizes.slot_bytes) * std::min(slots, std::max<Index>(max_tasks, 1));
   return sizes;
 }
 
-/// Fills in what belongs to each sequence beside its arrays.
+/// Makes the BackwardSequenceParams of each sequence, and lists the tasks of BackwardRows.
 template <class F>
 void make_backward_sequences(BackwardMemory<F>& memory, const kernel::Params<F>& call,
                              const BackwardSequences<F>& all) {
@@ -172,8 +174,8 @@ void make_backward_sequences(BackwardMemory<F>& memory, const kernel::Params<F>&
   std::fill(memory.sums.begin(), memory.sums.end(), 0.0);
 }
 
-/// Where is_beyond(), the lse of every row in the frame of its scores, by the forward without values. Sequence by
-/// sequence: what else is in the call changes nothing.
+/// Computes the shifted lse of every row of the sequences with is_beyond(), by the forward without values. Each
+/// sequence runs by itself, so that its bits do not depend on the other sequences of the call.
 template <class F>
 void compute_shifted_lse(BackwardMemory<F>& memory, kernel::Params<F> call, const Executor& executor) {
   call.value_dim = 0;

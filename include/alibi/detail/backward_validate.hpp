@@ -9,7 +9,7 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
-/// Where it is wanted.
+/// Checks the array for the gradient of the bias, if it is wanted.
 template <BiasKind kind, class T>
 void check_grad_bias(const BiasEntries<T>& x, const BiasView<T>& bias, Index heads, Index sequences) {
   if (x.size() == 0) return;
@@ -22,6 +22,7 @@ void check_grad_bias(const BiasEntries<T>& x, const BiasView<T>& bias, Index hea
   require(!kTable || !x.mirrored, "the gradient of the table is column-major; expected row-major");
 }
 
+/// Checks the shapes and the memory of a call of the backward pass.
 template <BiasKind kind, class E>
 void check_backward(const BackwardCall<E>& x, const SequenceList& sequences) {
   using T = Sum<E>;

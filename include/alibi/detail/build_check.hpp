@@ -1,5 +1,5 @@
-// With the compiled library only: says so, before main(), where a program and the library were built in ways that do
-// not fit, which would otherwise show as a crash. Vector units may differ. Not a header for users.
+// With the compiled library only: checks before main() that the program and the library were built in compatible ways.
+// Otherwise an incompatibility would show as a crash. Vector units may differ. Internal.
 #pragma once
 
 #include <cstddef>
@@ -12,14 +12,15 @@
 #if defined(ALIBI_COMPILED)
 namespace alibi::inline ALIBI_ABI::detail {
 
-/// What the two have to agree on.
+/// The properties on which the program and the library must agree.
 struct Build {
   int version = ALIBI_VERSION_MAJOR * 10000 + ALIBI_VERSION_MINOR * 100 + ALIBI_VERSION_PATCH;
   std::size_t vector_size = sizeof(std::vector<double>);  // 48, not 24, under _GLIBCXX_DEBUG
   std::size_t options_size = sizeof(Options);
 };
 
-/// Prints what does not fit, a vector unit that the processor lacks included, and aborts.
+/// Returns true if the program fits the library. Otherwise, and if the processor lacks a vector unit that the library
+/// uses, prints the reason and aborts.
 bool check_build(const Build& program);
 
 inline const bool build_is_checked = check_build({});

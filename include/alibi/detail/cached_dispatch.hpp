@@ -1,5 +1,5 @@
-// From a call over a cache to its tasks: checks it, and runs it by splits of the keys for a few queries, by blocks of
-// queries for many. Not a header for users.
+// From a call over a cache to its tasks: checks the call, and runs it by splits of the keys for few queries, by blocks
+// of queries for many. Internal.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,7 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
-/// The mask of a call, its window that of the cache unless it asks for a narrower one.
+/// The mask of a call. Its window is that of the cache, unless the call asks for a narrower one.
 template <class S>
 Mask cache_mask(const KvCache<S>& cache, const Mask& asked) {
   Mask mask = asked;
@@ -35,7 +35,8 @@ Mask cache_mask(const KvCache<S>& cache, const Mask& asked) {
   return mask;
 }
 
-/// That the queries find all that they need in the cache.
+/// Checks that the cache still holds all keys that the queries need, and that queries, slopes and scale satisfy the
+/// preconditions of its Eviction.
 template <class E, class S>
 void check_reach(const CachedCall<E, S>& call, const SequenceList& sequences, const Mask& mask, double scale) {
   const KvCache<S>& cache = call.cache;
@@ -47,17 +48,17 @@ void check_reach(const CachedCall<E, S>& call, const SequenceList& sequences, co
     const Index first = resolve(mask, count, cache.length(b)).position(0);
     require(count == 0 || cache.min_length(b) == 0 || first >= least, "the first query of sequence ", b, " stands at ",
             first, "; expected at least ", least, ": keys that it needs have left the cache");
-    // From the first call on, not only once something has been evicted: a promise that is not kept shows at once.
+    // On every call, not only after an eviction, so that a violated precondition is reported at once.
     for (Index h = 0; h < q.heads && config.eviction; h++) {
       const Eviction& eviction = *config.eviction;
       require(Index(eviction.slopes.size()) == q.heads, "q has heads ", q.heads, "; expected ", eviction.slopes.size(),
               ", as many as eviction.slopes of the cache");
-      constexpr double kSlack = 0x1p-12;  // of a number: what the eviction has left for rounding
+      constexpr double kSlack = 0x1p-12;  // the relative rounding error that the eviction bound allows
       const double slope = slope_at(call.slopes, b, h), least_slope = eviction.slopes[std::size_t(h)];
       require(slope >= least_slope - kSlack * std::abs(least_slope), "the slope of head ", h, " in batch ", b, " is ",
               slope, "; expected at least ", least_slope, ", that of the cache's eviction");
-      require(std::abs(scale) <= std::abs(*eviction.scale) * (1 + kSlack), "scale is ", scale,
-              "; expected at most ", *eviction.scale, ", that of the cache's eviction");
+      require(std::abs(scale) <= std::abs(*eviction.scale) * (1 + kSlack), "scale is ", scale, "; expected at most ",
+              *eviction.scale, ", that of the cache's eviction");
       for (Index i = queries.begin; i < queries.end; i++) {
         const E* query = q.data + b * q.batch_stride + h * q.head_stride + i * q.token_stride;
         double square = 0;
@@ -70,7 +71,7 @@ void check_reach(const CachedCall<E, S>& call, const SequenceList& sequences, co
   }
 }
 
-/// The memory of a decode call.
+/// The memory of a call of the decode kernel.
 template <class F>
 struct DecodeMemory {
   using T = typename F::T;
@@ -90,11 +91,12 @@ struct DecodeMemory {
         outputs(arena.take<T>(rows * dims)) {}
 };
 
-/// Whether the kernel for few queries takes a sequence: that depends on nothing else in the call.
+/// Whether the decode kernel runs a sequence. This depends on its queries alone, so that its bits do not depend on the
+/// other sequences.
 inline bool is_few(const KeyRange& queries) { return queries.end - queries.begin <= kernel::kMaxQueries; }
 
-/// The sequences of a checked call over a cache, one at a time: those of few queries or the others, in whose place
-/// there are sequences without queries.
+/// The sequences of a checked call over a cache, one at a time: those with few queries if `few`, else those with many.
+/// The other sequences appear without queries.
 template <class F, class S>
 struct CacheSequences {
   using E = typename F::Query;
@@ -142,7 +144,7 @@ void run_decode(kernel::Params<F> call, const CacheSequences<F, S>& all, const O
   const Executor& executor = options.executor;
   using T = typename F::T;
   const Index count = all.count(), dims = kernel::round_up<T>(call.value_dim);
-  Index items = 0, rows = 0, max_tasks = 0;  // rows: of all items together, and of one at most
+  Index items = 0, rows = 0, max_tasks = 0;  // rows of all items together; max_tasks: the most rows of one item
   for (Index s = 0; s < count; s++) {
     const kernel::SequenceParams<F> sequence = all[s];
     const Index of_one = call.group() * sequence.q.tokens;
@@ -221,7 +223,8 @@ void forward_cached(const CachedCall<E, S>& call, const Options& options) {
     if (any_many && options.bf16_dot) run_as(kernel::KernelTraits<E, S, true, true>(), q, call.output, false);
     any_many = any_many && !options.bf16_dot;
   }
-  if (any_many) run_as(Many(), kernel::erased(q), kernel::erased(call.output), false);  // first: it starts the reports
+  // Many queries first, because prepare() clears the statistics.
+  if (any_many) run_as(Many(), kernel::erased(q), kernel::erased(call.output), false);
   if (any_few) run_as(kernel::KernelTraits<E, S, true>(), q, call.output, true);
 }
 

@@ -1,6 +1,6 @@
-// A call of attention as plain data. The public functions make it from their arguments in their first lines; everything
-// below them sees nothing else. Templates from here on depend on the scalars and on the kind of bias alone, so that
-// each is compiled once, in the compiled library or in a user's file. Internal.
+// A call of attention as plain data. The public functions make it from their arguments in their first lines, and all
+// layers below use nothing else. From here on, templates depend on the scalars and on the kind of bias alone, so that
+// each is compiled once, in the compiled library or in a file of the user. Internal.
 #pragma once
 
 #include <cstddef>
@@ -21,34 +21,34 @@ class KvCache;
 
 namespace detail {
 
-/// What bias a call has: a slope a head, of 0 where there is none, or a table of distances.
+/// The kind of bias of a call: a slope for each head, which is 0 for no bias, or a table of distances.
 enum class BiasKind { slopes, table };
 
-/// The bias of a call; beside a table the slopes are 0.
+/// The bias of a call. With a table, the slopes are 0.
 template <class T>
 struct BiasView {
   SlopeView slopes;
   RelativeBias<T> table{};
 };
 
-/// One sequence of a call: an entry of the batch, the ranges of its tokens there, and the position of its first query
-/// among its keys: mask.query_offset, or `default_offset` where that has none, less `offset_shift`.
+/// One sequence of a call: its batch entry, and the ranges of its tokens there. The position of its first query among
+/// its keys is mask.query_offset - offset_shift; `default_offset` replaces a query_offset that is not given.
 struct SequenceSlice {
   Index batch;
   KeyRange queries, keys;
   Index default_offset, offset_shift = 0;
 };
 
-/// The sequences of a call. `queries` and `keys` are the tokens of the arrays.
+/// The sequences of a call. `queries` and `keys` are the numbers of tokens of the arrays.
 struct SequenceList {
   enum class Kind {
-    batch,   ///< the entries of the batch
-    varlen,  ///< side by side in one entry
+    batch,   ///< one sequence in each batch entry
+    varlen,  ///< sequences side by side in one batch entry
   };
   Kind kind = Kind::batch;
   Index count = 0, queries = 0, keys = 0;
-  TokenRanges query_ranges = {}, key_ranges = {};               // of a batch; empty: all tokens
-  std::span<const Index> cu_seqlens_q = {}, cu_seqlens_k = {};  // of varlen
+  TokenRanges query_ranges = {}, key_ranges = {};               // for Kind::batch; empty: all tokens
+  std::span<const Index> cu_seqlens_q = {}, cu_seqlens_k = {};  // for Kind::varlen
 
   const char* name() const { return kind == Kind::varlen ? "the number of sequences" : "the batch of q"; }
 
@@ -74,7 +74,7 @@ struct SequenceList {
   }
 };
 
-/// A call of the forward over arrays; `lse` [batch, heads, queries] where it is wanted.
+/// A call of the forward over arrays; `lse` is [batch, heads, queries], if it is wanted.
 template <class E>
 struct ForwardCall {
   View<const E> q, k, v;
@@ -84,7 +84,7 @@ struct ForwardCall {
   SequenceList sequences;
 };
 
-/// A call of the forward over a cache.
+/// A call of the forward over a cache; `lse` is [batch, heads, queries], if it is wanted.
 template <class E, class S>
 struct CachedCall {
   View<const E> q;
@@ -94,7 +94,8 @@ struct CachedCall {
   SlopeView slopes;
 };
 
-/// The gradient of slopes, [heads] or [batch, heads], or of a table, [heads, entries]: side by side, row by row.
+/// A view of the gradient of slopes, [heads] or [batch, heads], or of a table, [heads, entries]. Entries lie side by
+/// side, row by row.
 template <class T>
 struct BiasEntries {
   T* data = nullptr;
@@ -116,7 +117,8 @@ struct BackwardCall {
   SequenceList sequences;
 };
 
-// Each checks a call, throws std::invalid_argument for what is wrong with it before anything is written, and runs it.
+// Each function checks a call and runs it. It throws std::invalid_argument for a wrong argument, before anything is
+// written.
 
 template <class E, BiasKind bias>
 void forward(const ForwardCall<E>& call, const Options& options);

@@ -1,5 +1,5 @@
-// From a call of the forward to its tasks: checks it, lays out the scratch memory, measures the keys where something
-// may be left out, and runs the tasks. Shared by every form of attention; not a header for users.
+// From a call of the forward to its tasks: checks the call, lays out the scratch memory, measures the keys of heads
+// that may prune, and runs the tasks. Shared by every form of attention. Internal.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,7 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
-/// Fills in the sequences of a call, and where each kv head of theirs is in a cache.
+/// Makes the SequenceParams of a call and, over a cache, the Cached of each kv head.
 template <class F, class All, class Cached>
 void make_sequences(std::span<kernel::SequenceParams<F>> sequences, std::span<Cached> cached, Index kv_heads,
                     const All& all) {
@@ -41,7 +41,7 @@ void make_sequences(std::span<kernel::SequenceParams<F>> sequences, std::span<Ca
   }
 }
 
-/// Room for a call of these sequences, scratch aside.
+/// The memory of a call of these sequences, without the scratch.
 template <class F, class All>
 typename CallMemory<F>::Sizes sizes_of(const kernel::Params<F>& call, const All& all,
                                        const RelativeBias<typename F::T>& table) {
@@ -64,7 +64,8 @@ typename CallMemory<F>::Sizes sizes_of(const kernel::Params<F>& call, const All&
   return sizes;
 }
 
-/// Everything that stands before the tasks: the sequences, the tables of a bias, what pruning knows of the keys.
+/// Prepares everything that the tasks read: the sequences, the tables of a bias, and the statistics of the keys for
+/// pruning. Clears the pruning statistics.
 template <class F, class All>
 void prepare(kernel::Params<F>& call, CallMemory<F>& memory, const All& all, const RelativeBias<typename F::T>& table,
              const Executor& executor) {
@@ -82,7 +83,7 @@ void prepare(kernel::Params<F>& call, CallMemory<F>& memory, const All& all, con
   measure_keys(memory, call, executor);
 }
 
-/// The tasks of the forward; `scratch` has ForwardScratch's bytes for every slot.
+/// Runs the tasks of the forward. `scratch` holds ForwardScratch::bytes for every slot of the executor.
 template <class F>
 void run_forward(const kernel::Params<F>& call, std::span<kernel::ForwardItem> items, std::byte* scratch,
                  const Executor& executor) {
@@ -93,8 +94,8 @@ void run_forward(const kernel::Params<F>& call, std::span<kernel::ForwardItem> i
   });
 }
 
-/// Runs a checked call of the forward; All is ArraySequences, or CacheSequences of cached_dispatch.hpp. `table`: of a
-/// bias that comes from one.
+/// Runs a checked call of the forward. All is ArraySequences, or CacheSequences of cached_dispatch.hpp. `table` is the
+/// table of the bias, if it has one.
 template <class F, class All>
 void run(kernel::Params<F> call, const All& all, const Options& options,
          const RelativeBias<typename F::T>& table = {}) {
@@ -111,7 +112,8 @@ void run(kernel::Params<F> call, const All& all, const Options& options,
   run_forward(call, memory.items, memory.scratch.data(), executor);
 }
 
-/// That what a call of the forward writes lies apart from what it reads.
+/// Checks that the arrays that a call of the forward writes share no memory with each other or with those that it
+/// reads.
 template <class E>
 void check_memory(const View<E>& output, const std::optional<std::span<Sum<E>>>& lse, Index rows,
                   std::initializer_list<Memory> read) {

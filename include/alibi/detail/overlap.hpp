@@ -15,7 +15,7 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
-/// The memory of an array, head_dim and strides counted in bytes, and the array's name.
+/// The memory of an array, with head_dim and strides in bytes, and the name of the array.
 struct Memory {
   View<const char> bytes;
   const char* name;
@@ -47,15 +47,15 @@ inline bool is_empty(const View<const char>& x) {
   return x.batch == 0 || x.heads == 0 || x.tokens == 0 || x.head_dim == 0;
 }
 
-/// The sizes and strides of a view but for head_dim's.
+/// The sizes and strides of a view, without those of head_dim.
 inline std::array<std::pair<Index, Index>, 3> axes_of(const View<const char>& x) {
   return {{{x.batch, x.batch_stride}, {x.heads, x.head_stride}, {x.tokens, x.token_stride}}};
 }
 
-/// Whether two arrays lie between one another's rows, as q, k and v do that are slices of one array: seen modulo one of
-/// the strides, no two of their bytes are in the same place.
+/// Whether two arrays are interleaved without a common byte, as q, k and v are in slices of one array. This is the case
+/// if, modulo one of the strides, their bytes lie in disjoint ranges.
 inline bool interleaved(const View<const char>& a, const View<const char>& b) {
-  // The bytes of a view within one period, or 0 if they are not the same in every one.
+  // The bytes of a view within one period, or 0 if they are not the same in every period.
   const auto extent = [](const View<const char>& x, Index period) {
     Index all = x.head_dim;
     for (const auto& [size, stride] : axes_of(x)) {
@@ -74,7 +74,7 @@ inline bool interleaved(const View<const char>& a, const View<const char>& b) {
   return false;
 }
 
-/// Whether two arrays may share a byte.
+/// Whether two arrays may share a byte. False only if they certainly do not.
 inline bool overlap(const View<const char>& a, const View<const char>& b) {
   const auto range = [](const View<const char>& x) {
     std::uintptr_t low = reinterpret_cast<std::uintptr_t>(x.data), high = low + std::uintptr_t(x.head_dim);
@@ -87,7 +87,7 @@ inline bool overlap(const View<const char>& a, const View<const char>& b) {
   return a_low < b_high && b_low < a_high && !interleaved(a, b);
 }
 
-/// Whether rows of an array may share memory with one another.
+/// Whether two rows of an array may share a byte. False only if they certainly do not.
 inline bool overlaps_itself(const View<const char>& x) {
   if (is_empty(x)) return false;
   std::array axes = axes_of(x);
@@ -102,7 +102,7 @@ inline bool overlaps_itself(const View<const char>& x) {
   return false;
 }
 
-/// That an array which is written shares no memory with any of those that are read.
+/// Checks that an array that is written shares no memory with the others.
 inline void require_disjoint(const Memory& written, std::initializer_list<Memory> read) {
   for (const Memory& other : read)
     require(!overlap(written.bytes, other.bytes), written.name, " overlaps ", other.name,

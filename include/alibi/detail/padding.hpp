@@ -1,4 +1,4 @@
-// Writes the results of padding rows. Internal.
+// Writes the results of rows that are padding. Internal.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
-/// Sets the rows of padding to 0: those outside `real[b]`.
+/// Sets the rows that are padding, those outside `real[b]`, to 0.
 template <class X>
 void clear_padding(const View<X>& x, const TokenRanges& real) {
   for (Index b = 0; b < x.batch && !real.empty(); b++)
@@ -21,7 +21,7 @@ void clear_padding(const View<X>& x, const TokenRanges& real) {
           std::fill_n(x.data + b * x.batch_stride + h * x.head_stride + i * x.token_stride, x.head_dim, X(0));
       }
 }
-/// Sets the lse of padding to -inf; [batch, heads, tokens].
+/// Sets the lse [batch, heads, tokens] of rows that are padding to -inf.
 template <class T>
 void clear_padding(T* lse, Index heads, Index tokens, const TokenRanges& real) {
   for (Index row = 0; row < real.size() * heads; row++, lse += tokens) {

@@ -17,7 +17,8 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
-/// Some tiles of a kv head whose radii one task measures; it is number `measured` of all that are.
+/// One task of measure_keys(): up to kTiles tiles of a kv head. The kv head is entry `measured` of
+/// CallMemory::measured.
 struct MeasureItem {
   static constexpr Index kTiles = 128;
   Index sequence, kv_head, first_tile, measured;
@@ -29,7 +30,8 @@ struct Measured {
   T chord_norm;
 };
 
-/// The keys of a sequence that pruning looks at, in tiles; 0 where no head can prune, or a cache has measured them.
+/// The number of tiles of keys of a sequence that must be measured for pruning. 0 if no head can prune, or if a cache
+/// has measured them.
 template <class F>
 Index measured_tiles(const kernel::SequenceParams<F>& sequence) {
   if (F::kCached) return 0;
@@ -38,7 +40,7 @@ Index measured_tiles(const kernel::SequenceParams<F>& sequence) {
   return 0;
 }
 
-/// On how many sides of a query keys may be left out.
+/// The number of sides of a query on which keys may be pruned.
 template <class F>
 Index sides_of(const kernel::SequenceParams<F>& sequence) {
   return sequence.mask.right > 0 ? 2 : 1;
@@ -50,14 +52,14 @@ struct CallMemory {
   using T = typename F::T;
   std::span<std::byte> scratch;
   std::span<kernel::SequenceParams<F>> sequences;
-  std::span<kernel::Cached<typename F::Stored, T>> cached;  // of all sequences, if their keys are in a cache
+  std::span<kernel::Cached<typename F::Stored, T>> cached;  // [sequences][kv_heads], if the keys are in a cache
   std::span<kernel::ForwardItem> items;
   std::span<MeasureItem> measures;
-  std::span<kernel::KeyTileBounds<T>> key_bounds;  // of the kv heads of sequences that are measured, one after another
-  std::span<Measured<T>> measured;                 // the same
-  std::span<T> numbers;                            // of each of them, then the tails of the heads of those sequences
+  std::span<kernel::KeyTileBounds<T>> key_bounds;  // of the kv heads of all measured sequences
+  std::span<Measured<T>> measured;                 // of the same kv heads
+  std::span<T> numbers;  // the KeyNumbers of these kv heads, then the tail bounds of the heads
   std::span<std::int32_t> outliers;
-  std::span<T> table;  // of a bias that comes from one: [heads][kernel::Tables::size()]
+  std::span<T> table;  // of a table bias: [heads][kernel::Tables::size()], padded
 
   struct Sizes {
     Index scratch = 0, sequences = 0, cached = 0, items = 0, measures = 0, key_bounds = 0, numbers = 0, outliers = 0,
@@ -76,7 +78,8 @@ struct CallMemory {
         table(arena.take<T>(sizes.table)) {}
 };
 
-/// Measures the keys of every sequence with something to prune, and hands the sequences the result.
+/// Measures the keys of every sequence that has a head that may prune, and gives the sequences the results: key tile
+/// bounds and tail bounds.
 template <class F>
 void measure_keys(CallMemory<F>& memory, const kernel::Params<F>& call, const Executor& executor) {
   using T = typename F::T;

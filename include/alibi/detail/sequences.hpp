@@ -1,4 +1,4 @@
-// The sequences of a call over arrays, as kernels take them. Internal.
+// The sequences of a call over arrays, in the form that kernels take. Internal.
 #pragma once
 
 #include <algorithm>
@@ -12,13 +12,15 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
+/// The bias policy of a kind of bias.
 template <BiasKind kind, class T>
 using BiasPolicyFor =
     std::conditional_t<kind == BiasKind::table, kernel::TableBiasPolicy<T>, kernel::LinearBiasPolicy<T>>;
 
+/// Tokens `tokens` of batch entry b, as a view with a batch of 1.
 template <class X>
 View<X> part_of(View<X> x, Index b, const KeyRange& tokens) {
-  if (x.data) x.data += b * x.batch_stride + tokens.begin * x.token_stride;  // none is added to null
+  if (x.data) x.data += b * x.batch_stride + tokens.begin * x.token_stride;  // null stays null
   x.batch = 1;
   x.tokens = tokens.end - tokens.begin;
   return x;
@@ -35,7 +37,7 @@ inline SlopeView slopes_of(SlopeView slopes, Index s) {
 
 /// The mask of one sequence.
 inline ResolvedMask mask_of(const Mask& mask, const SequenceSlice& slice) {
-  constexpr Index kFar = Index(1) << 61;  // beyond it all offsets are alike, and resolve() refuses them
+  constexpr Index kFar = Index(1) << 61;  // offsets beyond it see the same keys, but resolve() refuses them
   Mask in_slice = mask;
   in_slice.query_offset =
       std::clamp(mask.query_offset.value_or(slice.default_offset) - slice.offset_shift, -kFar, kFar);

@@ -1,5 +1,5 @@
-// The checks at the door of every form of attention. Each throws std::invalid_argument that names the argument, what it
-// was and what was expected; nothing has been written by then. Not a header for users.
+// The checks of the arguments of every form of attention. Each check throws std::invalid_argument, before anything is
+// written. The message names the argument, its value and what was expected. Internal.
 #pragma once
 
 #include <cmath>
@@ -16,16 +16,19 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
+/// Checks that size `what` of array `name` is that of array `of`.
 inline void require_equal(Index is, Index expected, const char* name, const char* what, const char* of) {
   require(is == expected, name, " has ", what, ' ', is, "; expected ", expected, ", the ", what, " of ", of);
 }
 
+/// Checks that a view with tokens is not null.
 template <class T>
 void require_memory(const View<T>& x, const char* name) {
   const Index tokens = x.batch * x.heads * x.tokens;
   require(x.data || tokens == 0, name, " is null; expected ", tokens, " tokens of ", x.head_dim);
 }
 
+/// Checks the shapes of q, k and v.
 template <class T>
 void check_inputs(const View<const T>& q, const View<const T>& k, const View<const T>& v) {
   require_equal(k.batch, q.batch, "k", "batch", "q");
@@ -43,6 +46,7 @@ void check_inputs(const View<const T>& q, const View<const T>& k, const View<con
   require_memory(v, "v");
 }
 
+/// Checks that slopes fit the heads and sequences of a call and are finite.
 inline void check_slopes(const SlopeView& slopes, Index heads, const SequenceList& sequences) {
   require_equal(slopes.heads, heads, "slopes", "heads", "q");
   require(slopes.batch == sequences.count || slopes.batch_stride == 0, "slopes has batch ", slopes.batch, "; expected ",
@@ -55,6 +59,7 @@ inline void check_slopes(const SlopeView& slopes, Index heads, const SequenceLis
     }
 }
 
+/// Checks that a table fits the heads of a call and is finite.
 template <class T>
 void check_table(const RelativeBias<T>& table, Index heads) {
   require(table.heads == heads, "the table has heads ", table.heads, "; expected ", heads, ", the heads of q");
@@ -71,12 +76,13 @@ void check_table(const RelativeBias<T>& table, Index heads) {
     }
 }
 
+/// Checks the bias of a call.
 template <BiasKind kind, class T>
 void check_bias(const BiasView<T>& bias, Index heads, const SequenceList& sequences) {
   kind == BiasKind::table ? check_table(bias.table, heads) : check_slopes(bias.slopes, heads, sequences);
 }
 
-/// That x is as large as `like` in all but its head_dim; `what` says whose sizes these are.
+/// Checks that x has the sizes of `like`, but this head_dim; `what` says for the message whose sizes these are.
 template <class X, class L>
 void check_shape(const View<X>& x, const char* name, const View<L>& like, Index head_dim, const char* what) {
   require(x.batch == like.batch && x.heads == like.heads && x.tokens == like.tokens && x.head_dim == head_dim, name,
@@ -85,22 +91,24 @@ void check_shape(const View<X>& x, const char* name, const View<L>& like, Index 
   require_memory(x, name);
 }
 
-/// That rows which are to be written do not overlap.
+/// Checks that the rows of an array that is written do not overlap.
 template <class X>
 void require_rows(const View<X>& x, const char* name) {
   require(!overlaps_itself(memory_of(x, name).bytes), name, " has strides ", x.batch_stride, ", ", x.head_stride, ", ",
           x.token_stride, " of batch, heads and tokens; expected rows that do not overlap");
 }
 
+/// Whose sizes an output has, for check_shape().
 inline constexpr const char* kLikeOutput = "batch, heads and tokens of q, head_dim of v";
 
+/// Checks the shape and the strides of an output.
 template <class E>
 void check_output(const View<E>& output, const View<const E>& q, Index value_dim) {
   check_shape(output, "output", q, value_dim, kLikeOutput);
   require_rows(output, "output");
 }
 
-/// An lse array as a view of one row, so that its memory can be compared with others'.
+/// A checked lse array as a view of one row, so that its memory can be compared with that of other arrays.
 template <class T>
 View<T> lse_row(std::span<T> lse, Index rows) {
   require(Index(lse.size()) == rows, "lse has ", lse.size(), " entries; expected ", rows,
@@ -109,7 +117,7 @@ View<T> lse_row(std::span<T> lse, Index rows) {
   return {lse.data(), 1, 1, 1, rows, 0, 0, 0};
 }
 
-/// τ, checked.
+/// The scale τ of a call, checked.
 template <class T>
 double scale_of(const Options& options, Index head_dim) {
   const double scale = options.scale.value_or(1 / std::sqrt(double(head_dim)));
@@ -117,7 +125,7 @@ double scale_of(const Options& options, Index head_dim) {
   return scale;
 }
 
-/// The tolerance, checked. Below 2^-100 it is as good as 0.
+/// The tolerance of a call, checked. A tolerance below 2^-100 counts as 0.
 template <class T>
 double tolerance_of(const Options& options) {
   const double tolerance = options.tolerance.value_or(double(std::numeric_limits<T>::epsilon()) / 2);
@@ -125,6 +133,7 @@ double tolerance_of(const Options& options) {
   return tolerance < 0x1p-100 ? 0 : tolerance;
 }
 
+/// The pruning statistics of a call, [sequences][heads], checked; null if they are not wanted.
 inline PruningStats* pruning_stats_of(const Options& options, const SequenceList& sequences, Index heads) {
   const Index entries = sequences.count * heads;
   require(options.pruning_stats.empty() || Index(options.pruning_stats.size()) == entries, "pruning_stats has ",
@@ -133,6 +142,7 @@ inline PruningStats* pruning_stats_of(const Options& options, const SequenceList
   return options.pruning_stats.data();
 }
 
+/// Checks the cumulative lengths `name` of an array `of` with this number of tokens.
 inline void check_cu_seqlens(std::span<const Index> cu_seqlens, Index tokens, const char* name, const char* of) {
   require(!cu_seqlens.empty(), name, " has 0 entries; expected at least 1, one more than there are sequences");
   require(cu_seqlens.front() == 0, name, " begins with ", cu_seqlens.front(), "; expected 0");
@@ -143,7 +153,7 @@ inline void check_cu_seqlens(std::span<const Index> cu_seqlens, Index tokens, co
           ", the tokens of ", of);
 }
 
-/// `name` is of the ranges, `of` of the array whose tokens they are, `batch_of` of what has the batch.
+/// Checks token ranges. `name` is the argument, `of` the array whose tokens they are, `batch_of` what has the batch.
 inline void check_ranges(const TokenRanges& ranges, Index batch, Index tokens, const char* name, const char* of,
                          const char* batch_of) {
   require(ranges.size() == batch, name, " has ", ranges.size(), " entries; expected ", batch, ", the batch of ",
@@ -155,7 +165,7 @@ inline void check_ranges(const TokenRanges& ranges, Index batch, Index tokens, c
   }
 }
 
-/// The sequences of a call, with the token ranges of its options, checked.
+/// The checked sequences of a call, with the token ranges of its options.
 inline SequenceList checked_sequences(SequenceList sequences, const Options& options) {
   if (sequences.kind == SequenceList::Kind::varlen) {
     const bool shared = sequences.cu_seqlens_k.empty();

@@ -1,18 +1,18 @@
-// Rotary position embedding (Su et al., RoFormer, arXiv 2104.09864, equations 15 and 34). Each pair i of the numbers of
-// a query or key at position p is turned by an angle,
+// Rotary position embedding (Su et al., RoFormer, arXiv 2104.09864, equations 15 and 34). Each pair i of numbers of a
+// query or key at position p is rotated by an angle,
 //
 //   (x, y)  ->  (x cos p θ_i - y sin p θ_i,  x sin p θ_i + y cos p θ_i),     θ_i = base^(-2i / d),   i = 0 … d/2 - 1
 //
-// so that q·k depends on positions through their difference alone. Values are not turned.
+// so that q·k depends on positions through their difference alone. Values are not rotated.
 //
-// For contexts s times as long as those trained on, L tokens:
+// For contexts s times as long as the L tokens of the training:
 //   interpolation   θ_i / s                                       position interpolation, arXiv 2306.15595
 //   ntk             base s^(d / (d - 2)) in place of base         NTK-aware, as in arXiv 2309.00071, definition 1
 //   yarn            (1 - γ_i) θ_i / s + γ_i θ_i                   YaRN, arXiv 2309.00071, definitions 2 and 3:
-//                   γ_i goes from 0 to 1 while r_i = L θ_i / 2π, the turns in the trained length, goes from alpha to
-//                   beta; and q and k are multiplied by 1 + 0.1 ln s, the square root of the inverse temperature
+//                   γ_i rises from 0 to 1 while r_i = L θ_i / 2π, the number of turns within L tokens, rises from alpha
+//                   to beta. q and k are also multiplied by 1 + 0.1 ln s, the square root of the inverse temperature.
 //
-// ALiBi combines with it: rotate q and k first, then attend with slopes.
+// ALiBi combines with it: rotate q and k first, then call attention() with slopes.
 #pragma once
 
 #include <algorithm>
@@ -27,31 +27,40 @@
 
 namespace alibi {
 
-/// Which numbers of a head are a pair.
+/// Which numbers of a head form pair i, for d rotated numbers.
 enum class RotaryPairs {
   adjacent,  ///< 2i and 2i + 1, as in the paper
   halves,    ///< i and i + d/2, as in GPT-NeoX and LLaMA
 };
 
-enum class RotaryScaling { none, interpolation, ntk, yarn };
+/// How the angles are scaled for contexts s times as long as those of the training. The head of rotary.hpp has the
+/// formulas.
+enum class RotaryScaling {
+  none,           ///< not scaled
+  interpolation,  ///< position interpolation (arXiv 2306.15595)
+  ntk,            ///< NTK-aware (arXiv 2309.00071, definition 1)
+  yarn            ///< YaRN (arXiv 2309.00071, definitions 2 and 3)
+};
 
+/// The configuration of a Rotary.
 struct RotaryConfig {
-  Index dims = 0;  ///< d: the first so many numbers of a head are turned; 0: all
-  double base = 10000;
-  RotaryPairs pairs = RotaryPairs::adjacent;
-  RotaryScaling scaling = RotaryScaling::none;
-  double factor = 1;            ///< s, at least 1
-  Index trained_length = 2048;  ///< L, for yarn
-  double alpha = 1, beta = 32;  ///< for yarn; these are what LLaMA models take
+  Index dims = 0;                               ///< d: the first d numbers of a head are rotated; 0: all
+  double base = 10000;                          ///< θ_i = base^(-2i / d) radians per token; above 0
+  RotaryPairs pairs = RotaryPairs::adjacent;    ///< which numbers form a pair
+  RotaryScaling scaling = RotaryScaling::none;  ///< how the angles are scaled
+  double factor = 1;                            ///< s, at least 1
+  Index trained_length = 2048;                  ///< L, in tokens; for yarn
+  double alpha = 1,                             ///< for yarn: at alpha turns and below, γ_i = 0; LLaMA models use 1
+      beta = 32;                                ///< for yarn: at beta turns and above, γ_i = 1; LLaMA models use 32
 };
 
 inline namespace ALIBI_ABI {
 
-/// Turns arrays of heads of head_dim numbers.
+/// Rotates arrays with heads of head_dim numbers (Su et al., arXiv 2104.09864, equation 34).
 class Rotary {
  public:
-  /// Throws std::invalid_argument for an odd or too large number of dims, a base or a factor out of range, and for yarn
-  /// with a trained length below 1 or alpha >= beta.
+  /// Computes the angles. Throws std::invalid_argument for an odd or too large number of dims, a base or a factor out
+  /// of range, and for yarn with a trained length below 1 or alpha >= beta.
   explicit Rotary(Index head_dim, const RotaryConfig& config = {}) : head_dim_(head_dim), config_(config) {
     Index& dims = config_.dims;
     detail::require(head_dim > 0, "head_dim is ", head_dim, "; expected at least 1");
@@ -87,18 +96,21 @@ class Rotary {
     }
   }
 
+  /// The head_dim of the arrays.
   Index head_dim() const { return head_dim_; }
-  /// [dims / 2]: the angle of each pair per position, as scaled.
+  /// [dims / 2]: the angle of each pair per token, in radians, after scaling.
   const std::vector<double>& frequencies() const { return frequencies_; }
-  /// What q and k are multiplied by besides; 1 but for yarn.
+  /// The factor by which rotate() also multiplies the rotated numbers: 1 + 0.1 ln s for yarn, otherwise 1.
   double magnitude() const { return magnitude_; }
 
-  /// Turns x in place, an array as in view.hpp, [batch, heads, tokens, head_dim]: token t is at position first + t.
+  /// Rotates x in place, an array as in view.hpp, [batch, heads, tokens, head_dim]. Token t has position first + t.
+  /// Throws std::invalid_argument for a head_dim that is not that of the rotation.
   template <class X>
   void rotate(X&& x, Index first = 0) const {
     turn(x, first, 1);
   }
-  /// The gradient with respect to what rotate() was given, in place of that with respect to what it made.
+  /// Replaces the gradient with respect to the result of rotate() by the gradient with respect to its argument, in
+  /// place. Throws as rotate() does.
   template <class X>
   void rotate_gradient(X&& gradient, Index first = 0) const {
     turn(gradient, first, -1);

@@ -2,7 +2,7 @@
 //
 //   x(p, 2i) = sin(p base^(-2i / dim)),   x(p, 2i + 1) = cos(p base^(-2i / dim))
 //
-// They are added to token embeddings, once, before the first layer.
+// They are added to the token embeddings once, before the first layer.
 #pragma once
 
 #include <Eigen/Core>
@@ -13,8 +13,9 @@
 
 namespace alibi::inline ALIBI_ABI {
 
-/// [tokens, dim], row-major: the embeddings of positions first, first + 1, …; angles in double.
-/// Throws std::invalid_argument for a negative size and for a base that is not a finite number above 0.
+/// The embeddings of positions first, first + 1, … (Vaswani et al., arXiv 1706.03762, section 3.5), a row-major matrix
+/// [tokens, dim]. Angles are computed in double. Throws std::invalid_argument for a negative size, sizes whose product
+/// overflows, and a base that is not a finite number above 0.
 template <class T = float>
 Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> sinusoidal(Index tokens, Index dim, Index first = 0,
                                                                              double base = 10000) {

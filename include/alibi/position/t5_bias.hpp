@@ -1,13 +1,13 @@
-// Buckets of relative positions, as T5 shares a learned bias among them (Raffel et al., arXiv 1910.10683, section 2.1,
-// and the authors' code).
+// Buckets of relative positions that share a learned bias, as in T5 (Raffel et al., arXiv 1910.10683, section 2.1, and
+// the authors' code).
 //
-// Of n buckets for one direction the first n / 2 hold one distance each. The others grow with the logarithm of the
-// distance up to max_distance, and the last one holds all that is farther:
+// Of the n buckets for one direction, the first n / 2 hold one distance each. The width of the others grows with the
+// logarithm of the distance up to max_distance. The last bucket holds all larger distances:
 //
 //   bucket(x) = n/2 + floor(log(x / (n/2)) / log(max_distance / (n/2)) · n/2),   at most n - 1
 //
-// A causal query has n = buckets and looks back only. A bidirectional one has n = buckets / 2 for each direction, those
-// of keys behind it after those of keys before it.
+// A causal query has n = buckets and sees only keys before it. A bidirectional query has n = buckets / 2 for each
+// direction: first the buckets of keys at or before it, then those of keys after it.
 #pragma once
 
 #include <Eigen/Core>
@@ -20,15 +20,17 @@
 
 namespace alibi::inline ALIBI_ABI {
 
+/// The configuration of the buckets.
 struct T5Buckets {
-  Index buckets = 32;        ///< in all; even, and a multiple of 4 if bidirectional
-  Index max_distance = 128;  ///< from here on all share the last bucket
-  bool bidirectional = false;
+  Index buckets = 32;          ///< the number of all buckets; even, and a multiple of 4 if bidirectional
+  Index max_distance = 128;    ///< all distances from here on share the last bucket, in tokens
+  bool bidirectional = false;  ///< whether keys after the query have buckets of their own
 };
 
-/// The bucket, 0 … buckets - 1, of a key at `relative` = key position - query position. A causal query gives keys
-/// behind it the bucket of its own position. Throws std::invalid_argument for buckets that cannot be divided so, and
-/// for a max_distance that is not beyond the distances with buckets of their own.
+/// The bucket, 0 … buckets - 1, of a key at `relative` = key position - query position. For a causal query, keys after
+/// it have the bucket of its own position. Throws std::invalid_argument for a number of buckets that is not a positive
+/// multiple of 2 (of 4 if bidirectional), and for a max_distance that is not above the distances with buckets of their
+/// own.
 inline Index t5_bucket(Index relative, const T5Buckets& config = {}) {
   const Index parts = config.bidirectional ? 4 : 2;
   detail::require(config.buckets >= parts && config.buckets % parts == 0, "buckets is ", config.buckets,
@@ -44,15 +46,15 @@ inline Index t5_bucket(Index relative, const T5Buckets& config = {}) {
   return start + std::min(exact + Index(octaves * double(n - exact)), n - 1);
 }
 
-/// The distance of the first entry of t5_table(): 0, or -max_distance if bidirectional.
+/// The distance p_i - j of the first entry of t5_table(): 0, or -max_distance if bidirectional.
 inline Index t5_first_distance(const T5Buckets& config = {}) { return config.bidirectional ? -config.max_distance : 0; }
 
-/// How many distances have an entry of their own in t5_table(); farther ones share that at the end.
+/// The number of entries of t5_table(), one for each distance. Larger distances share the entry at the end.
 inline Index t5_entries(const T5Buckets& config = {}) { return config.max_distance + 1 - t5_first_distance(config); }
 
 namespace detail {
 
-/// [heads, ·], zeros.
+/// A table [heads, columns] of zeros.
 template <class T>
 auto zero_table(Index heads, Index columns) {
   using Table = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
@@ -68,10 +70,12 @@ void for_each_entry(const T5Buckets& config, const Body& f) {
 
 }  // namespace detail
 
-/// Weights [heads, buckets], an Eigen matrix, as a table [heads, t5_entries()] of a bias of distance:
-///   const auto table = t5_table(weights, config);
-///   attention(q, k, v, relative_bias(table, t5_first_distance(config)))
-/// Throws as t5_bucket(), and std::invalid_argument for another number of buckets.
+/// The weights of the buckets [heads, buckets], an Eigen matrix, as a table [heads, t5_entries()] for relative_bias():
+///
+///     const auto table = t5_table(weights, config);
+///     attention(q, k, v, relative_bias(table, t5_first_distance(config)))
+///
+/// Throws as t5_bucket() does, and std::invalid_argument for weights with another number of columns.
 template <class Weights>
 auto t5_table(const Eigen::MatrixBase<Weights>& weights, const T5Buckets& config = {}) {
   t5_bucket(0, config);
@@ -82,8 +86,8 @@ auto t5_table(const Eigen::MatrixBase<Weights>& weights, const T5Buckets& config
   return table;
 }
 
-/// The gradient of the weights, [heads, buckets], from that of their table, [heads, t5_entries()]. Throws as
-/// t5_table().
+/// The gradient of the weights, [heads, buckets], from the gradient of their table, [heads, t5_entries()]. Throws as
+/// t5_bucket() does, and std::invalid_argument for a table with another number of columns.
 template <class Table>
 auto t5_weights_gradient(const Eigen::MatrixBase<Table>& grad_table, const T5Buckets& config = {}) {
   t5_bucket(0, config);

@@ -1,10 +1,10 @@
 // xPos (Sun et al., "A Length-Extrapolatable Transformer", arXiv 2212.10554, algorithm 1): a rotary embedding whose
 // pairs also decay with distance. Pair i of a query at position p is rotated as in rotary.hpp and multiplied by
-// ζ_i^(p / B), pair i of a key at position j by ζ_i^(-j / B), so that their product is multiplied by
+// ζ_i^(p / B); pair i of a key at position j is multiplied by ζ_i^(-j / B). Their product is then multiplied by
 //
 //   ζ_i^((p - j) / B),      ζ_i = (2i / d + γ) / (1 + γ),     i = 0 … d/2 - 1,   γ = 0.4,   B = 512
 //
-// This falls with the distance p - j >= 0 of a causal query; for p < j it grows, so that xPos is for causal attention.
+// For a causal query, p - j >= 0, this falls with the distance. For p < j it grows, so xPos is for causal attention.
 //
 // Range: a factor of a query or key is ζ^(±distance from the centre / B). Positions are taken relative to
 // XposConfig::center, which changes no product; the middle of the positions in use allows the largest range. In float,
@@ -25,6 +25,7 @@
 
 namespace alibi {
 
+/// The configuration of an Xpos.
 struct XposConfig {
   RotaryConfig rotary = {};  ///< the rotation; its dims are those that decay
   double gamma = 0.4;        ///< γ, above 0
@@ -34,10 +35,12 @@ struct XposConfig {
 
 inline namespace ALIBI_ABI {
 
-/// Embeds positions in arrays of queries and of keys with heads of head_dim numbers.
+/// Embeds positions in arrays of queries and of keys with heads of head_dim numbers (Sun et al., arXiv 2212.10554,
+/// algorithm 1).
 class Xpos {
  public:
-  /// Throws std::invalid_argument for what Rotary refuses, and for a gamma or scale_base that is not above 0.
+  /// Computes the angles and the decay. Throws std::invalid_argument for what Rotary refuses, and for a gamma or
+  /// scale_base that is not above 0.
   explicit Xpos(Index head_dim, const XposConfig& config = {}) : rotary_(head_dim, config.rotary), config_(config) {
     detail::require(std::isfinite(config.gamma) && config.gamma > 0, "gamma is ", config.gamma,
                     "; expected a finite number above 0");
@@ -51,25 +54,30 @@ class Xpos {
 
   /// [dims / 2]: ln ζ_i / B, the logarithm of each pair's factor per token of distance; at most 0.
   const std::vector<double>& log_decay() const { return log_decay_; }
+  /// The rotation.
   const Rotary& rotary() const { return rotary_; }
 
-  /// Embeds positions in x in place, an array as in view.hpp, [batch, heads, tokens, head_dim]; token t has position
-  /// first + t. Throws std::invalid_argument, before x is written, for a head_dim that is not that of the embedding,
-  /// and for positions so far from the centre that a factor is out of range.
+  /// Embeds positions in queries x in place, an array as in view.hpp, [batch, heads, tokens, head_dim]. Token t has
+  /// position first + t. Throws std::invalid_argument, before x is written, for a head_dim that is not that of the
+  /// embedding, and for positions so far from the centre that a factor is out of range.
   template <class X>
   void embed_queries(X&& x, Index first = 0) const {
     embed(x, first, 1);
   }
+  /// Embeds positions in keys x in place; otherwise as embed_queries().
   template <class X>
   void embed_keys(X&& x, Index first = 0) const {
     embed(x, first, -1);
   }
-  /// The gradient with respect to what embed_queries() was given, in place of that with respect to its result.
+  /// Replaces the gradient with respect to the result of embed_queries() by the gradient with respect to its argument,
+  /// in place. Throws as embed_queries() does.
   template <class X>
   void queries_gradient(X&& gradient, Index first = 0) const {
     scale(gradient, first, 1);
     rotary_.rotate_gradient(gradient, first);
   }
+  /// Replaces the gradient with respect to the result of embed_keys() by the gradient with respect to its argument, in
+  /// place. Throws as embed_keys() does.
   template <class X>
   void keys_gradient(X&& gradient, Index first = 0) const {
     scale(gradient, first, -1);

@@ -14,8 +14,8 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
-/// What kernel::KeyTileBounds tells of the tiles that a head holds, kept up to date as the last tile grows and the
-/// first ones leave. Whether a tile stands apart is settled when the next one is opened.
+/// The kernel::KeyTileBounds of the tiles that a head holds, kept up to date as the last tile grows and the first tiles
+/// leave. Whether a tile is an outlier is final when the next tile begins.
 template <class T>
 class CacheKeyBounds {
  public:
@@ -24,13 +24,13 @@ class CacheKeyBounds {
   Index first() const { return first_; }
   Index tiles() const { return Index(radius_.size()); }
   T radius(Index tile) const { return radius_[std::size_t(tile - first_)]; }
-  /// The largest radius of the tiles that have left.
+  /// The largest radius of the tiles that have left at the front.
   T left() const { return left_; }
   const std::vector<T>& center() const { return center_; }
-  /// How many keys the centre is the mean of.
+  /// The number of keys of which the centre is the mean.
   Index centered() const { return centered_; }
 
-  /// For kernels; `largest` is over all keys that ever were.
+  /// The bounds as kernels read them. `largest` also covers the keys that have left.
   kernel::KeyTileBounds<T> view() const {
     kernel::KeyTileBounds<T> key_bounds;
     key_bounds.center = center_.data();
@@ -50,15 +50,15 @@ class CacheKeyBounds {
            outliers_.capacity() * sizeof(outliers_[0]);
   }
 
-  /// Room for so many tiles: open() allocates nothing then.
+  /// Room for `tiles` tiles, so that append_tile() allocates nothing.
   void reserve(Index tiles) {
     grow(radius_, tiles);
     grow(prefix_max_, tiles);
     grow(outliers_, tiles);
   }
 
-  /// The centre: the mean of the first `count` keys of a tile, rounded to S, as kernels multiply it with queries; 0
-  /// where that is not finite.
+  /// Sets the centre to the mean of the first `count` keys of a tile, rounded to S because kernels multiply it with
+  /// queries in S; entries that are not finite become 0.
   template <class S>
   void set_center(const S* keys, Index count) {
     for (T& c : center_) {
@@ -72,7 +72,7 @@ class CacheKeyBounds {
     centered_ = count;
   }
 
-  /// A tile without keys, behind the others.
+  /// Appends a tile without keys.
   void append_tile() {
     if (!radius_.empty()) settle(radius_.size() - 1);
     radius_.push_back(0);
@@ -90,7 +90,8 @@ class CacheKeyBounds {
   }
   void raise_last(T radius) { set_last(std::max(radius_.back(), radius)); }
 
-  /// The first tiles leave. What they did to the prefix maxima ends where a tile that stays is larger.
+  /// Removes the first tiles. The prefix maxima are computed again up to the first that does not change; then the later
+  /// ones do not change either.
   void drop_first(Index count) {
     for (Index i = 0; i < count; i++) left_ = std::max(left_, radius_[std::size_t(i)]);
     radius_.erase(radius_.begin(), radius_.begin() + count);
@@ -108,7 +109,7 @@ class CacheKeyBounds {
     }
   }
 
-  /// The last tiles leave, but not all of them. What is the last now may change again.
+  /// Removes the last tiles, but not all. The new last tile may change again.
   void drop_last(Index count) {
     if (count == 0) return;
     radius_.resize(radius_.size() - std::size_t(count));
@@ -119,7 +120,7 @@ class CacheKeyBounds {
     for (std::size_t i = 0; i + 1 < radius_.size(); i++) settle(i);
   }
 
-  /// Nothing is held, and nothing ever was.
+  /// Resets to the state of a new head.
   void clear() {
     radius_.clear();
     prefix_max_.clear();
@@ -139,7 +140,7 @@ class CacheKeyBounds {
   std::vector<T> center_, radius_, prefix_max_;
   std::vector<std::int32_t> outliers_;
   T center_norm_ = 0;
-  T left_ = 0, earlier_ = 0;  // the largest radius of the tiles that left, and of all tiles before the last
+  T left_ = 0, earlier_ = 0;  // the largest radius of the tiles that have left; of all tiles before the last
   Index first_ = 0, centered_ = 0;
   kernel::OutlierFilter<T> filter_;  // of the tiles before the last
 };

@@ -1,4 +1,4 @@
-// What the functions of a KvCache do (kv_cache.hpp). Not a header for users.
+// The definitions of the functions of KvCache (kv_cache.hpp). Internal.
 #pragma once
 
 #include <algorithm>
@@ -111,7 +111,7 @@ void KvCache<S>::append_views(const View<const X>& k, const View<const Y>& v, co
   for (Index b = 0; b < config_.batch; b++) plan(b, tokens_of(b).end - tokens_of(b).begin, opening, leaving);
   if (opening > 0) provide(opening, leaving);
 
-  // From here on nothing fails. Every head lets go of its tiles before any takes one.
+  // From here on nothing fails. All heads release their tiles before any head takes one.
   for (Index b = 0; b < config_.batch && leaving > 0; b++)
     for (Head& head : heads_of(b)) drop(head, length(b), std::max(opening, most_spare()));
   for (Index b = 0; b < config_.batch; b++) {
@@ -130,12 +130,13 @@ void KvCache<S>::append_views(const View<const X>& k, const View<const Y>& v, co
   }
 }
 
-/// How many tiles of a sequence come and go when it appends `tokens`; makes room for all that is kept of them.
+/// Adds to `opening` and `leaving` the numbers of tiles that a sequence gains and loses when it appends `tokens`, and
+/// reserves the tables of its heads. Sets Head::leaving.
 template <class S>
 void KvCache<S>::plan(Index sequence, Index tokens, Index& opening, Index& leaving) {
   const auto [length, considered] = sequences_[std::size_t(sequence)];
   const Index opens = kernel::ceil_div(length + tokens, kTile) - kernel::ceil_div(length, kTile);
-  // Once a tile: only whole ones leave, and to weigh an eviction takes as long as to append a token.
+  // Once for each tile, because only whole tiles leave, and deciding an eviction costs as much as appending a token.
   const bool consider = tokens > 0 && length / kTile != considered;
   for (Index h = 0; h < config_.kv_heads; h++) {
     Head& head = heads_of(sequence)[std::size_t(h)];
@@ -146,7 +147,7 @@ void KvCache<S>::plan(Index sequence, Index tokens, Index& opening, Index& leavi
   }
 }
 
-/// Allocates what is missing of `opening` tiles once those that leave are spare.
+/// Allocates the spare tiles that `opening` new tiles need beyond those that leave and those that are spare already.
 template <class S>
 void KvCache<S>::provide(Index opening, Index leaving) {
   spare_.reserve(std::max(opening, most_spare()));
@@ -157,12 +158,12 @@ void KvCache<S>::provide(Index opening, Index leaving) {
   while (missing.size() > 0) spare_.add(missing.take_last());
 }
 
-/// The first tiles of a head, `length` tokens long, that no query from position p* on needs.
+/// The first tiles of a head of length `length` that no query from position p* on needs (kv_cache.hpp).
 template <class S>
 detail::Leaving KvCache<S>::leaving_of(const detail::CacheHead<S>& head, double slope, Index length) const {
   const Index first = head.key_bounds().first();
   const Index newest = length - 1 - std::min(config_.rollback, detail::kMaxTokens);  // p*
-  Index stays = first;                                                               // the first tile that does
+  Index stays = first;                                                               // the first tile that stays
   if (config_.window) stays = std::max(stays, (newest - std::min(*config_.window, detail::kMaxTokens) + 1) / kTile);
   const Index seen = stays;
   if (slope > 0 && newest >= (stays + 1) * kTile) {
@@ -173,7 +174,7 @@ detail::Leaving KvCache<S>::leaving_of(const detail::CacheHead<S>& head, double 
     for (; newest >= (stays + 1) * kTile; stays++) {
       far = std::max(far, double(head.key_bounds().radius(stays)));
       const double lost = detail::log_evicted(slope, reach * (far + near), (stays + 1) * kTile - 1, newest);
-      if (!(lost <= std::log(*eviction.tolerance))) break;  // nor if it is NaN
+      if (!(lost <= std::log(*eviction.tolerance))) break;  // also if it is NaN
     }
   }
   return {stays - first, stays > seen};

@@ -14,8 +14,8 @@ namespace alibi::inline ALIBI_ABI::detail {
 
 inline constexpr Index kMaxTokens = Index(1) << 37;  // tiles are counted in 32 bits (kernel::KeyTileBounds)
 
-/// The config with its defaults filled in, `tolerance` that of an eviction. Throws std::invalid_argument where it makes
-/// no sense.
+/// The config with its defaults filled in; `tolerance` is the default of Eviction::tolerance. Throws
+/// std::invalid_argument for values out of range.
 inline KvCacheConfig checked_config(KvCacheConfig config, double tolerance) {
   const auto at_least_1 = [](Index size, const char* name) {
     require(1 <= size && size <= Index(1) << 31, name, " is ", size, "; expected 1 to 2^31");
@@ -55,7 +55,7 @@ inline KvCacheConfig checked_config(KvCacheConfig config, double tolerance) {
   return config;
 }
 
-/// [kv_heads]: the smallest slope of the query heads that share a kv head; 0 where nothing may be evicted.
+/// [kv_heads]: the smallest slope of the query heads that share a kv head; 0 if no key may be evicted.
 inline std::vector<double> smallest_slopes(const KvCacheConfig& config) {
   std::vector<double> smallest(std::size_t(config.kv_heads), 0);
   if (!config.eviction) return smallest;
@@ -68,8 +68,8 @@ inline std::vector<double> smallest_slopes(const KvCacheConfig& config) {
   return smallest;
 }
 
-/// The logarithm of the bound on what evicted keys 0, …, `last` can have, as at the top of this file, for the worse:
-/// content = |τ| Q (R + r), newest = p*.
+/// The logarithm of the bound on the mass of evicted keys 0, …, `last` (kv_cache.hpp has the formula), rounded up as
+/// stated there. content = |τ| Q (R + r), newest = p*.
 inline double log_evicted(double slope, double content, Index last, Index newest) {
   const double tail = std::log(-std::expm1(-slope * double(last + 1))) - std::log(-std::expm1(-slope));
   return content * (1 + 0x1p-10) - slope * double(newest - last) * (1 - 0x1p-10) + tail + 1e-3;

@@ -1,8 +1,9 @@
-// One head of a cache (kv_cache.hpp): its tiles of keys and values, and how far its keys are from their centre. Not a
-// header for users.
+// One head of a cache (kv_cache.hpp): its tiles of keys and values, and the distances of its keys from their centre.
+// Internal.
 //
-// What is written here is what kernels read: kernel/cached.hpp says how a tile looks, kernel/radii.hpp what is known of
-// keys without reading them. A token costs O(head_dim + value_dim), however many tiles there are.
+// Kernels read the memory that is written here: kernel/tile/cached.hpp describes the layout of a tile,
+// kernel/tile/key_bounds.hpp what is known of keys without reading them. Appending a token costs O(head_dim +
+// value_dim), whatever the number of tiles.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +23,7 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
-/// A head: the keys of one kv head of one sequence, from the first that is held on.
+/// The keys and values of one kv head of one sequence, from the first key that is held on.
 template <class S>
 class CacheHead {
  public:
@@ -43,7 +44,7 @@ class CacheHead {
   }
 
   Index tiles() const { return tiles_.size(); }
-  /// Elements of a tile: kernels may read a vector more than there are values.
+  /// Elements of a tile, including 64 bytes at the end, because kernels may read one vector after the last value.
   Index tile_size() const { return (head_dim_ + value_dim_) * kTile + Index(64 / sizeof(S)); }
   const CacheKeyBounds<T>& key_bounds() const { return key_bounds_; }
   std::size_t bytes() const {
@@ -54,18 +55,18 @@ class CacheHead {
     return {tiles_.data(), first, first * kTile, length, value_offset(), key_bounds_.view()};
   }
 
-  /// At least the distance of a key that is held from the centre.
+  /// An upper bound of the distance of a key that is held from the centre.
   T distance(Index key) const {
     return radius_of(tiles_[key / kTile - key_bounds_.first()], key % kTile, key % kTile + 1);
   }
 
-  /// Room for so many tiles; nothing below allocates then.
+  /// Room for `tiles` tiles, so that the functions below allocate nothing.
   void reserve(Index tiles) {
     tiles_.reserve(tiles);
     key_bounds_.reserve(tiles);
   }
 
-  /// Writes keys and values behind the first `length` ones, into tiles that it takes from `spare`.
+  /// Appends keys and values after the first `length`. New tiles are taken from `spare`.
   template <class X, class Y>
   void extend(Index length, kernel::Rows<const X> k, kernel::Rows<const Y> v, Index tokens, CacheTiles<S>& spare) {
     for (Index token = 0; token < tokens;) {
@@ -85,13 +86,13 @@ class CacheHead {
     }
   }
 
-  /// The first tiles leave.
+  /// Removes the first tiles.
   void drop_first(Index count, CacheTiles<S>& spare, Index most_spare) {
     tiles_.drop_first(count, spare, most_spare);
     key_bounds_.drop_first(count);
   }
 
-  /// Keys from `length` on leave; some of those before it are held, or it is 0.
+  /// Removes the keys from `length` on. `length` is 0, or keys before it are held.
   void truncate(Index length, CacheTiles<S>& spare, Index most_spare) {
     const Index stay = length == 0 ? 0 : kernel::ceil_div(length, kTile) - key_bounds_.first(), leave = tiles() - stay;
     tiles_.drop_last(leave, spare, most_spare);
@@ -106,17 +107,18 @@ class CacheHead {
  private:
   static constexpr Index kTile = kernel::kTile;
 
-  Index value_offset() const { return head_dim_ * kTile; }  // a cache line's multiple, since kTile numbers are
+  Index value_offset() const { return head_dim_ * kTile; }  // a multiple of a cache line, as kTile numbers are
 
-  /// Zeros in the last tile from a slot on: kernels multiply by 0 what is there.
+  /// Sets the last tile to 0 from a slot on, because kernels multiply the numbers there by 0.
   void clear_from(Index slot) {
     S* tile = tiles_.last();
     for (Index d = 0; d < head_dim_; d++) std::fill(tile + d * kTile + slot, tile + (d + 1) * kTile, S(0));
     std::fill(tile + value_offset() + slot * value_dim_, tile + tile_size(), S(0));
   }
 
-  /// Brings the radii up to date after slots [begin, end) of the last tile have been written. The centre is the mean of
-  /// the first 1, 2, 4, …, 64 keys, as many as there are, so that it does not depend on how they were appended.
+  /// Updates the key tile bounds after slots [begin, end) of the last tile have been written. The centre is the mean of
+  /// the first 1, 2, 4, …, 64 keys: the largest of these numbers that is available. It therefore does not depend on how
+  /// the keys were appended.
   void measure(Index begin, Index end) {
     const Index keys = Index(std::bit_floor(std::uint64_t(end)));
     if (key_bounds_.first() + key_bounds_.tiles() == 1 && keys != key_bounds_.centered()) {
@@ -127,9 +129,9 @@ class CacheHead {
     }
   }
 
-  /// At least the largest distance of slots [begin, end) of a tile from the centre.
+  /// An upper bound of the distances of slots [begin, end) of a tile from the centre.
   T radius_of(const S* tile, Index begin, Index end) const {
-    // Several sums at a time, for a single token's sake: one would wait for each of its additions.
+    // Several sums, because with a single token one sum would wait for each of its additions.
     constexpr Index kSums = 4;
     const std::vector<T>& center = key_bounds_.center();
     T square[kSums][kTile] = {}, radius = 0;

@@ -1,4 +1,4 @@
-// The memory of a cache: tiles that are owned, recycled and freed. Internal.
+// The memory of a cache: allocates, recycles and frees tiles. Internal.
 #pragma once
 
 #include <algorithm>
@@ -11,13 +11,13 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
-/// Room for `size` entries, and for more than that where it would soon be asked for.
+/// Reserves room for `size` entries. If the list grows, its capacity at least doubles.
 template <class X>
 void grow(std::vector<X>& list, Index size) {
   if (std::size_t(size) > list.capacity()) list.reserve(std::max(std::size_t(size), 2 * list.capacity()));
 }
 
-/// Tiles that are owned here, their addresses side by side as kernels read them.
+/// Owns tiles. Their addresses lie side by side in a table, as kernels read them.
 template <class S>
 class CacheTiles {
  public:
@@ -39,7 +39,7 @@ class CacheTiles {
   const void* const* data() const { return tiles_.data(); }
   std::size_t table_bytes() const { return tiles_.capacity() * sizeof(S*); }
 
-  /// Room for so many: neither form of add() needs memory for its table then.
+  /// Room for `size` tiles in the table, so that add() allocates nothing, and add_new() the tile only.
   void reserve(Index size) { grow(tiles_, size); }
   void add(S* tile) { tiles_.push_back(tile); }
   void add_new(Index elements) { tiles_.push_back(new (kLine) S[std::size_t(elements)]); }
@@ -49,7 +49,7 @@ class CacheTiles {
     return tile;
   }
 
-  /// The first or the last ones go to `spare`, as long as that holds less than `most`.
+  /// Removes the first or the last tiles. They go to `spare` while that holds fewer than `most`; the others are freed.
   void drop_first(Index count, CacheTiles& spare, Index most) {
     for (Index i = 0; i < count; i++) spare.recycle((*this)[i], most);
     tiles_.erase(tiles_.begin(), tiles_.begin() + count);
