@@ -97,12 +97,12 @@ void try_or(const Body& body, const Caught& caught) {
 /// The product of sizes of at least 0. Throws std::invalid_argument if it is above 2^60: times 8 bytes, that is beyond
 /// the memory that an Index can address. `name` says what has the sizes.
 inline Index checked_product(std::initializer_list<Index> sizes, const char* name) {
-  constexpr Index kMost = Index(1) << 60;
+  constexpr Index kMaxEntries = Index(1) << 60;
   Index product = 1;
   for (const Index size : sizes)
     if (size == 0) return 0;
   for (const Index size : sizes) {
-    require(product <= kMost / size, name, " has more than 2^60 entries; expected a product of sizes up to that");
+    require(product <= kMaxEntries / size, name, " has more than 2^60 entries; expected a product of sizes up to that");
     product *= size;
   }
   return product;

@@ -173,7 +173,7 @@ class KvCache {
   std::span<Head> heads_of(Index sequence) {
     return {heads_.data() + sequence * config_.kv_heads, std::size_t(config_.kv_heads)};
   }
-  Index most_spare() const { return Index(heads_.size()); }
+  Index max_spare() const { return Index(heads_.size()); }
 
   template <class X, class Y>
   void append_arrays(const View<const X>& k, const View<const Y>& v, const Real& real) {
@@ -191,7 +191,7 @@ class KvCache {
   void plan(Index sequence, Index tokens, Index& opening, Index& leaving);
   void provide(Index opening, Index leaving);
   detail::Leaving leaving_of(const detail::CacheHead<S>& head, double slope, Index length) const;
-  void drop(Head& head, Index length, Index most);
+  void remove_leaving(Head& head, Index length, Index max_spare_tiles);
   void shorten(Index sequence, Index length);
 
   KvCacheConfig config_;

@@ -46,7 +46,7 @@ struct TensorAdapter {
 
 /// VarlenAdapter of tensors of rank 3: row-major [tokens, heads, head_dim], column-major mirrored.
 template <class Plain>
-struct PackedTensorAdapter {
+struct VarlenTensorAdapter {
   using Scalar = std::remove_const_t<typename Plain::Scalar>;
   static constexpr bool kRowMajor = int(Plain::Layout) == int(Eigen::RowMajor);
   static_assert(Plain::NumDimensions == 3,
@@ -85,12 +85,12 @@ struct Adapter<Eigen::TensorMap<Plain, options, MakePointer>> : detail::TensorAd
 /// Tensors as arrays of varlen attention.
 template <class T, int rank, int options, class I>
 struct VarlenAdapter<Eigen::Tensor<T, rank, options, I>>
-    : detail::PackedTensorAdapter<Eigen::Tensor<T, rank, options, I>> {};
+    : detail::VarlenTensorAdapter<Eigen::Tensor<T, rank, options, I>> {};
 
 /// Tensor maps as arrays of varlen attention.
 template <class Plain, int options, template <class> class MakePointer>
 struct VarlenAdapter<Eigen::TensorMap<Plain, options, MakePointer>>
-    : detail::PackedTensorAdapter<std::remove_const_t<Plain>> {};
+    : detail::VarlenTensorAdapter<std::remove_const_t<Plain>> {};
 
 /// The gradient of slopes that are a tensor.
 template <class T, class S, int rank, int options, class I>

@@ -1,4 +1,4 @@
-// Attention over a cache: that it is the forward over the same keys, whatever became of the cache in between.
+// Attention over a cache equals the forward over the same keys, after any history of the cache.
 #include <unsupported/Eigen/CXX11/ThreadPool>
 
 #include "common.hpp"
@@ -25,7 +25,7 @@ Tensor4<T> tokens(const Tensor4<T>& x, Index begin, Index end) {
   return part;
 }
 
-// Element by element: g++ 12 warns of Eigen's own conversion of packets.
+// Converts element by element, because g++ 12 warns about Eigen's own conversion of packets.
 template <class To, class From>
 Tensor4<To> converted(const Tensor4<From>& x) {
   Tensor4<To> y(x.dimensions());
@@ -33,7 +33,7 @@ Tensor4<To> converted(const Tensor4<From>& x) {
   return y;
 }
 
-// As S stores them.
+// Rounds to S, the scalar of a cache.
 template <class S>
 Tensor4<float> rounded(Tensor4<float> x) {
   for (Index i = 0; i < x.size(); i++) x.data()[i] = float(S(x.data()[i]));
@@ -57,7 +57,7 @@ double largest(const Tensor4<float>& x) {
   return most;
 }
 
-// 4 units in the last place of the output's scale.
+// The bound is 4 units in the last place of the largest output.
 void expect_close(const Tensor4<float>& is, const Tensor4<float>& expected, const std::string& what) {
   EXPECT_LE(test::distance(is, expected), 4 * 0x1p-23 * std::max(1., largest(expected))) << what;
 }
@@ -67,7 +67,7 @@ class Decode : public testing::Test {};
 using Stored = testing::Types<float, Eigen::bfloat16, Eigen::half>;
 TYPED_TEST_SUITE(Decode, Stored);
 
-TYPED_TEST(Decode, IsTheLastRowAtEveryLength) {
+TYPED_TEST(Decode, EqualsTheForwardAtEveryLength) {
   test::Random random(1);
   constexpr Index kMost = 4097;
   const auto q = random.tensor<float>(1, 4, kMost, 64);
@@ -90,7 +90,7 @@ TYPED_TEST(Decode, IsTheLastRowAtEveryLength) {
   }
 }
 
-TYPED_TEST(Decode, FewQueriesAndManyAreTheForward) {
+TYPED_TEST(Decode, FewAndManyQueriesEqualTheForward) {
   test::Random random(2);
   const Index n = 700;
   const auto q = random.tensor<float>(2, 6, n, 33);
@@ -128,7 +128,7 @@ TYPED_TEST(Decode, QueriesOfTheCachesScalar) {
   }
 }
 
-TYPED_TEST(Decode, TakenBackAndAppendedAgainIsTheSame) {
+TYPED_TEST(Decode, TruncateAndAppendAgainIsTheSame) {
   test::Random random(4);
   const auto q = random.tensor<float>(1, 4, 1, 32), k = random.tensor<float>(1, 2, 500, 32),
              v = random.tensor<float>(1, 2, 500, 32);
@@ -144,7 +144,7 @@ TYPED_TEST(Decode, TakenBackAndAppendedAgainIsTheSame) {
   }
 }
 
-TEST(DecodeDouble, IsTheForward) {
+TEST(DecodeDouble, EqualsTheForward) {
   test::Random random(5);
   const auto q = random.tensor<double>(1, 4, 300, 24), k = random.tensor<double>(1, 2, 300, 24),
              v = random.tensor<double>(1, 2, 300, 20);
@@ -157,8 +157,8 @@ TEST(DecodeDouble, IsTheForward) {
   }
 }
 
-// Every sequence at a length of its own.
-TEST(Decode1, SequencesOfABatchDoNotSeeEachOther) {
+// Every sequence has its own length.
+TEST(DecodeFloat, SequencesOfABatchAreIndependent) {
   test::Random random(6);
   const auto q = random.tensor<float>(3, 4, 1, 16), k = random.tensor<float>(3, 2, 200, 16),
              v = random.tensor<float>(3, 2, 200, 16);
@@ -181,8 +181,8 @@ TEST(Decode1, SequencesOfABatchDoNotSeeEachOther) {
   }
 }
 
-// One kv head makes 16 splits; whoever runs them, and in whatever order.
-TEST(Decode1, TheExecutorDoesNotShow) {
+// One kv head makes 16 splits. The result does not depend on the executor or on the order of the tasks.
+TEST(DecodeFloat, IndependentOfTheExecutor) {
   test::Random random(7);
   const auto q = random.tensor<float>(1, 8, 2, 24), k = random.tensor<float>(1, 1, 20'000, 24),
              v = random.tensor<float>(1, 1, 20'000, 24);
@@ -210,14 +210,14 @@ TYPED_TEST(Decode, NoSlopeIsTooLarge) {
     const Eigen::Vector2f m(slope, 0.5F);
     const auto output = alibi::attention(q, cache, m);
     for (Index i = 0; i < 2; i++) {
-      const Index key = slope > 0 ? 298 + i : 0;  // the only one that such a head sees
+      const Index key = slope > 0 ? 298 + i : 0;  // the only key that such a head sees
       for (Index d = 0; d < 8; d++) EXPECT_EQ(output(0, 0, i, d), float(S(v(0, 0, key, d)))) << slope << ' ' << i;
     }
   }
 }
 
-// Scratch of a task lies beside that of the next one, whatever head_dim is: the sanitizers look at its alignment.
-TEST(Decode1, OddHeadDimsOnManyThreads) {
+// The scratch of a task is adjacent to that of the next task for any head_dim. The sanitizers check its alignment.
+TEST(DecodeFloat, OddHeadDimsOnManyThreads) {
   test::Random random(8);
   for (const Index head_dim : {1, 3, 5, 17}) {
     const auto q = random.tensor<float>(1, 3, 1, head_dim), k = random.tensor<float>(1, 1, 3000, head_dim),
@@ -230,24 +230,24 @@ TEST(Decode1, OddHeadDimsOnManyThreads) {
   }
 }
 
-TEST(Decode1, AWindowedRingIsTheWindow) {
+TEST(DecodeFloat, ACacheWithAWindowEqualsTheMask) {
   test::Random random(8);
   const auto q = random.tensor<float>(1, 2, 1, 16), k = random.tensor<float>(1, 2, 2000, 16),
              v = random.tensor<float>(1, 2, 2000, 16);
   const Eigen::VectorXf m = alibi::slopes(2);
-  KvCache<float> ring({.kv_heads = 2, .head_dim = 16, .window = 150});
+  KvCache<float> windowed({.kv_heads = 2, .head_dim = 16, .window = 150});
   for (Index n = 1; n <= 2000; n++) {
-    ring.append(tokens(k, n - 1, n), tokens(v, n - 1, n));
+    windowed.append(tokens(k, n - 1, n), tokens(v, n - 1, n));
     if (n % 37 != 0) continue;
     const auto expected =
         alibi::attention(q, tokens(k, 0, n), tokens(v, 0, n), m, Options{.mask = {.window = 150}, .tolerance = 0.});
-    expect_close(alibi::attention(q, ring, m), expected, "length " + std::to_string(n));
-    expect_close(alibi::attention(q, ring, m, Options{.tolerance = 0.}), expected, "length " + std::to_string(n));
+    expect_close(alibi::attention(q, windowed, m), expected, "length " + std::to_string(n));
+    expect_close(alibi::attention(q, windowed, m, Options{.tolerance = 0.}), expected, "length " + std::to_string(n));
   }
 }
 
-// 20,000 tokens, each with a query of at most the norm that was promised.
-TEST(Decode1, EvictionStaysWithinTheTolerance) {
+// 20,000 tokens. Each query has at most the norm that the eviction was configured for.
+TEST(DecodeFloat, EvictionStaysWithinTheTolerance) {
   test::Random random(9);
   constexpr Index kSteps = 20'000, kDim = 16;
   constexpr double kNorm = 4;
@@ -276,22 +276,21 @@ TEST(Decode1, EvictionStaysWithinTheTolerance) {
         for (Index d = 0; d < kDim; d++) q(0, h, 0, d) *= float(kNorm / std::sqrt(square) * 0.9999);
       }
       const auto expected = alibi::attention(q, full, m, Options{.tolerance = n % 100 == 0 ? 0. : kDefault});
-      std::vector<PruningStats> report(2);
-      const auto result = alibi::attention(q, evicting, m, Options{.tolerance = tolerance, .pruning_stats = report});
+      std::vector<PruningStats> stats(2);
+      const auto result = alibi::attention(q, evicting, m, Options{.tolerance = tolerance, .pruning_stats = stats});
       ASSERT_LE(test::distance(result, expected), (tolerance + kDefault) * 10 + 2e-6) << n << " tokens";
-      for (const PruningStats& head : report) ASSERT_LE(head.mass_bound, tolerance * (1 + 1e-9));
+      for (const PruningStats& head : stats) ASSERT_LE(head.mass_bound, tolerance * (1 + 1e-9));
     }
-    EXPECT_GT(evicting.first_key(0, 0), kSteps - 2000) << "keys have left";
+    EXPECT_GT(evicting.first_key(0, 0), kSteps - 2000) << "keys were evicted";
     EXPECT_EQ(full.first_key(0, 0), 0);
   }
 }
 
-// Keys that are never visited, by values that say of which tile they are: what a query gets of a tile that it did not
-// visit is exactly 0.
-TEST(Decode1, TheCertificateHolds) {
+// The values mark the tile of each key: a query has an output of exactly 0 for a tile that it did not compute.
+TEST(DecodeFloat, TheCertificateHolds) {
   test::Random random(10);
-  double most_lost = 0;
-  Index dropped_cases = 0;
+  double max_pruned_mass = 0;
+  Index pruned_heads = 0;
   for (int n = 0; n < 600; n++) {
     const Index keys = random.integer(65, 1600), kv_heads = random.integer(1, 2), group = random.integer(1, 5),
                 queries = random.integer(1, 3), dim = random.integer(1, 40), tiles = (keys + 63) / 64;
@@ -308,7 +307,7 @@ TEST(Decode1, TheCertificateHolds) {
           x = float(shrink * double(x) * (outlier ? 30 : 1) + (kind == 4 ? 10 : 0));
         }
       }
-    // Far away, the key that a query likes best: the worst case of the bound.
+    // A distant key with the direction of a query: the worst case of the bound.
     if (random.chance(0.5))
       for (Index d = 0; d < dim; d++) k(0, 0, random.integer(0, keys - 1) / 2, d) = 2 * q(0, 0, 0, d);
     Tensor4<float> v(1, kv_heads, keys, tiles);
@@ -318,15 +317,15 @@ TEST(Decode1, TheCertificateHolds) {
     Eigen::VectorXf m(kv_heads * group);
     for (Index h = 0; h < m.size(); h++) m[h] = float(std::exp2(random.uniform(-5, 2)));
     const auto cache = cache_of<float>(k, v, keys);
-    std::vector<PruningStats> report(std::size_t(m.size()));
-    Options options{.tolerance = tolerance, .pruning_stats = report};
+    std::vector<PruningStats> stats(std::size_t(m.size()));
+    Options options{.tolerance = tolerance, .pruning_stats = stats};
     if (random.chance(0.3)) options.mask.window = random.integer(1, keys);
     const auto output = alibi::attention(q, cache, m, options);
     for (Index h = 0; h < m.size(); h++) {
       double worst = 0;
       for (Index i = 0; i < queries; i++) {
         const Index p = keys - queries + i, first = options.mask.window ? p - *options.mask.window + 1 : 0;
-        long double all = 0, lost = 0, reference = 0;
+        long double all = 0, pruned_mass = 0, reference = 0;
         for (Index pass = 0; pass < 2; pass++)
           for (Index j = std::max<Index>(first, 0); j <= p; j++) {
             long double s = 0;
@@ -336,23 +335,23 @@ TEST(Decode1, TheCertificateHolds) {
               reference = j == std::max<Index>(first, 0) ? s : std::max(reference, s);
             } else {
               all += std::exp(s - reference);
-              if (output(0, h, i, j / 64) == 0) lost += std::exp(s - reference);
+              if (output(0, h, i, j / 64) == 0) pruned_mass += std::exp(s - reference);
             }
           }
-        worst = std::max(worst, double(lost / all));
+        worst = std::max(worst, double(pruned_mass / all));
       }
       EXPECT_LE(worst, tolerance) << "case " << n << ", head " << h;
-      EXPECT_LE(worst, report[std::size_t(h)].mass_bound * (1 + 1e-3) + 1e-30) << "case " << n << ", head " << h;
-      EXPECT_LE(report[std::size_t(h)].mass_bound, tolerance * (1 + 1e-9));
-      most_lost = std::max(most_lost, worst);
-      dropped_cases += report[std::size_t(h)].tiles_computed < report[std::size_t(h)].tiles_total;
+      EXPECT_LE(worst, stats[std::size_t(h)].mass_bound * (1 + 1e-3) + 1e-30) << "case " << n << ", head " << h;
+      EXPECT_LE(stats[std::size_t(h)].mass_bound, tolerance * (1 + 1e-9));
+      max_pruned_mass = std::max(max_pruned_mass, worst);
+      pruned_heads += stats[std::size_t(h)].tiles_computed < stats[std::size_t(h)].tiles_total;
     }
   }
-  std::cout << dropped_cases << " heads left something out, at most " << most_lost << "\n";
-  EXPECT_GT(dropped_cases, 200);
+  std::cout << pruned_heads << " heads pruned keys, pruned mass at most " << max_pruned_mass << "\n";
+  EXPECT_GT(pruned_heads, 200);
 }
 
-TEST(Decode1, NanIsNeverPruned) {
+TEST(DecodeFloat, NanIsNeverPruned) {
   test::Random random(11);
   const auto q = random.tensor<float>(1, 1, 1, 8), v = random.tensor<float>(1, 1, 3000, 8);
   for (const Index at : {0, 100, 1500, 2999}) {
@@ -375,7 +374,7 @@ std::string thrown(Call call) {
   return "no error";
 }
 
-TEST(Decode1, BadInput) {
+TEST(DecodeFloat, BadInput) {
   test::Random random(12);
   const Eigen::VectorXf m = alibi::slopes(4);
   const auto q = random.tensor<float>(1, 4, 1, 16);
@@ -390,16 +389,16 @@ TEST(Decode1, BadInput) {
             "alibi: slopes has heads 5; expected 4, the heads of q");
   EXPECT_EQ(thrown([&] { alibi::attention(q, cache, m, Options{.tolerance = -1.}); }),
             "alibi: tolerance is -1; expected at least 0 and below 1");
-  std::vector<PruningStats> report(3);
-  EXPECT_EQ(thrown([&] { alibi::attention(q, cache, m, Options{.pruning_stats = report}); }),
+  std::vector<PruningStats> stats(3);
+  EXPECT_EQ(thrown([&] { alibi::attention(q, cache, m, Options{.pruning_stats = stats}); }),
             "alibi: pruning_stats has 3 entries; expected 4, batch x heads of q");
 
-  KvCache<float> ring({.kv_heads = 2, .head_dim = 16, .window = 50, .rollback = 10});
-  for (int n = 0; n < 5; n++) ring.append(random.tensor<float>(1, 2, 100, 16), random.tensor<float>(1, 2, 100, 16));
-  EXPECT_EQ(thrown([&] { alibi::attention(q, ring, m, Options{.mask = {.window = 51}}); }),
+  KvCache<float> windowed({.kv_heads = 2, .head_dim = 16, .window = 50, .rollback = 10});
+  for (int n = 0; n < 5; n++) windowed.append(random.tensor<float>(1, 2, 100, 16), random.tensor<float>(1, 2, 100, 16));
+  EXPECT_EQ(thrown([&] { alibi::attention(q, windowed, m, Options{.mask = {.window = 51}}); }),
             "alibi: mask.window is 51; expected at most 50, the window of the cache");
-  EXPECT_EQ(thrown([&] { alibi::attention(q, ring, m, Options{.mask = {.query_offset = 100}}); }).substr(0, 62),
-            "alibi: the first query of sequence 0 stands at 100; expected a");
+  EXPECT_EQ(thrown([&] { alibi::attention(q, windowed, m, Options{.mask = {.query_offset = 100}}); }).substr(0, 62),
+            "alibi: the first query of sequence 0 has position 100; expected a");
 
   KvCache<float> evicting({.kv_heads = 2,
                            .head_dim = 16,
@@ -411,7 +410,7 @@ TEST(Decode1, BadInput) {
                                .eviction = alibi::Eviction{.query_norm = 100, .slopes = {-0.5, -0.3, 0, 0.1}}});
   EXPECT_EQ(thrown([&] { alibi::attention(q, rising, Eigen::VectorXf(Eigen::Vector4f(-0.5f, -0.3f, 0, 0.1f))); }),
             "no error")
-      << "its own slopes, as floats";
+      << "the slopes of the eviction, as floats";
   EXPECT_EQ(thrown([&] { alibi::attention(q, evicting, m); }).substr(0, 45),
             "alibi: the slope of head 0 in batch 0 is 0.25")
       << "before anything has been evicted";

@@ -1,5 +1,5 @@
-// The storage of a cache: what kernels find there after any history, what leaves it and that nothing is missed, its
-// memory, and its refusals.
+// The storage of a cache: what kernels find there after any history, which keys leave and that no visible key does, its
+// memory, and its errors.
 #include <alibi/kv_cache.hpp>
 #include <array>
 #include <functional>
@@ -26,7 +26,7 @@ auto head_of(const KvCache<S>& cache, Index sequence, Index kv_head) {
   return alibi::detail::CacheAccess::head(cache, sequence, kv_head);
 }
 
-// Everything that kernels can read, and what the cache says of itself, as bits; not the bytes it holds.
+// Everything that kernels can read and that the cache reports of itself, as bits, except the bytes it holds.
 template <class S>
 std::vector<std::uint64_t> state(const KvCache<S>& cache) {
   std::vector<std::uint64_t> bits;
@@ -56,7 +56,7 @@ std::vector<std::uint64_t> state(const KvCache<S>& cache) {
   return bits;
 }
 
-// Tokens as they are given to a cache, and which of them each of its sequences should hold.
+// The tokens that are appended to a cache, which determine what each of its sequences should hold.
 template <class S, class X>
 class Script {
  public:
@@ -69,7 +69,8 @@ class Script {
   alibi::View<const X> keys(Index begin, Index end) const { return part(k, begin, end); }
   alibi::View<const X> values(Index begin, Index end) const { return part(v, begin, end); }
 
-  // That a head holds tokens [first(), length()), at the end of which are zeros, and that its radii are right.
+  // Expects that a head holds tokens [first_key(), length()), that zeros follow them, and that its key tile bounds
+  // hold.
   void expect_in(const KvCache<S>& cache, Index b, Index h) const {
     const auto head = head_of(cache, b, h);
     const Index head_dim = k.dimension(3), value_dim = v.dimension(3);
@@ -97,9 +98,9 @@ class Script {
     for (Index t = 0; t < head.key_bounds.tiles; t++)
       for (Index i = 0; i < Index(64 / sizeof(S)); i++)
         wrong +=
-            !(head.tile(head.first_tile + t)[head.value_offset + kTile * value_dim + i] == S(0));  // may be read too
-    EXPECT_EQ(wrong, 0) << "numbers of head " << h << " of sequence " << b;
-    expect_radii(head, head_dim);
+            !(head.tile(head.first_tile + t)[head.value_offset + kTile * value_dim + i] == S(0));  // kernels may read these too
+    EXPECT_EQ(wrong, 0) << "wrong numbers in head " << h << " of sequence " << b;
+    expect_key_bounds(head, head_dim);
   }
   void expect_in(const KvCache<S>& cache) const {
     for (Index b = 0; b < k.dimension(0); b++)
@@ -116,7 +117,7 @@ class Script {
   }
 
   template <class Cached>
-  static void expect_radii(const Cached& head, Index head_dim) {
+  static void expect_key_bounds(const Cached& head, Index head_dim) {
     const auto& key_bounds = head.key_bounds;
     const auto norm = [&](auto of) {
       Real square = 0;
@@ -132,7 +133,7 @@ class Script {
       EXPECT_TRUE(std::isfinite(c));
     }
     double largest = 0;
-    Index apart = 0;
+    Index next_outlier = 0;
     for (Index t = 0; t < key_bounds.tiles; t++) {
       const Index keys = std::min(kTile, head.length - head.begin - t * kTile);
       for (Index slot = 0; slot < keys; slot++) {
@@ -147,25 +148,25 @@ class Script {
         }
       }
       const Index tile = head.first_tile + t;
-      if (apart < key_bounds.outlier_count && key_bounds.outliers[apart] == tile)
-        apart++;
+      if (next_outlier < key_bounds.outlier_count && key_bounds.outliers[next_outlier] == tile)
+        next_outlier++;
       else
         largest = std::max(largest, double(key_bounds.radius[t]));
       EXPECT_EQ(double(key_bounds.prefix_max[t]), largest) << "tile " << tile;
       if (tile == 0) {
-        EXPECT_EQ(apart, 1) << "the first tile stands apart";
+        EXPECT_EQ(next_outlier, 1) << "the first tile is an outlier";
       }
     }
-    EXPECT_EQ(apart, key_bounds.outlier_count) << "tiles that stand apart are held, and rise";
+    EXPECT_EQ(next_outlier, key_bounds.outlier_count) << "outlier tiles are held, in ascending order";
   }
 };
 
 template <class S>
 using Accumulate = typename KvCache<S>::Accumulate;
 
-// Appends tokens [begin, end) in ceil_div of random size.
+// Appends tokens [begin, end) in chunks of random size.
 template <class S, class X>
-void append_in_ceil_div(KvCache<S>& cache, const Script<S, X>& script, Index begin, Index end, test::Random& random) {
+void append_in_chunks(KvCache<S>& cache, const Script<S, X>& script, Index begin, Index end, test::Random& random) {
   while (begin < end) {
     const Index next = std::min(end, begin + random.integer(1, random.chance(0.5) ? 3 : 150));
     cache.append(script.keys(begin, next), script.values(begin, next));
@@ -199,9 +200,9 @@ TYPED_TEST(Storage, HoldsWhatWasAppended) {
   }
 }
 
-// Not even the radii know in what ceil_div.
-TYPED_TEST(Storage, OneByOneIsAllAtOnce) {
-  KvCache<TypeParam> whole(kConfig), single(kConfig), ceil_div(kConfig);
+// The contents of the cache, including its key tile bounds, do not depend on the chunks.
+TYPED_TEST(Storage, SingleAppendsEqualOneAppend) {
+  KvCache<TypeParam> whole(kConfig), single(kConfig), chunked(kConfig);
   for (Index i = 0; i < kTokens; i++) {
     single.append(this->script_.keys(i, i + 1), this->script_.values(i, i + 1));
     if (i == 40) {
@@ -210,16 +211,16 @@ TYPED_TEST(Storage, OneByOneIsAllAtOnce) {
       EXPECT_TRUE(state(some) == state(single));
     }
   }
-  append_in_ceil_div(ceil_div, this->script_, 0, kTokens, this->random_);
+  append_in_chunks(chunked, this->script_, 0, kTokens, this->random_);
   whole.append(this->script_.k, this->script_.v);
   EXPECT_TRUE(state(single) == state(whole));
-  EXPECT_TRUE(state(ceil_div) == state(whole));
+  EXPECT_TRUE(state(chunked) == state(whole));
 }
 
-TYPED_TEST(Storage, TruncatedIsNeverAppended) {
+TYPED_TEST(Storage, TruncateEqualsNeverAppended) {
   KvCache<TypeParam> cache(kConfig);
   for (int i = 0; i < 40; i++) {
-    append_in_ceil_div(cache, this->script_, cache.length(), this->random_.integer(cache.length(), kTokens),
+    append_in_chunks(cache, this->script_, cache.length(), this->random_.integer(cache.length(), kTokens),
                        this->random_);
     const Index length = this->random_.integer(0, cache.length());
     cache.truncate(length);
@@ -230,8 +231,9 @@ TYPED_TEST(Storage, TruncatedIsNeverAppended) {
   }
 }
 
-// Tiles of radius 1, 1, 1.4, 1.7: nothing stands apart but the first. With 1.6 instead of 1.4, that tile does.
-TYPED_TEST(Storage, WhatStandsApartIsForgotten) {
+// Tiles of radius 1, 1, 1.4, 1.7: only the first tile is an outlier. With 1.6 instead of 1.4, that tile is an outlier
+// too.
+TYPED_TEST(Storage, TruncateForgetsOutlierTiles) {
   const KvCacheConfig config{.head_dim = 1, .capacity = kTokens};
   Script<TypeParam, Accumulate<TypeParam>> first(this->random_, config, kTokens), second = first;
   const auto fill = [](auto& script, double third) {
@@ -252,13 +254,13 @@ TYPED_TEST(Storage, WhatStandsApartIsForgotten) {
   EXPECT_EQ(head_of(cache, 0, 0).key_bounds.outliers[1], 2);
 }
 
-TYPED_TEST(Storage, EachSequenceItsOwnLength) {
+TYPED_TEST(Storage, SequencesOfDifferentLengths) {
   KvCache<TypeParam> cache(kConfig);
   const std::vector<std::array<Index, 2>> steps{{0, 70}, {64, 0}, {1, 1}, {0, 0}, {100, 3}};
   Script<TypeParam, Accumulate<TypeParam>> expected = this->script_;
   std::array<Index, 2> length{};
   for (const auto& counts : steps) {
-    // Sequences stand at different tokens of the script: what each is given is brought to the front.
+    // The sequences have different lengths, so the next tokens of each are copied to the front.
     auto given = this->script_;
     for (Index b = 0; b < 2; b++)
       for (Index h = 0; h < 3; h++)
@@ -283,8 +285,8 @@ TYPED_TEST(Storage, EachSequenceItsOwnLength) {
   expected.expect_in(cache);
 }
 
-// Outliers, a mean that all keys share, keys that differ by less than they can be rounded to, and huge ones.
-TYPED_TEST(Storage, RadiiAreUpperBounds) {
+// Outliers, a mean that all keys share, keys whose differences are below their rounding, and huge keys.
+TYPED_TEST(Storage, KeyTileBoundsAreUpperBounds) {
   for (const double mean : {0., 10., 1e4})
     for (const double outlier : {1., 100., 1e30}) {
       auto script = this->script_;
@@ -296,29 +298,29 @@ TYPED_TEST(Storage, RadiiAreUpperBounds) {
               x = Accumulate<TypeParam>(double(x) * (i % 97 == 3 * h ? outlier : 1) + mean);
             }
       KvCache<TypeParam> cache(kConfig);
-      append_in_ceil_div(cache, script, 0, kTokens, this->random_);
+      append_in_chunks(cache, script, 0, kTokens, this->random_);
       script.expect_in(cache);
       cache.truncate(170);
       script.expect_in(cache);
     }
 }
 
-TYPED_TEST(Storage, KeysThatAreNotFinite) {
+TYPED_TEST(Storage, NonFiniteKeys) {
   for (const double x : {test::kInfinity, -test::kInfinity, std::nan("")})
     for (const Index at : {0, 50, 100}) {
       auto script = this->script_;
       script.k(0, 1, at, 2) = Accumulate<TypeParam>(x);
       KvCache<TypeParam> cache(kConfig);
-      append_in_ceil_div(cache, script, 0, kTokens, this->random_);
+      append_in_chunks(cache, script, 0, kTokens, this->random_);
       script.expect_in(cache);
       const auto key_bounds = head_of(cache, 0, 1).key_bounds;
       EXPECT_EQ(double(key_bounds.largest), test::kInfinity);
       EXPECT_EQ(double(key_bounds.radius[at / kTile]), test::kInfinity);
       EXPECT_LT(double(key_bounds.radius[2]), 10);
-      EXPECT_LT(double(key_bounds.prefix_max[4]), 10) << "such a tile stands apart";
+      EXPECT_LT(double(key_bounds.prefix_max[4]), 10) << "such a tile is an outlier";
       cache.truncate(at);
       script.expect_in(cache);
-      EXPECT_LT(double(head_of(cache, 0, 1).key_bounds.largest), 10) << "it is gone";
+      EXPECT_LT(double(head_of(cache, 0, 1).key_bounds.largest), 10) << "the key was removed";
     }
 }
 
@@ -419,7 +421,7 @@ TEST(Bytes, AreThoseOfTilesAndTables) {
       sum += Index(cache.bytes(b, h));
     }
   EXPECT_GE(Index(cache.bytes()), sum);
-  EXPECT_LE(Index(cache.bytes()), sum + 1000) << "no tile to spare";
+  EXPECT_LE(Index(cache.bytes()), sum + 1000) << "no spare tile";
   cache.truncate(0);
   EXPECT_LE(Index(cache.bytes()), 6 * (tile + 1000)) << "one tile a head";
 }
@@ -439,8 +441,8 @@ TEST(Bytes, NoAllocationInASteadyState) {
   EXPECT_LE(cache.bytes(), bytes + 4 * 16 * kTile * sizeof(float));
 }
 
-// Every allocation on the way fails in turn.
-TEST(Bytes, WantOfMemoryChangesNothing) {
+// Makes every allocation of an append fail in turn.
+TEST(Bytes, OutOfMemoryChangesNothing) {
   KvCacheConfig config = kConfig;
   config.window = 20;
   config.rollback = 3;
@@ -475,8 +477,8 @@ TEST(Bytes, WantOfMemoryChangesNothing) {
 
 // Windows
 
-// Whatever the ceil_div and what is taken back, a query that may still be asked finds every key that it sees.
-TEST(Window, NothingThatIsSeenLeaves) {
+// After any appends and truncations, every query that is still allowed finds every key that it sees.
+TEST(Window, VisibleKeysStay) {
   for (std::uint64_t seed = 0; seed < 200; seed++) {
     test::Random random(seed);
     const Index window = random.integer(1, random.chance(0.5) ? 20 : 300), rollback = random.integer(0, 100);
@@ -492,12 +494,12 @@ TEST(Window, NothingThatIsSeenLeaves) {
       cache.append(script.keys(before, before + tokens), script.values(before, before + tokens));
       const Index first = cache.first_key(0, 0);
       EXPECT_GE(cache.min_length(), shortest);
-      EXPECT_LE(cache.min_length(), std::max(shortest, before - rollback)) << "the last append can be taken back";
+      EXPECT_LE(cache.min_length(), std::max(shortest, before - rollback)) << "the last append can be truncated";
       for (Index p = std::max<Index>(cache.min_length() - 1, 0); p < cache.length() + 70; p++) {
         const auto seen = alibi::resolve({.window = window, .query_offset = p}, 1, p + 1).visible(0);
         ASSERT_LE(first, std::min(seen.begin, cache.length())) << "position " << p;
       }
-      EXPECT_GT(first + window + rollback + 2 * kTile, before - kTile) << "what can leave does";
+      EXPECT_GT(first + window + rollback + 2 * kTile, before - kTile) << "keys that can leave have left";
       if (random.chance(0.3)) cache.truncate(random.integer(std::max<Index>(cache.min_length(), 1), cache.length()));
       if (random.chance(0.1)) script.expect_in(cache);
       if (random.chance(0.02)) cache.truncate(0);
@@ -526,7 +528,7 @@ TEST(Window, BytesStopGrowing) {
   EXPECT_LE(most, 2u * (12 * 8 * kTile * 4 + 1000));
 }
 
-// A prompt is held as a whole until its queries have been asked, and leaves with the next token.
+// The cache holds a whole prompt until its queries have been computed; the next append lets its keys leave.
 TEST(Window, LongPrompt) {
   const KvCacheConfig config{.head_dim = 4, .window = 100, .rollback = 0};
   test::Random random(6);
@@ -561,18 +563,19 @@ TEST(Evicted, BytesStopGrowing) {
   EXPECT_EQ(cache.evicted_tolerance(0, 0), 0x1p-25);
   EXPECT_EQ(cache.config().eviction->query_norm, 6);
   EXPECT_EQ(cache.config().eviction->scale, 0.25);
-  // The content of a key is at most 6/4 (R + r) < 30, the tail 1, the tolerance 17.4: less than 100 tokens.
+  // The scores need at most 6/4 (R + r) < 30 nats, the tail 1, the tolerance 17.4: with a slope of 1/2 less than 100
+  // tokens.
   EXPECT_LE(cache.length() - cache.first_key(0, 0), 64 + 100 + 2 * kTile);
-  EXPECT_EQ(cache.first_key(0, 1), 0) << "a slope of 2^-12 shares this head, and sees more than 20,000 tokens";
+  EXPECT_EQ(cache.first_key(0, 1), 0) << "this head has a slope of 2^-12, which sees more than 20,000 tokens";
   EXPECT_EQ(cache.evicted_tolerance(0, 1), 0);
   EXPECT_GE(cache.min_length(), 20000 - 64 - 3 * kTile);
 }
 
-// Clouds of keys; far keys on one side and near ones on the other, which is Cauchy and Schwarz at their worst; or so
-// that p* is alone on the other side, and all keys but those that may leave count nothing.
+// cloud: random keys. two_sided: distant keys on one side and close keys on the other, the worst case of
+// Cauchy-Schwarz. alone: as two_sided, but the close keys other than p* lie so far out that they have no weight.
 enum class Kind { cloud, two_sided, alone };
 
-// Queries of all directions and the worst ones, at every position that may be asked, against all keys there ever were.
+// Queries of random and of the worst directions, at every allowed position, against all keys that were ever appended.
 TEST(Evicted, NeverMoreThanTheTolerance) {
   Real worst = 0;
   Index evictions = 0;
@@ -596,7 +599,7 @@ TEST(Evicted, NeverMoreThanTheTolerance) {
     for (Index i = 0; i < 700; i++)
       for (Index d = 0; d < dim; d++) {
         float& x = script.k(0, 0, i, d);
-        // One by one, keys are considered at the end of a tile.
+        // If keys are appended one by one, eviction is considered at the end of a tile.
         const bool alone = kind == Kind::alone && i % kTile != (2 * kTile - 1 - rollback) % kTile;
         x = float(spread * (kind == Kind::cloud ? double(x) : d > 0 ? 0 : i < side ? 1 : alone ? -10 : -1));
       }
@@ -625,16 +628,16 @@ TEST(Evicted, NeverMoreThanTheTolerance) {
           length += x * x;
         }
         for (Real& x : q) x = length > 0 ? x * Real(norm) / std::sqrt(length) : 0;
-        Real gone = 0, all = 0;
+        Real evicted_mass = 0, all = 0;
         for (Index i = 0; i <= p; i++) {
           if (config.window && p - i >= *config.window) continue;
           Real s = -Real(slope) * Real(p - i);
           for (Index d = 0; d < dim; d++) s += Real(scale) * q[std::size_t(d)] * Real(script.k(0, 0, i, d));
           all += std::exp(s);
-          if (i < cache.first_key(0, 0)) gone += std::exp(s);
+          if (i < cache.first_key(0, 0)) evicted_mass += std::exp(s);
         }
-        ASSERT_LE(gone, Real(tolerance) * all) << "position " << p << " of " << cache.length();
-        worst = std::max(worst, gone / (Real(tolerance) * all));
+        ASSERT_LE(evicted_mass, Real(tolerance) * all) << "position " << p << " of " << cache.length();
+        worst = std::max(worst, evicted_mass / (Real(tolerance) * all));
       }
     }
     if (cache.first_key(0, 0) > 0) script.expect_in(cache);
@@ -643,18 +646,18 @@ TEST(Evicted, NeverMoreThanTheTolerance) {
   EXPECT_GE(worst, 0.5) << "the cases are hard enough";
 }
 
-TEST(Evicted, NotWithoutASlope) {
+TEST(Evicted, NotWithSlopesOfZeroOrBelow) {
   for (const double slope : {0., -0.5}) {
     const KvCacheConfig config{.head_dim = 4, .eviction = alibi::Eviction{.query_norm = 1, .slopes = {1, slope}}};
     test::Random random(8);
     const Script<float, float> script(random, config, 2000);
     KvCache<float> cache(config);
-    append_in_ceil_div(cache, script, 0, 2000, random);
+    append_in_chunks(cache, script, 0, 2000, random);
     EXPECT_EQ(cache.first_key(0, 0), 0);
   }
 }
 
-TEST(Evicted, KeysThatAreNotFiniteStay) {
+TEST(Evicted, NonFiniteKeysStay) {
   for (const double x : {test::kInfinity, std::nan("")})
     for (const Index at : {0, 130}) {
       const KvCacheConfig config{.head_dim = 4, .eviction = alibi::Eviction{.query_norm = 0x1p-1000, .slopes = {1}}};
@@ -662,13 +665,13 @@ TEST(Evicted, KeysThatAreNotFiniteStay) {
       Script<float, float> script(random, config, 2000);
       script.k(0, 0, at, 1) = float(x);
       KvCache<float> cache(config);
-      append_in_ceil_div(cache, script, 0, 2000, random);
+      append_in_chunks(cache, script, 0, 2000, random);
       EXPECT_EQ(cache.first_key(0, 0), at / kTile * kTile);
       script.expect_in(cache);
     }
 }
 
-TEST(Evicted, ASinkStaysUntilTheDistanceMakesUpForIt) {
+TEST(Evicted, AnOutlierKeyStaysUntilTheDistanceCompensates) {
   const KvCacheConfig config{
       .head_dim = 1, .eviction = alibi::Eviction{.query_norm = 1, .slopes = {0.5}, .scale = 1}, .rollback = 0};
   test::Random random(10);
@@ -681,14 +684,14 @@ TEST(Evicted, ASinkStaysUntilTheDistanceMakesUpForIt) {
     cache.append(script.keys(i, i + 1), script.values(i, i + 1));
     if (first_eviction == 0 && cache.first_key(0, 0) > 0) first_eviction = i;
   }
-  // R is 400 - 400/64, r is 400/64: they have to be outweighed by half the distance, and so has the tolerance.
+  // R is 400 - 400/64 and r is 400/64. Half the distance must exceed their sum and the logarithm of the tolerance.
   EXPECT_GE(first_eviction, 63 + 2 * 400);
   EXPECT_LE(first_eviction, 63 + 2 * 400 + 2 * 20 + 3 * kTile);
-  EXPECT_GE(cache.length() - cache.first_key(0, 0), 800) << "and what follows it leaves no sooner";
+  EXPECT_GE(cache.length() - cache.first_key(0, 0), 800) << "the tiles after it leave no earlier";
   script.expect_in(cache);
 }
 
-TEST(Evicted, AWindowAsWell) {
+TEST(Evicted, WithAWindow) {
   const KvCacheConfig config{.kv_heads = 3,
                              .head_dim = 4,
                              .window = 300,
@@ -698,7 +701,7 @@ TEST(Evicted, AWindowAsWell) {
   Script<float, float> script(random, config, 1000);
   for (Index d = 0; d < 4; d++) script.k(0, 2, 20, d) = std::nanf("");
   KvCache<float> cache(config);
-  append_in_ceil_div(cache, script, 0, 961, random);
+  append_in_chunks(cache, script, 0, 961, random);
   EXPECT_GE(cache.first_key(0, 0), 640) << "by eviction";
   EXPECT_EQ(cache.evicted_tolerance(0, 0), 0x1p-25);
   for (const Index head : {1, 2}) {
@@ -714,7 +717,7 @@ TEST(Evicted, AWindowAsWell) {
   script.expect_in(cache);
 }
 
-// Refusals: the whole message, and that nothing has changed.
+// Errors: the whole message, and that nothing has changed.
 
 std::string thrown(const std::function<void()>& call) {
   try {
@@ -729,7 +732,7 @@ std::string config_error(const KvCacheConfig& config) {
   return thrown([&] { const KvCache<float> cache(config); });
 }
 
-TEST(Refusals, Sizes) {
+TEST(KvCacheConfigErrors, Sizes) {
   EXPECT_EQ(config_error({.head_dim = 4, .capacity = 1}), "no error");
   EXPECT_EQ(config_error({.batch = 0, .head_dim = 4, .capacity = 1}), "alibi: batch is 0; expected 1 to 2^31");
   EXPECT_EQ(config_error({.kv_heads = -1, .head_dim = 4, .capacity = 1}), "alibi: kv_heads is -1; expected 1 to 2^31");
@@ -749,7 +752,7 @@ TEST(Refusals, Sizes) {
   EXPECT_EQ(config_error({.head_dim = 4, .capacity = 1, .rollback = -1}), "alibi: rollback is -1; expected 0 or more");
 }
 
-TEST(Refusals, Eviction) {
+TEST(KvCacheConfigErrors, Eviction) {
   const auto error = [](const alibi::Eviction& eviction) {
     return config_error({.kv_heads = 2, .head_dim = 4, .eviction = eviction});
   };
@@ -774,10 +777,10 @@ TEST(Refusals, Eviction) {
             "alibi: eviction.tolerance is 1; expected above 0 and below 1");
 }
 
-// A cache of two sequences, 60 and 500 tokens long, and a window; each test asks one thing too much.
-class Refused : public testing::Test {
+// A cache of two sequences, 60 and 500 tokens long, with a window. Each test makes one invalid call.
+class KvCacheErrors : public testing::Test {
  protected:
-  Refused() { cache_.append(k(500), v(500), std::vector<Index>{60, 500}); }
+  KvCacheErrors() { cache_.append(k(500), v(500), std::vector<Index>{60, 500}); }
   static Tensor4<float> k(Index tokens, Index batch = 2, Index heads = 3, Index dim = 5) {
     Tensor4<float> x(batch, heads, tokens, dim);
     x.setConstant(0.5f);
@@ -787,7 +790,7 @@ class Refused : public testing::Test {
     return k(tokens, batch, heads, dim);
   }
   template <class Call>
-  std::string refused(Call call) {
+  std::string message_of(Call call) {
     const auto before = state(cache_);
     const std::size_t bytes = cache_.bytes();
     std::string message = thrown(call);
@@ -797,10 +800,10 @@ class Refused : public testing::Test {
   }
   template <class K, class V>
   std::string append(const K& keys, const V& values) {
-    return refused([&] { cache_.append(keys, values); });
+    return message_of([&] { cache_.append(keys, values); });
   }
   std::string append(Index tokens, const std::vector<Index>& counts) {
-    return refused([&] { cache_.append(k(tokens), v(tokens), counts); });
+    return message_of([&] { cache_.append(k(tokens), v(tokens), counts); });
   }
   static alibi::View<const float> null(Index tokens, Index dim) {
     return alibi::view<const float>(nullptr, {2, 3, tokens, dim}, {0, 0, 0, 1});
@@ -810,7 +813,7 @@ class Refused : public testing::Test {
       {.batch = 2, .kv_heads = 3, .head_dim = 5, .value_dim = 7, .capacity = 512, .window = 30, .rollback = 20}};
 };
 
-TEST_F(Refused, Shapes) {
+TEST_F(KvCacheErrors, Shapes) {
   EXPECT_EQ(append(k(1, 3), v(1)), "alibi: k has batch 3; expected 2, the batch of the cache");
   EXPECT_EQ(append(k(1, 2, 4), v(1)), "alibi: k has heads 4; expected 3, the kv_heads of the cache");
   EXPECT_EQ(append(k(1, 2, 3, 6), v(1)), "alibi: k has head_dim 6; expected 5, the head_dim of the cache");
@@ -823,7 +826,7 @@ TEST_F(Refused, Shapes) {
   EXPECT_EQ(append(null(0, 5), null(0, 7)), "no error");
 }
 
-TEST_F(Refused, Capacity) {
+TEST_F(KvCacheErrors, Capacity) {
   EXPECT_EQ(append(k(20), v(20)),
             "alibi: k has tokens 20; expected at most 12, what is left of sequence 1's capacity 512");
   EXPECT_EQ(append(k(500), v(500)),
@@ -835,15 +838,15 @@ TEST_F(Refused, Capacity) {
   EXPECT_EQ(append(k(1), v(1)), "alibi: k has tokens 1; expected at most 0, what is left of sequence 1's capacity 512");
 }
 
-TEST_F(Refused, Counts) {
+TEST_F(KvCacheErrors, Counts) {
   EXPECT_EQ(append(2, {}), "alibi: counts has 0 entries; expected 2, the batch of the cache");
   EXPECT_EQ(append(2, {1, 1, 1}), "alibi: counts has 3 entries; expected 2, the batch of the cache");
   EXPECT_EQ(append(2, {1, 3}), "alibi: counts[1] is 3; expected 0 to 2, the tokens of k");
   EXPECT_EQ(append(2, {-1, 2}), "alibi: counts[0] is -1; expected 0 to 2, the tokens of k");
 }
 
-TEST_F(Refused, Truncation) {
-  const auto truncate = [&](auto... arguments) { return refused([&] { cache_.truncate(arguments...); }); };
+TEST_F(KvCacheErrors, Truncation) {
+  const auto truncate = [&](auto... arguments) { return message_of([&] { cache_.truncate(arguments...); }); };
   EXPECT_EQ(truncate(-1), "alibi: length is -1; expected 0 to 60, the length of sequence 0");
   EXPECT_EQ(truncate(100), "alibi: length is 100; expected 0 to 60, the length of sequence 0");
   EXPECT_EQ(truncate(1, 501), "alibi: length is 501; expected 0 to 500, the length of sequence 1");
@@ -853,7 +856,7 @@ TEST_F(Refused, Truncation) {
   EXPECT_EQ(cache_.min_length(0), 0);
   EXPECT_EQ(cache_.min_length(1), 480);
   const std::string expected =
-      "; expected at least 480: keys that a shorter sequence needs have been dropped (rollback is 20)";
+      "; expected at least 480: keys that a shorter sequence needs have left the cache (rollback is 20)";
   EXPECT_EQ(truncate(1, 479), "alibi: length is 479" + expected);
   EXPECT_EQ(truncate(10), "alibi: length is 10" + expected);
   cache_.truncate(1, 480);
@@ -861,14 +864,14 @@ TEST_F(Refused, Truncation) {
   EXPECT_EQ(cache_.length(1), 0);
 }
 
-TEST_F(Refused, Questions) {
-  EXPECT_EQ(refused([&] { (void)cache_.length(2); }), "alibi: sequence is 2; expected 0 to 1");
-  EXPECT_EQ(refused([&] { (void)cache_.min_length(2); }), "alibi: sequence is 2; expected 0 to 1");
-  EXPECT_EQ(refused([&] { (void)cache_.first_key(-1, 0); }), "alibi: sequence is -1; expected 0 to 1");
-  EXPECT_EQ(refused([&] { (void)cache_.first_key(0, 3); }), "alibi: kv_head is 3; expected 0 to 2");
-  EXPECT_EQ(refused([&] { (void)cache_.bytes(0, -1); }), "alibi: kv_head is -1; expected 0 to 2");
-  EXPECT_EQ(refused([&] { (void)cache_.evicted_tolerance(1, 3); }), "alibi: kv_head is 3; expected 0 to 2");
-  EXPECT_EQ(refused([&] { (void)head_of(cache_, 2, 0); }), "alibi: sequence is 2; expected 0 to 1");
+TEST_F(KvCacheErrors, Accessors) {
+  EXPECT_EQ(message_of([&] { (void)cache_.length(2); }), "alibi: sequence is 2; expected 0 to 1");
+  EXPECT_EQ(message_of([&] { (void)cache_.min_length(2); }), "alibi: sequence is 2; expected 0 to 1");
+  EXPECT_EQ(message_of([&] { (void)cache_.first_key(-1, 0); }), "alibi: sequence is -1; expected 0 to 1");
+  EXPECT_EQ(message_of([&] { (void)cache_.first_key(0, 3); }), "alibi: kv_head is 3; expected 0 to 2");
+  EXPECT_EQ(message_of([&] { (void)cache_.bytes(0, -1); }), "alibi: kv_head is -1; expected 0 to 2");
+  EXPECT_EQ(message_of([&] { (void)cache_.evicted_tolerance(1, 3); }), "alibi: kv_head is 3; expected 0 to 2");
+  EXPECT_EQ(message_of([&] { (void)head_of(cache_, 2, 0); }), "alibi: sequence is 2; expected 0 to 1");
 }
 
 }  // namespace

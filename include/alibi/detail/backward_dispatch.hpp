@@ -3,7 +3,7 @@
 //
 // Memory: the scratch of a task that runs at once is at most 1 MiB, as long as head_dim + value_dim is at most some 500
 // floats. In addition a call holds
-// - 5 numbers for each query and head, 6 if the shifted lse is computed (is_beyond()),
+// - 5 numbers for each query and head, 6 if the shifted lse is computed (needs_shifted_lse()),
 // - a sum of the gradient of the bias for each chunk of some 400 queries of a head; for a table that is 2 numbers for
 //   each query.
 // Nothing grows with the square of the tokens.

@@ -100,7 +100,7 @@ Index slot_size(const kernel::BackwardPlan& plan) {
 /// row that see a key decide, because they are the most distant ones. `bias_wanted`: whether the gradient of the bias
 /// is wanted.
 template <class F>
-bool is_beyond(const kernel::SequenceParams<F>& sequence, bool bias_wanted) {
+bool needs_shifted_lse(const kernel::SequenceParams<F>& sequence, bool bias_wanted) {
   if (std::is_same_v<typename F::Bias, kernel::TableBiasPolicy<typename F::T>>) return false;
   const ResolvedMask& mask = sequence.mask;
   const Index first = std::max<Index>(-mask.offset - mask.right, 0),
@@ -134,7 +134,7 @@ typename BackwardMemory<F>::Sizes backward_sizes(const kernel::Params<F>& call, 
     sizes.slots += chunks * slot_size<F>(plan);
     sizes.items += call.kv_heads * std::min(plan.query_chunks, plan.key_chunks);
     sizes.blocks += call.heads * kernel::ceil_div(sequence.q.tokens, kernel::kBlock<T>);
-    if (!is_beyond(sequence, all.bias_wanted)) continue;
+    if (!needs_shifted_lse(sequence, all.bias_wanted)) continue;
     sizes.shifted_lse += call.heads * sequence.q.tokens;
     scratch = std::max(scratch, kernel::ForwardScratch<F>(call.head_dim, 0).bytes);
   }
@@ -159,7 +159,7 @@ void make_backward_sequences(BackwardMemory<F>& memory, const kernel::Params<F>&
     bwd.blocks = memory.blocks.data() + blocks;
     bwd.reach = memory.reach.data() + reach;
     bwd.slots = memory.slots.data() + slots;
-    if (is_beyond(sequence, all.bias_wanted)) {
+    if (needs_shifted_lse(sequence, all.bias_wanted)) {
       bwd.shifted_lse = memory.shifted_lse.data() + shifted_lse;
       shifted_lse += heads * sequence.q.tokens;
     }
@@ -174,7 +174,7 @@ void make_backward_sequences(BackwardMemory<F>& memory, const kernel::Params<F>&
   std::fill(memory.sums.begin(), memory.sums.end(), 0.0);
 }
 
-/// Computes the shifted lse of every row of the sequences with is_beyond(), by the forward without values. Each
+/// Computes the shifted lse of every row of the sequences with needs_shifted_lse(), by the forward without values. Each
 /// sequence runs by itself, so that its bits do not depend on the other sequences of the call.
 template <class F>
 void compute_shifted_lse(BackwardMemory<F>& memory, kernel::Params<F> call, const Executor& executor) {

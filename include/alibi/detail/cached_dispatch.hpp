@@ -46,8 +46,8 @@ void check_reach(const CachedCall<E, S>& call, const SequenceList& sequences, co
     const KeyRange queries = sequences[b].queries;
     const Index count = queries.end - queries.begin, least = cache.min_length(b) - 1;
     const Index first = resolve(mask, count, cache.length(b)).position(0);
-    require(count == 0 || cache.min_length(b) == 0 || first >= least, "the first query of sequence ", b, " stands at ",
-            first, "; expected at least ", least, ": keys that it needs have left the cache");
+    require(count == 0 || cache.min_length(b) == 0 || first >= least, "the first query of sequence ", b,
+            " has position ", first, "; expected at least ", least, ": keys that it needs have left the cache");
     // On every call, not only after an eviction, so that a violated precondition is reported at once.
     for (Index h = 0; h < q.heads && config.eviction; h++) {
       const Eviction& eviction = *config.eviction;
@@ -144,16 +144,16 @@ void run_decode(kernel::Params<F> call, const CacheSequences<F, S>& all, const O
   const Executor& executor = options.executor;
   using T = typename F::T;
   const Index count = all.count(), dims = kernel::round_up<T>(call.value_dim);
-  Index items = 0, rows = 0, max_tasks = 0;  // rows of all items together; max_tasks: the most rows of one item
+  Index items = 0, rows = 0, max_rows = 0;  // rows of all items together; max_rows: the most rows of one item
   for (Index s = 0; s < count; s++) {
     const kernel::SequenceParams<F> sequence = all[s];
     const Index of_one = call.group() * sequence.q.tokens;
     const Index splits = call.kv_heads * DecodePlan::of(sequence).splits;
-    max_tasks = std::max(max_tasks, of_one);
+    max_rows = std::max(max_rows, of_one);
     items += splits;
     rows += splits * of_one;
   }
-  const std::size_t bytes = kernel::DecodeTask<F>::bytes(max_tasks, call.head_dim);
+  const std::size_t bytes = kernel::DecodeTask<F>::bytes(max_rows, call.head_dim);
   const Index scratch = Index(bytes) * std::min<Index>(executor.max_concurrency(), items);
   Arena counted;
   DecodeMemory<F>(counted, scratch, count, call.kv_heads, items, rows, dims);

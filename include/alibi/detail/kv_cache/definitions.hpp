@@ -25,7 +25,7 @@ KvCache<S>::KvCache(KvCacheConfig config)
   heads_.reserve(std::size_t(config_.batch * config_.kv_heads));
   for (Index i = 0; i < config_.batch * config_.kv_heads; i++)
     heads_.push_back({detail::CacheHead<S>(config_.head_dim, config_.value_dim)});
-  spare_.reserve(most_spare());
+  spare_.reserve(max_spare());
 }
 
 template <class S>
@@ -113,7 +113,7 @@ void KvCache<S>::append_views(const View<const X>& k, const View<const Y>& v, co
 
   // From here on nothing fails. All heads release their tiles before any head takes one.
   for (Index b = 0; b < config_.batch && leaving > 0; b++)
-    for (Head& head : heads_of(b)) drop(head, length(b), std::max(opening, most_spare()));
+    for (Head& head : heads_of(b)) remove_leaving(head, length(b), std::max(opening, max_spare()));
   for (Index b = 0; b < config_.batch; b++) {
     SequenceState& sequence = sequences_[std::size_t(b)];
     const auto [begin, end] = tokens_of(b);
@@ -150,7 +150,7 @@ void KvCache<S>::plan(Index sequence, Index tokens, Index& opening, Index& leavi
 /// Allocates the spare tiles that `opening` new tiles need beyond those that leave and those that are spare already.
 template <class S>
 void KvCache<S>::provide(Index opening, Index leaving) {
-  spare_.reserve(std::max(opening, most_spare()));
+  spare_.reserve(std::max(opening, max_spare()));
   detail::CacheTiles<S> missing;
   const Index count = std::max<Index>(opening - leaving - spare_.size(), 0);
   missing.reserve(count);
@@ -168,22 +168,25 @@ detail::Leaving KvCache<S>::leaving_of(const detail::CacheHead<S>& head, double 
   const Index seen = stays;
   if (slope > 0 && newest >= (stays + 1) * kTile) {
     const Eviction& eviction = *config_.eviction;
-    const double reach = std::abs(*eviction.scale) * eviction.query_norm, near = double(head.distance(newest));
-    double far = double(head.key_bounds().left());
-    for (Index t = first; t < stays; t++) far = std::max(far, double(head.key_bounds().radius(t)));
+    const double reach = std::abs(*eviction.scale) * eviction.query_norm,
+                 newest_distance = double(head.distance(newest));
+    double largest_radius = double(head.key_bounds().left());
+    for (Index t = first; t < stays; t++)
+      largest_radius = std::max(largest_radius, double(head.key_bounds().radius(t)));
     for (; newest >= (stays + 1) * kTile; stays++) {
-      far = std::max(far, double(head.key_bounds().radius(stays)));
-      const double lost = detail::log_evicted(slope, reach * (far + near), (stays + 1) * kTile - 1, newest);
-      if (!(lost <= std::log(*eviction.tolerance))) break;  // also if it is NaN
+      largest_radius = std::max(largest_radius, double(head.key_bounds().radius(stays)));
+      const double log_mass =
+          detail::log_evicted(slope, reach * (largest_radius + newest_distance), (stays + 1) * kTile - 1, newest);
+      if (!(log_mass <= std::log(*eviction.tolerance))) break;  // also if it is NaN
     }
   }
   return {stays - first, stays > seen};
 }
 
 template <class S>
-void KvCache<S>::drop(Head& head, Index length, Index most) {
+void KvCache<S>::remove_leaving(Head& head, Index length, Index max_spare_tiles) {
   if (head.leaving.tiles == 0) return;
-  head.store.drop_first(head.leaving.tiles, spare_, most);
+  head.store.drop_first(head.leaving.tiles, spare_, max_spare_tiles);
   head.min_length = std::max(head.min_length, length - config_.rollback);
   head.evicted = head.evicted || head.leaving.evicted;
 }
@@ -208,7 +211,7 @@ void KvCache<S>::check_truncation(Index sequence, Index length) const {
   detail::require(0 <= length && length <= is, "length is ", length, "; expected 0 to ", is,
                   ", the length of sequence ", sequence);
   detail::require(length == 0 || length >= least, "length is ", length, "; expected at least ", least,
-                  ": keys that a shorter sequence needs have been dropped (rollback is ", config_.rollback, ")");
+                  ": keys that a shorter sequence needs have left the cache (rollback is ", config_.rollback, ")");
 }
 
 template <class S>
@@ -216,7 +219,7 @@ void KvCache<S>::shorten(Index sequence, Index length) {
   SequenceState& of = sequences_[std::size_t(sequence)];
   if (length == of.length) return;
   of.length = length;
-  for (Head& head : heads_of(sequence)) head.store.truncate(length, spare_, most_spare());
+  for (Head& head : heads_of(sequence)) head.store.truncate(length, spare_, max_spare());
   if (length > 0) return;
   of.considered = 0;
   for (Head& head : heads_of(sequence)) {

@@ -69,10 +69,10 @@ inline std::vector<double> smallest_slopes(const KvCacheConfig& config) {
 }
 
 /// The logarithm of the bound on the mass of evicted keys 0, …, `last` (kv_cache.hpp has the formula), rounded up as
-/// stated there. content = |τ| Q (R + r), newest = p*.
-inline double log_evicted(double slope, double content, Index last, Index newest) {
+/// stated there. score_bound = |τ| Q (R + r), newest = p*.
+inline double log_evicted(double slope, double score_bound, Index last, Index newest) {
   const double tail = std::log(-std::expm1(-slope * double(last + 1))) - std::log(-std::expm1(-slope));
-  return content * (1 + 0x1p-10) - slope * double(newest - last) * (1 - 0x1p-10) + tail + 1e-3;
+  return score_bound * (1 + 0x1p-10) - slope * double(newest - last) * (1 - 0x1p-10) + tail + 1e-3;
 }
 
 }  // namespace alibi::inline ALIBI_ABI::detail

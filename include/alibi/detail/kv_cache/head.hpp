@@ -87,15 +87,15 @@ class CacheHead {
   }
 
   /// Removes the first tiles.
-  void drop_first(Index count, CacheTiles<S>& spare, Index most_spare) {
-    tiles_.drop_first(count, spare, most_spare);
+  void drop_first(Index count, CacheTiles<S>& spare, Index max_spare) {
+    tiles_.drop_first(count, spare, max_spare);
     key_bounds_.drop_first(count);
   }
 
   /// Removes the keys from `length` on. `length` is 0, or keys before it are held.
-  void truncate(Index length, CacheTiles<S>& spare, Index most_spare) {
+  void truncate(Index length, CacheTiles<S>& spare, Index max_spare) {
     const Index stay = length == 0 ? 0 : kernel::ceil_div(length, kTile) - key_bounds_.first(), leave = tiles() - stay;
-    tiles_.drop_last(leave, spare, most_spare);
+    tiles_.drop_last(leave, spare, max_spare);
     if (stay == 0) return key_bounds_.clear();
     key_bounds_.drop_last(leave);
     key_bounds_.set_last(0);

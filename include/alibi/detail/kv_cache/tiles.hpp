@@ -49,19 +49,20 @@ class CacheTiles {
     return tile;
   }
 
-  /// Removes the first or the last tiles. They go to `spare` while that holds fewer than `most`; the others are freed.
-  void drop_first(Index count, CacheTiles& spare, Index most) {
-    for (Index i = 0; i < count; i++) spare.recycle((*this)[i], most);
+  /// Removes the first or the last tiles. They go to `spare` while that holds fewer than `max_spare`; the others are
+  /// freed.
+  void drop_first(Index count, CacheTiles& spare, Index max_spare) {
+    for (Index i = 0; i < count; i++) spare.recycle((*this)[i], max_spare);
     tiles_.erase(tiles_.begin(), tiles_.begin() + count);
   }
-  void drop_last(Index count, CacheTiles& spare, Index most) {
-    for (Index i = 0; i < count; i++) spare.recycle(take_last(), most);
+  void drop_last(Index count, CacheTiles& spare, Index max_spare) {
+    for (Index i = 0; i < count; i++) spare.recycle(take_last(), max_spare);
   }
 
  private:
   static constexpr std::align_val_t kLine{64};
   static void release(S* tile) { ::operator delete[](tile, kLine); }
-  void recycle(S* tile, Index most) { size() < most ? add(tile) : release(tile); }
+  void recycle(S* tile, Index max_spare) { size() < max_spare ? add(tile) : release(tile); }
 
   std::vector<void*> tiles_;
 };
