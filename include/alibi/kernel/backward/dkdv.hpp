@@ -1,9 +1,10 @@
-// Sums over queries, one row a key: the two products of the backward pass that the forward has no form of.
+// Sums over queries, with one row for each key: the two products of the backward pass that have no form in the forward.
 //
 //   G[key][d] += Σ_query p[key][query] · y[query][d]        dV = P' dO,   dK = τ dS' Q
 //
-// p is a tile as the forward keeps it, [kScoreRows][kBlock], of which one scalar is broadcast; y are rows of queries,
-// [kBlock][padded dims], and so are those of G: whole vectors, zeros behind the last dim.
+// p is a tile as in the forward, [kScoreRows][kBlock]; one scalar of it is broadcast at a time. y holds rows of
+// queries, [kBlock][padded dims], and G rows of keys. Both have rows of whole vectors, with zeros after the last dim.
+// Internal.
 #pragma once
 
 #include <algorithm>
@@ -17,19 +18,20 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-// The register tile: p has a row a key and few queries to sum over, so that more of both operands pays than in the
-// forward's products. Of the multiply-add peak, 16 lanes, 64 dims: 6 x 4 0.88, 4 x 4 0.80, 8 x 2 0.79.
+// The register tile. p has one row for each key and few queries to sum over, so that larger parts of both operands pay
+// than in the products of the forward. Share of the multiply-add peak, with 16 lanes and 64 dims:
+// 6 x 4 0.88, 4 x 4 0.80, 8 x 2 0.79.
 inline constexpr int kKeyRows = kManyRegisters ? 6 : 4;
 inline constexpr int kDimVectors = kManyRegisters ? 4 : 3;
 
-/// A block's share in the sums over queries: its tile p and its rows y.
+/// The part of one block in the sums over queries: its tile p and its rows y.
 template <class T>
 struct KeyShare {
   const T *p, *y;
   const TileKeys* keys;
 };
 
-/// M keys from `key` on, N vectors of dims from `d` on; the vectors of queries before `first` do not count.
+/// Adds to M keys from `key` on and N vectors of dims from `d` on. Skips the vectors of queries before `first`.
 template <int M, int N, class T>
 void key_rows(std::span<const KeyShare<T>> shares, Index key, int first, Index d, Index dims, T* g) {
   Vec<T> acc[std::size_t(M)][std::size_t(N)];
@@ -51,15 +53,15 @@ void key_rows(std::span<const KeyShare<T>> shares, Index key, int first, Index d
     for (int r = 0; r < N; r++) store<T>(to + a * dims + r * kLanes<T>, acc[a][r]);
 }
 
-/// Shares in the same keys. `dims` are padded, and what rows are apart.
+/// Adds shares that have the same keys. `dims` is padded to whole vectors and is the stride of the rows.
 template <class T>
 void accumulate_shares(std::span<const KeyShare<T>> shares, Index dims, T* g) {
   const TileKeys& keys = *shares[0].keys;
   for (Index d = 0; d < dims;) {
     const Index left = (dims - d) / kLanes<T>;
-    const int vectors = int(ceil_div(left, ceil_div(left, kDimVectors)));  // in parts of like size
+    const int vectors = int(ceil_div(left, ceil_div(left, kDimVectors)));  // in parts of similar size
     with_vectors<kDimVectors>(vectors, [&](auto n) {
-      int first = 0;  // the vectors of queries before it see no more keys
+      int first = 0;  // vectors of queries before it see no more keys
       for (Index key = keys.begin; key < keys.end; key += kKeyRows) {
         while (key >= keys.ends[first]) first++;
         with_vectors<kKeyRows>(int(std::min<Index>(kKeyRows, keys.end - key)),
@@ -70,7 +72,7 @@ void accumulate_shares(std::span<const KeyShare<T>> shares, Index dims, T* g) {
   }
 }
 
-/// All shares: together, so that G comes and goes once for them, or if they differ in their keys one by one.
+/// Adds all shares: together if they have the same keys, so that G is loaded and stored once for all; else one by one.
 template <class T>
 void accumulate_dkdv(std::span<const KeyShare<T>> shares, Index dims, T* g) {
   const TileKeys& keys = *shares[0].keys;

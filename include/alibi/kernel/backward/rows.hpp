@@ -1,9 +1,9 @@
-// What the backward pass knows of each row before its tiles: the lse, D_i = Σ_d dO_id o_id, and which tiles of keys
-// matter to its block.
+// What the backward pass computes of each row before the tiles: the lse, D_i = Σ_d dO_id o_id, and the tiles of keys
+// that matter to its block.
 //
-// A tile is left out if the keys that the forward may leave out, by the same bound (pruning.hpp) against the whole sum,
-// which is known here, have at most `tolerance` of each row's softmax mass. A sixteenth of that is kept for the tiles
-// that stand apart, each of which is judged by itself.
+// Tiles are pruned by the bound of the forward (pruning.hpp). Here the whole softmax sum of a row is known and replaces
+// the sum so far. The pruned keys have at most `tolerance` of the softmax mass of each row. A sixteenth of the
+// tolerance is reserved for the outlier tiles, which are judged one by one. Internal.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +26,7 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// Whether keys may be dropped by rows whose whole softmax sum is known; `lost` grows if so.
+/// try_prune() of kernel/pruning/bound.hpp for rows whose whole softmax sum is known. `pruned_mass` is a share of it.
 template <class T>
 bool try_prune(const Positions<T>& positions, const BlockStats<T>& block, double slope, const RemainingKeys<T>& keys,
                bool left, T share, Vec<T>* pruned_mass) {
@@ -35,7 +35,7 @@ bool try_prune(const Positions<T>& positions, const BlockStats<T>& block, double
   return try_prune(positions, block.query_bounds, whole, T(slope), keys, left, share, pruned_mass);
 }
 
-/// Fills in the numbers of a chunk of queries of a head, before any task of it.
+/// Computes the BlockStats of a chunk of queries of a head. Runs before the tasks of the chunk.
 template <class F>
 class BackwardRows {
  public:
@@ -79,7 +79,7 @@ class BackwardRows {
   }
 
  private:
-  /// -D and the lse, and the gradient of q, to be added to.
+  /// Fills in -D and the lse, and sets the gradient of q to 0.
   void fill(const Block<T>& block, BlockStats<T>& stats) {
     const auto grad_q = rows_of(backward_.grad_q, head_);
     for (Index i = 0; i < kBlock<T>; i++) {
@@ -101,9 +101,10 @@ class BackwardRows {
     });
   }
 
-  /// The lse that is given, in base 2 and in the bias's frame, and the distance which that leaves to be counted. Where
-  /// the lse of the keys at hand is the same but for the rounding of the given one, these are all keys of the row, or
-  /// all that matter: it has the digits that the given one has lost, and the row of dS sums up to 0.
+  /// Finds the shifted lse, in base 2, and the common distance that the gradient of a slope must add. If the lse of the
+  /// keys of this call equals the given lse up to the rounding of the latter, the row has no other keys that matter.
+  /// The lse of the keys of this call is then used, because it has the digits that the given one lost by rounding.
+  /// `common` is 0 then, because the row of dS sums to 0.
   void find_lse(Index query, T& lse, T& common) const {
     const double given = double(backward_.lse[head_ * backward_.lse_stride + query]);
     if (given == -std::numeric_limits<double>::infinity()) return;
@@ -121,7 +122,8 @@ class BackwardRows {
     lse = T(shifted_lse * std::numbers::log2e);
   }
 
-  /// The tiles that a block is to visit; returns a bound on what it loses with the others, of any row.
+  /// Finds the range of tiles that a block must compute. Returns an upper bound of the pruned mass of its rows, as a
+  /// share.
   double find_tiles(const Block<T>& block, BlockStats<T>& stats) {
     TileRange& tiles = stats.tiles;
     tiles = {};
@@ -133,7 +135,8 @@ class BackwardRows {
     Vec<T> pruned_mass[kVectors];
     for (Vec<T>& x : pruned_mass) x = broadcast<T>(T(0));
 
-    // Whether the tiles up to `number`, or from it on, may go; each step of the searches is proved by itself.
+    // Prunes the tiles up to `number`, or from `number` on, if the bound allows it. Every step of the searches below is
+    // proved by itself.
     const auto prune = [&](Index number, bool left, Vec<T>* sum) {
       const RemainingKeys<T> remaining =
           left ? remaining_until<T>(*key_bounds_, tail_bounds_, slope_, number, {block.some.begin, mask_.keys})
@@ -146,7 +149,8 @@ class BackwardRows {
       std::copy_n(pruned_mass, kVectors, sum);
       return prune(number, left, sum);
     };
-    Index first = tiles.first, end = std::min<Index>((block.lowest + 1) / kTile, tiles.last);  // wholly to the left
+    // Tiles before `end` lie wholly to the left of the block.
+    Index first = tiles.first, end = std::min<Index>((block.lowest + 1) / kTile, tiles.last);
     while (first < end) {
       const Index middle = (first + end) / 2;
       can_prune(middle, true) ? first = middle + 1 : end = middle;
@@ -169,7 +173,7 @@ class BackwardRows {
     return double(max_pruned_mass) + (prunes ? budget_.outliers() : 0);
   }
 
-  /// Packs the queries, for what pruning.hpp needs of them.
+  /// Computes the query bounds of a block.
   void measure(const Block<T>& block, BlockStats<T>& stats) {
     const T scale = T(params_.scale * std::numbers::log2e);
     const auto q = rows_of(sequence_.q, head_);
@@ -181,7 +185,7 @@ class BackwardRows {
                     stats.query_bounds);
   }
 
-  /// Σ x y over n, in T.
+  /// Σ_i x_i y_i, i < n, in T.
   template <class X, class Y>
   static T dot(const X* x, const Y* y, Index n) {
     Vec<T> sum = broadcast<T>(T(0));

@@ -1,10 +1,10 @@
-// What a call of the backward pass is made of, and how it is cut into tasks.
+// The parameters of a call of the backward pass, and its tasks.
 //
-// A task is a chunk of queries against a chunk of keys, of one kv head with all the query heads that read it. It adds
-// to the gradients of both chunks. Tasks come in waves: in wave w those of chunks (i, j) with i + j = w modulo the
-// number of chunks, or of a head that sees a narrow band only, i - j = w. So no two tasks of a wave share a chunk, and
-// each gradient is added up in the order of the waves on any number of threads. By sums every wave has the same share
-// of a causal triangle, half of its chunks; by differences the first few waves have all of a band.
+// A task is one chunk of queries and one chunk of keys, of a kv head and all query heads that read it. It adds to the
+// gradients of both chunks. Tasks run in waves. Wave w has the chunks (i, j) with i + j = w modulo the number of
+// chunks. If the heads see only a narrow band, it has those with i - j = w. No two tasks of a wave share a chunk, so
+// that each gradient is summed in the order of the waves, on any number of threads. With i + j every wave has the same
+// share of a causal triangle, half of its chunks. With i - j the first few waves have the whole band. Internal.
 #pragma once
 
 #include <algorithm>
@@ -24,34 +24,35 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// Tiles of keys, first … last; none where last < first.
+/// Tiles of keys first, …, last; none if last < first.
 struct TileRange {
   std::int32_t first = 0, last = -1;
 };
 
-/// What a block of queries brings to all its tiles: one lane a query.
+/// What all tasks of a block of queries need to know of it; one lane for each query.
 template <class T>
 struct BlockStats {
-  T lse[kBlock<T>];    // base 2, in the bias's frame; inf where a query sees no key, or is none
+  T lse[kBlock<T>];    // the shifted lse, base 2; inf if the query sees no key or does not exist
   T minus[kBlock<T>];  // -Σ_d dO o
-  // What all keys of a row are farther off than the bias's frame has it, for the gradient of a slope; 0 where these are
-  // all keys of the row: Σ_j dS_ij is 0 then.
+  // The common distance of the keys of a row (ResolvedMask::common_distance()), for the gradient of a slope. 0 if the
+  // keys of the call are all keys of the row, because then Σ_j dS_ij = 0.
   T common[kBlock<T>];
   QueryBounds<T> query_bounds;
-  TileRange tiles;  // that may matter, those that stand apart aside
+  TileRange tiles;  // that may matter, outlier tiles excepted
 };
 
-/// How the queries and keys of a sequence are cut into chunks.
+/// The division of the queries and keys of a sequence into chunks.
 struct BackwardPlan {
-  // As many keys as 8 blocks of 48 queries: chunks on the diagonal meet no others.
+  // As many keys as 8 blocks of 48 queries, so that chunks of queries and of keys have the same boundaries on the
+  // diagonal.
   static constexpr Index kMaxTiles = 6;
 
   Index tiles = kMaxTiles;  // of keys in a chunk
-  Index blocks = 0;         // of queries in a chunk, about as many queries as there are keys
+  Index blocks = 0;         // of queries in a chunk: at least as many queries as keys
   Index query_chunks = 0, key_chunks = 0;
 
   Index waves() const { return std::max(query_chunks, key_chunks); }
-  /// Queries in a chunk.
+  /// The number of queries in a chunk.
   template <class T>
   Index rows() const {
     return blocks * kBlock<T>;
@@ -61,30 +62,30 @@ struct BackwardPlan {
   static BackwardPlan of(const SequenceParams<F>& sequence, Index head_dim, Index value_dim);
 };
 
-/// A sequence's part in the backward pass beside its Sequence; views have a batch of 1.
+/// What the backward pass needs of a sequence besides its SequenceParams. The views have a batch of 1.
 template <class F>
 struct BackwardSequenceParams {
   using T = typename F::T;
   alibi::detail::EitherView<typename F::Query> grad_output;
   View<const typename F::Query> output;
-  const T* lse;  // row i of head h at lse[h lse_stride + i]
+  const T* lse;  // row i of head h is at lse[h lse_stride + i]
   Index lse_stride;
   View<T> grad_q, grad_k, grad_v;
   BackwardPlan plan{};
-  T* shifted_lse = nullptr;         // [heads][queries], the lse of the keys at hand, in the bias's frame; or null
+  T* shifted_lse = nullptr;         // [heads][queries], computed from the keys of this call; or null
   BlockStats<T>* blocks = nullptr;  // [heads][blocks of queries]
-  TileRange* reach = nullptr;       // [heads][query_chunks], of the blocks together
-  double* slots = nullptr;          // [heads][query_chunks][slot_size()] of the bias's gradient
+  TileRange* reach = nullptr;       // [heads][query_chunks], the tiles of all blocks of a chunk
+  double* slots = nullptr;          // [heads][query_chunks][slot_size()], the gradient of the bias
 };
 
-/// A checked call of the backward pass.
+/// A validated call of the backward pass.
 template <class F>
 struct BackwardParams {
   Params<F> forward;
   std::span<const BackwardSequenceParams<F>> sequences;
 };
 
-/// Calls f with the rows of a head of an array that holds either scalar.
+/// Calls f with the rows of a head of an array of either scalar.
 template <class E, class Body>
 void with_rows(const alibi::detail::EitherView<E>& x, Index head, const Body& f) {
   if constexpr (!std::is_same_v<E, Sum<E>>) {
@@ -93,17 +94,18 @@ void with_rows(const alibi::detail::EitherView<E>& x, Index head, const Body& f)
   f(rows_of(x.of_scalar, head));
 }
 
-/// Blocks that a task takes together, some 96 queries: sums over queries are longer then, and less often added up.
+/// The number of blocks that a task computes together, about 96 queries. Sums over queries are longer then, and are
+/// added less often.
 template <class T>
 inline constexpr int kQueryBlocks = sizeof(T) == 4 ? 2 : 4;
 
 /// One task of a wave.
 struct BackwardItem {
-  float cost;  // pairs of query and key, by estimate
+  float cost;  // the estimated number of pairs of query and key
   std::int32_t sequence, kv_head, queries, keys;
 };
 
-/// Bytes of a task.
+/// The scratch of a task.
 template <class F>
 struct BackwardScratch {
   using T = typename F::T;
@@ -127,7 +129,7 @@ BackwardPlan BackwardPlan::of(const SequenceParams<F>& sequence, Index head_dim,
     plan.blocks = ceil_div(plan.tiles * kTile, kBlock<T>);
     plan.query_chunks = ceil_div(sequence.q.tokens, plan.rows<T>());
     plan.key_chunks = ceil_div(sequence.mask.keys, plan.tiles * kTile);
-    // A wave should have work for a few threads, a chunk more of it than its gradients take to be added up.
+    // A wave should have work for a few threads. A chunk should have more work than the addition of its gradients.
     const bool few = plan.tiles > 3 && sequence.kv_heads * plan.waves() < 8;
     const bool large = plan.tiles > 1 && BackwardScratch<F>(head_dim, value_dim, plan).bytes > kScratchBytes;
     if (!few && !large) return plan;
@@ -140,7 +142,7 @@ inline TileRange tiles_of(const BackwardPlan& plan, Index chunk, Index keys) {
   return {std::int32_t(first), std::int32_t(end - 1)};
 }
 
-/// Whether some tile that stands apart is among them.
+/// Whether some of the tiles are outliers.
 template <class T>
 bool any_outlier(const KeyTileBounds<T>* key_bounds, const TileRange& tiles) {
   if (!key_bounds) return false;
@@ -149,7 +151,7 @@ bool any_outlier(const KeyTileBounds<T>* key_bounds, const TileRange& tiles) {
   return at != end && *at <= tiles.last;
 }
 
-/// Whether the heads that read a kv head see keys near their own chunk only, tiles that stand apart aside.
+/// Whether the heads that read a kv head see only keys close to their own chunk, outlier tiles excepted.
 template <class F>
 bool is_band(const Params<F>& params, const BackwardSequenceParams<F>& sequence, Index kv_head) {
   const BackwardPlan& plan = sequence.plan;
@@ -163,7 +165,7 @@ bool is_band(const Params<F>& params, const BackwardSequenceParams<F>& sequence,
   return true;
 }
 
-/// Cost of the task of a kv head in pairs of query and key, by estimate; 0 where there is nothing to do.
+/// The estimated cost of a task; 0 if there is nothing to do.
 template <class F>
 float estimated_cost(const BackwardParams<F>& params, const BackwardItem& item) {
   const SequenceParams<F>& sequence = params.forward.sequences[std::size_t(item.sequence)];
@@ -187,7 +189,7 @@ float estimated_cost(const BackwardParams<F>& params, const BackwardItem& item) 
   return cost;
 }
 
-/// The tasks of wave `wave`, the most expensive first; returns their number.
+/// Lists the tasks of wave `wave`, the most expensive first. Returns their number.
 template <class F>
 Index list_wave(const BackwardParams<F>& params, Index wave, std::span<BackwardItem> items) {
   std::size_t count = 0;

@@ -1,5 +1,6 @@
-// What the backward pass makes of a tile's sums: of scores the probabilities, P = 2^(S - lse), and of the products of
-// values and grad_output the gradients of the scores, dS = P ∘ (dP - D). Handed to score() of score.hpp.
+// What the backward pass computes from the sums of a tile: probabilities from scores, P = 2^(S - lse), and the
+// gradients of the scores from the products of values and grad_output, dS = P ∘ (dP - D). Both are passed as `finish`
+// to score() of kernel/tile/scores.hpp. Internal.
 #pragma once
 
 #include <type_traits>
@@ -10,11 +11,12 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// P = 2^(S - lse) of the forward's scores; 0 in rows in excess, and for queries before the first that needs a row.
+/// P = 2^(S - lse) from the scores of the forward. 0 in rows in excess, and for vectors of queries that do not need a
+/// row.
 template <class T, class Mask>
 struct Probabilities {
   const Mask& mask;
-  Index end;  // of the keys in use
+  Index end;  // one after the last key in use
   const Vec<T>* shift;
   T* p;  // [kScoreRows][kBlock]
 
@@ -37,7 +39,7 @@ struct Probabilities {
   }
 };
 
-/// dS = P ∘ (dP - D) in place of P, and what the bias gets of it.
+/// Replaces P by dS = P ∘ (dP - D) and adds dS to the gradient of the bias.
 template <class T, class BiasTile>
 struct ScoreGradients {
   const BiasTile& bias;
@@ -60,7 +62,7 @@ struct ScoreGradients {
   }
 };
 
-/// Sums that start from a number a lane.
+/// The start of sums from one value for each lane.
 template <class T>
 struct LaneStart {
   const T* lanes;

@@ -1,7 +1,7 @@
-// The fused backward pass: scores are computed again from q, k and the log-sum-exp of the forward; no matrix of queries
+// The fused backward pass. Probabilities are computed again from q, k and the lse of the forward. No matrix of queries
 // by keys is ever stored.
 //
-// Per tile of keys and block of queries, transposed like the forward, a lane is a query:
+// For each tile of keys and block of queries, transposed like the forward, with a query in each lane:
 //
 //   forward                        backward
 //   S = τ Q K' + bias              S = τ Q K' + bias
@@ -10,11 +10,11 @@
 //   P = softmax(S)                 dS = P ∘ (dP - D),   D_i = Σ_d dO_id o_id
 //   S = τ Q K' + bias              dQ += τ dS K,   dK += τ dS' Q,   dbias += dS
 //
-// dP starts from -D as scores start from the bias. Five products of 2 head_dim operations a pair, where the forward has
-// two, and one exponential.
+// dP starts from -D, as scores start from the bias. Each pair of query and key takes one exponential and five products
+// of 2 head_dim operations. The forward has two products.
 //
-// What is not finite in a row of q, grad_output or output that sees a key reaches, beside what it concerns, the keys of
-// its block of queries and tile that it does not see, since 0 times it is NaN.
+// If a row of q, grad_output or output sees a key and has a non-finite value, the value also reaches keys that the row
+// does not see: those of the tiles that its block computes, since 0 · inf = NaN. Internal.
 #pragma once
 
 #include <algorithm>
@@ -74,10 +74,10 @@ class BackwardTask {
   }
 
  private:
-  /// A block in use, its rows once it is open, and how it lies to the tile in use.
+  /// A block in use, its rows once they are loaded, and its keys of the tile in use.
   struct QueryBlock : Block<T> {
     const BlockStats<T>* stats = nullptr;
-    bool loaded = false, started = false;  // whether its rows have been packed; whether grad_q holds anything
+    bool loaded = false, started = false;  // whether its rows are loaded; whether grad_q is initialised
     TileKeys keys{};
     Side side = Side::edge;
 
@@ -109,9 +109,9 @@ class BackwardTask {
   const BackwardSequenceParams<F>& backward_;
   const ResolvedMask mask_;
   Index group_, kv_head_, head_;
-  Index head_dim_, value_dim_, dims_, values_;  // the last two padded to whole vectors
+  Index head_dim_, value_dim_, dims_, values_;  // dims_, values_: the head dims, padded to whole vectors
   TileRange tiles_;                             // of the chunk of keys
-  Index rows_;                                  // keys of a chunk
+  Index rows_;                                  // the number of keys of a chunk
   Source<F> source_;
   PruningBudget budget_{};  // of the head
   const KeyTileBounds<T>* key_bounds_ = nullptr;
@@ -125,12 +125,12 @@ class BackwardTask {
   Tile<T> tile_[BackwardPlan::kMaxTiles];
   bool loaded_[BackwardPlan::kMaxTiles] = {};
   QueryBlock blocks_[kQueryBlocks<T>];
-  Index count_ = 0;     // of them in use
-  Index computed_ = 0;  // pairs of block and tile
+  Index count_ = 0;     // of blocks_ in use
+  Index computed_ = 0;  // the number of pairs of block and tile
   Prefetch ahead_{};
 };
 
-/// A tile against the blocks that need it: the lines at the top of this file.
+/// Computes a tile for the blocks that need it: the lines at the top of this file.
 template <class F>
 void BackwardTask<F>::visit(Index number) {
   QueryBlock* use[kQueryBlocks<T>];
@@ -154,7 +154,7 @@ void BackwardTask<F>::visit(Index number) {
   accumulate_dkdv<T>({of_values, count}, values_, grad_v_ + at * values_);  // dV += P' dO
   for (std::size_t i = 0; i < count; i++) compute_ds(*use[i], tile);        // dS = P ∘ (dO V' - D), dbias += dS
   accumulate_dkdv<T>({of_keys, count}, dims_, grad_k_ + at * dims_);        // dK += τ dS' Q
-  for (std::size_t i = 0; i < count; i++) accumulate_dq(*use[i], tile);     // dQ += dS K, times τ in the end
+  for (std::size_t i = 0; i < count; i++) accumulate_dq(*use[i], tile);     // dQ += dS K; finalize() multiplies by τ
 }
 
 template <class F>
@@ -184,7 +184,7 @@ void BackwardTask<F>::accumulate_dq(QueryBlock& block, const Tile<T>& tile) {
   });
 }
 
-/// Whether a block is to visit a tile: it is in reach, or stands apart and matters by itself.
+/// Whether a block must compute a tile: it is in the range of the block, or it is an outlier tile that is not pruned.
 template <class F>
 bool BackwardTask<F>::needs(const QueryBlock& block, Index tile) const {
   const TileRange& reach = block.stats->tiles;
@@ -205,7 +205,7 @@ bool BackwardTask<F>::is_outlier_tile(Index tile) const {
                                            std::int32_t(tile));
 }
 
-/// The tile where the products read it. While it comes for the first time, the next one is asked for.
+/// The tile as the products read it. Loads it on first use; the next tile is then prefetched while this one is in use.
 template <class F>
 const Tile<typename F::T>& BackwardTask<F>::loaded_tile(Index number) {
   const Index at = number - tiles_.first;
@@ -267,7 +267,7 @@ void BackwardTask<F>::begin_head() {
   bias_gradient_.clear();
 }
 
-/// Blocks first, …, first + count - 1 of the head.
+/// Begins blocks first, …, first + count - 1 of the head.
 template <class F>
 void BackwardTask<F>::begin_blocks(Index first, Index count) {
   const Index all = ceil_div(sequence_.q.tokens, kBlock<T>);
@@ -281,7 +281,7 @@ void BackwardTask<F>::begin_blocks(Index first, Index count) {
   }
 }
 
-/// Packs a block's rows, and lays them side by side.
+/// Loads the rows of q and grad_output of a block in two forms: transposed, and as padded rows.
 template <class F>
 void BackwardTask<F>::load_queries(QueryBlock& block) {
   const auto pack = [&block](const auto& rows, Index dims, T scale, T* to) {
@@ -310,7 +310,7 @@ void BackwardTask<F>::load_queries(QueryBlock& block) {
   block.loaded = true;
 }
 
-/// A row that sees no key has no part in anything, whatever its query and grad_output hold.
+/// Sets the rows of a query that sees no key to zero, so that it has no effect even if its values are not finite.
 template <class F>
 void BackwardTask<F>::zero_row(QueryBlock& block, Index row) {
   for (Index d = 0; d < head_dim_; d++) block.q[d * kBlock<T> + row] = T(0);
@@ -319,7 +319,7 @@ void BackwardTask<F>::zero_row(QueryBlock& block, Index row) {
   std::fill_n(block.grad_output_rows + row * values_, values_, T(0));
 }
 
-/// Adds the block's dQ to the caller's rows.
+/// Adds dQ of the block, multiplied by τ, to the rows of the caller.
 template <class F>
 void BackwardTask<F>::finalize(const QueryBlock& block) {
   const Rows<T> to = rows_of(backward_.grad_q, head_);
@@ -340,7 +340,7 @@ void BackwardTask<F>::end_head() {
                 0);
 }
 
-/// Adds the chunk's dK or dV to the caller's rows.
+/// Adds dK or dV of the chunk to the rows of the caller.
 template <class F>
 void BackwardTask<F>::write_keys(const View<T>& to, const T* from, Index stride) const {
   const Rows<T> rows = rows_of(to, kv_head_);

@@ -1,4 +1,4 @@
-// Merges the splits of a row and writes its output, lse and statistics.
+// Merges the splits of a row and writes its output, lse and pruning statistics. Internal.
 #pragma once
 
 #include <cmath>
@@ -16,8 +16,8 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// The states of a row's splits, newest first, as one; outputs [padded dims] of split n at outputs + n stride, and the
-/// result in those of the first.
+/// Merges the states of the splits of a row, newest first, and returns the merged state. The output [padded dims] of
+/// split n is at outputs + n stride. The merged output replaces that of split 0.
 template <class T>
 RowState<T> merge_splits(RowState<T>* states, Index state_stride, T* outputs, Index stride, Index splits, Index dims) {
   RowState<T> all = states[0];
@@ -38,7 +38,7 @@ RowState<T> merge_splits(RowState<T>* states, Index state_stride, T* outputs, In
   return all;
 }
 
-/// Writes the rows of a kv head, whose splits have left their states and outputs one after another.
+/// Writes the rows of a kv head. The states and outputs of its splits lie one after another.
 template <class F>
 void finish_decode(const Params<F>& params, Index sequence_number, Index kv_head, Index splits,
                    RowState<typename F::T>* states, typename F::T* outputs) {

@@ -1,4 +1,5 @@
-// How decoding is cut into tasks: each kv head into splits of its keys, by their number alone.
+// The tasks of decoding. The keys of each kv head are cut into splits, by the number of keys and of kv heads alone.
+// Internal.
 #pragma once
 
 #include <algorithm>
@@ -14,12 +15,13 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-inline constexpr Index kMaxQueries = 8;  // of a head; with more, blocks of the forward use the lanes better
-/// How the keys of a head are cut into splits: by their number, and so that few heads still make work for many threads.
-struct DecodePlan {
-  Index splits, tiles;  // of a head; of a split
+inline constexpr Index kMaxQueries = 8;  // of a head; with more, the blocks of the forward use the lanes better
 
-  /// Without queries there are no splits.
+/// The division of the keys of a head into splits. Few heads get more splits, so that many threads have work.
+struct DecodePlan {
+  Index splits,  // of a head; 0 without queries
+      tiles;     // of a split
+
   template <class F>
   static DecodePlan of(const SequenceParams<F>& sequence) {
     if (sequence.q.tokens == 0) return {0, 1};
@@ -29,14 +31,14 @@ struct DecodePlan {
   }
 };
 
-/// One task: a split of the keys of a kv head. Split 0 has the newest.
+/// One task: a split of the keys of a kv head. Split 0 has the newest keys.
 struct DecodeItem {
   float cost;
   std::int32_t sequence, kv_head, split;
-  Index first_row;  // of its rows among those of the call
+  Index first_row;  // of the task, among the rows of the call
 };
 
-/// The tasks of a call, the most expensive first; each has the rows of its sequence.
+/// The tasks of a call, the most expensive first. Each task has all rows of its kv head.
 template <class F>
 void list_items(const Params<F>& params, std::span<DecodeItem> items) {
   std::size_t n = 0;

@@ -1,4 +1,4 @@
-// The state of one query over a part of the keys, in decoding.
+// The state of one query after a part of the keys, in decoding. Internal.
 #pragma once
 
 #include <algorithm>
@@ -18,14 +18,14 @@ inline double log_add(double a, double b) {
   return larger == kNothing ? kNothing : larger + std::log2(1 + std::exp2(std::min(a, b) - larger));
 }
 
-/// A row over the keys of a split, as it leaves its task; beside it goes its output [padded value_dim].
+/// The state of a row after the keys of a split. Its output [padded value_dim] is stored separately.
 template <class T>
 struct RowState {
   T reference = std::numeric_limits<T>::lowest() / 2, sum = 0;
-  Index computed = 0;                 // tiles
-  Index pruned_until = -1;            // the tiles up to this one were left out, but for some that stand apart
-  double pruned_mass = kNothing;      // log2 of what keys up to there have at most, in whatever split
-  double pruned_outliers = kNothing;  // log2 of what tiles that stand apart and were left out have at most
+  Index computed = 0;                 // the number of tiles
+  Index pruned_until = -1;            // the tiles up to this one are pruned, some outlier tiles excepted
+  double pruned_mass = kNothing;      // log2 of a bound on the mass of the keys up to there, in all splits
+  double pruned_outliers = kNothing;  // log2 of a bound on the mass of the pruned outlier tiles
 
   SoftmaxState<T> softmax() const { return {broadcast<T>(reference), broadcast<T>(sum)}; }
   double log_mass() const { return sum > 0 ? double(reference) + std::log2(double(sum)) : kNothing; }

@@ -1,19 +1,19 @@
-// One or a few queries against the cache of a head: bound by memory, so that what counts is that every byte of keys and
-// values is read once, and as fast as memory delivers it.
+// Attention of one or a few queries over the cache of a head. Memory limits its speed. Every byte of keys and values is
+// therefore read once, as fast as memory delivers it.
 //
-// A row is one query of one query head; all rows of a kv head share each tile while it is near. A lane is a key where
-// scores are made, which the cache keeps transposed for that (cached.hpp), and a value dim where values are added up:
-// nothing is reduced across lanes but a maximum and a sum per row and tile. The sums start and run in the same order as
-// in the forward (score.hpp, value.hpp), so that the two agree to a few units in the last place.
+// A row is one query of one query head. All rows of a kv head use a tile while it is loaded. For scores each lane is a
+// key; the cache stores keys transposed for this (kernel/tile/cached.hpp). For values each lane is a value dim. The
+// only reductions across lanes are a maximum and a sum for each row and tile. The sums start with the same values and
+// run in the same order as in the forward (kernel/tile/scores.hpp, values.hpp), so that both results agree to a few
+// units in the last place.
 //
-// A task is one split of the keys of a kv head, cut by the length alone. Its tiles come from the newest to the oldest,
-// until no row can gain by the rest (pruning.hpp): the tests are the forward's, in double and one row at a time. A
-// split that does not hold a row's nearest tile looks at that tile first, for its share of the denominator. States of
-// splits merge in a fixed order.
+// A task is one split of the keys of a kv head. It reads its tiles from the newest to the oldest, until the remaining
+// keys cannot matter to any row (pruning.hpp). The tests are those of the forward, in double and for one row at a time.
+// If a split does not hold the nearest tile of a row, it first computes the mass of that tile, as a part of the
+// denominator. The states of splits are merged in a fixed order.
 //
-// What may be lost: the nearest split that drops its rest answers for all keys beyond, which is why those of farther
-// splits need not be added up; 15/16 of the tolerance is for that, and 1/16 for the tiles that stand apart, in equal
-// parts.
+// Error budget: 15/16 of the tolerance covers all keys beyond the nearest split that stops, so that the pruned mass of
+// more distant splits need not be added. Outlier tiles share 1/16 equally. Internal.
 #pragma once
 
 #include <algorithm>
@@ -39,8 +39,8 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-inline constexpr int kTogether = 8;  // rows of a register tile acc[M][span(M)]
-/// Vectors of a register tile of so many rows.
+inline constexpr int kTogether = 8;  // rows of a register tile acc[M][span(M)], at most
+/// The vectors of a register tile of `rows` rows.
 constexpr int span(Index rows) { return (kManyRegisters ? 4 : 2) / (rows > kTogether / 2 ? 2 : 1); }
 
 template <class F>
@@ -49,10 +49,11 @@ class DecodeTask {
   using S = typename F::Stored;
   using T = typename F::T;
 
-  /// Row r of the task has states[r] and `outputs` + r padded value_dim; `scratch` has bytes().
+  /// Row r of the task has states[r], and its output [padded value_dim] at outputs + r padded value_dim. `scratch` has
+  /// bytes() bytes.
   DecodeTask(const Params<F>& params, const DecodeItem& item, RowState<T>* states, T* outputs, std::byte* scratch);
 
-  /// A multiple of 64: slots lie one after another.
+  /// The scratch of a task: a multiple of 64, because the scratch of all slots is one array.
   static std::size_t bytes(Index rows, Index head_dim) {
     const std::size_t all = (sizeof(Row) + sizeof(void*)) * std::size_t(rows) +
                             sizeof(T) * std::size_t(rows * head_dim + kTogether * kTile);
@@ -76,22 +77,22 @@ class DecodeTask {
   }
 
  private:
-  /// What is fixed of a row.
+  /// A row and its constants.
   struct Row {
     const T* q;  // [head_dim], scaled by τ log2 e
     T* o;        // [padded value_dim]
     RowState<T>* state;
     T slope;         // m log2 e
     Index position;  // the key nearest to the query
-    Index nearest;   // what the bias is measured from, as in bias.hpp
+    Index nearest;   // d_i of kernel/tile/bias.hpp
     KeyRange seen;
     bool prunes;
-    double log_slope, center_score, norm;  // of the bound, in base 2
-    double tail_of_tile;
-    double near_mass;  // log2 of the mass of a tile in another split
+    double log_slope, center_score, norm;  // for the bound, in base 2
+    double tail_of_tile;                   // tail(kTile) of kernel/pruning/bound.hpp
+    double near_mass;                      // log2 of the mass of the nearest tile, if it is in another split
   };
-  /// A row against a tile: key j of it has the bias -slope (|at - j| - nearest) + offset. The first part is at most 0
-  /// for every key that the row sees, so that no slope is too large.
+  /// A row and a tile: key j of the tile has the bias -slope (|at - j| - nearest) + offset. The first part is at most 0
+  /// for every key that the row sees, so that no slope is too large. `factor` is that of the output.
   struct Frame {
     T at, nearest, offset, factor;
     bool masked;
@@ -116,18 +117,18 @@ class DecodeTask {
   Index tile_size() const { return source_.value_offset + kTile * value_dim_; }
 
   static constexpr Index kLine = Index(64 / sizeof(S));
-  static constexpr Index kSlice = 4;  // dims, or keys, between two looks ahead
+  static constexpr Index kSlice = 4;  // dims, or keys, between two prefetches
 
   Cached<S, T> source_;
   Index head_dim_, value_dim_;
-  Index first_, last_;                                     // tiles
-  double log2_side_ = kNothing, log2_outlier_ = kNothing;  // shares of the pruning budget
-  Index ahead_ = -1;                                       // the tile to be brought near meanwhile
-  Index next_line_ = 0, step_ = 0;                         // of it, in elements
+  Index first_, last_;                                     // the tiles of the split
+  double log2_side_ = kNothing, log2_outlier_ = kNothing;  // log2 of shares of the pruning budget
+  Index ahead_ = -1;                                       // the tile to prefetch, or -1
+  Index next_line_ = 0, step_ = 0;                         // of that tile, in elements
   Index count_;                                            // rows
   Row* rows_;
-  Row** active_;  // those that need the tile in use
-  T* scores_;     // [kTogether][kTile], then probabilities
+  Row** active_;  // the rows that need the tile in use
+  T* scores_;     // [kTogether][kTile]: scores, then probabilities
 };
 
 template <class F>
@@ -171,7 +172,7 @@ DecodeTask<F>::DecodeTask(const Params<F>& params, const DecodeItem& item, RowSt
     const double slope = sequence.slope(head);
     const T norm = norm_above(square, head_dim_);
     KeyRange seen = mask.visible(query);
-    if (seen.begin >= seen.end) seen = {0, 0};  // in no tile
+    if (seen.begin >= seen.end) seen = {0, 0};  // it sees keys in no tile
     T* const o = outputs + r * round_up<T>(value_dim_);
     std::fill_n(o, round_up<T>(value_dim_), T(0));
     rows_[r] = {
@@ -192,7 +193,7 @@ DecodeTask<F>::DecodeTask(const Params<F>& params, const DecodeItem& item, RowSt
   }
 }
 
-/// For rows whose nearest tile lies in another split: how much of the denominator is there.
+/// Computes near_mass for rows whose nearest tile lies in another split.
 template <class F>
 void DecodeTask<F>::find_near_masses() {
   for (Row& row : std::span(rows_, std::size_t(count_))) {
@@ -207,7 +208,7 @@ void DecodeTask<F>::find_near_masses() {
   }
 }
 
-/// The tile against those rows that see some of it and need it, several at a time.
+/// Computes a tile for the rows that see some of its keys and need it, several rows at a time.
 template <class F>
 template <class Needs>
 void DecodeTask<F>::visit(Index number, const Needs& needs) {
@@ -236,7 +237,7 @@ typename DecodeTask<F>::Frame DecodeTask<F>::frame_of(const Row& row, Index numb
   return {T(at), T(nearest), -row.slope * T(beyond), T(1), row.seen.begin > first || row.seen.end < first + kTile};
 }
 
-/// The paper's three lines, for M rows.
+/// The three lines of the paper, for M rows.
 template <class F>
 template <int M>
 void DecodeTask<F>::attend(Row* const* rows, Index number) {
@@ -277,8 +278,8 @@ void DecodeTask<F>::score(Row* const* rows, const Frame* frame, const S* keys) {
   }
 }
 
-/// A row's scores s [kTile] become probabilities, and its state takes them in; frame.factor is what its output so far
-/// is to be multiplied with.
+/// Replaces the scores s [kTile] of a row by probabilities and adds them to its state. Sets frame.factor to the factor
+/// of the output so far.
 template <class F>
 void DecodeTask<F>::add_to_softmax(const Row& row, Index number, Frame& frame, T* s) {
   constexpr int W = kLanes<T>;
@@ -340,7 +341,7 @@ void DecodeTask<F>::accumulate(Row* const* rows, const Frame* frame, const S* va
   }
 }
 
-/// Asks for some lines of the next tile.
+/// Prefetches some cache lines of the next tile.
 template <class F>
 EIGEN_ALWAYS_INLINE void DecodeTask<F>::prefetch_some() {
   if (ahead_ < 0) return;
@@ -355,14 +356,15 @@ double DecodeTask<F>::bound(const Row& row, Index last_key, double radius) const
   return row.center_score + row.norm * radius - row.log_slope * double(row.position - last_key);
 }
 
-/// Whether a row can do without the tile and all before it; if so, it drops them.
+/// Prunes the tile and all tiles before it for a row, if the pruned mass stays within the share.
 template <class F>
 bool DecodeTask<F>::try_prune(Row& row, Index number) {
   const Index last_key = std::min((number + 1) * kTile, source_.length) - 1;
   if (!row.prunes || last_key > row.position) return false;
   RowState<T>& state = *row.state;
   const double least = bound(row, last_key, double(source_.key_bounds.prefix_max[number - source_.key_bounds.first]));
-  // Far from it, which is nearly always, no logarithm is needed: a sum is below keys times 2^kSlack.
+  // In most cases the test fails clearly, and no logarithm is needed: a sum is below keys times 2^kSlack. The limit of
+  // 2^40 keys stands for their number.
   constexpr double kMaxKeys = 40;
   if (!(least <= log2_side_ + std::max(row.near_mass, double(state.reference) + kMaxKeys + double(kSlack<T>)) + 1))
     return false;
@@ -373,7 +375,7 @@ bool DecodeTask<F>::try_prune(Row& row, Index number) {
   return true;
 }
 
-/// Whether a row that has dropped a tile which stands apart can do without it.
+/// Prunes one outlier tile, which the row skipped with the others, if its mass stays within the share.
 template <class F>
 bool DecodeTask<F>::try_prune_outlier(Row& row, Index number) {
   const Index last_key = std::min((number + 1) * kTile, source_.length) - 1;

@@ -1,5 +1,4 @@
-// What a call of the forward is made of, and how it is cut into tasks: by the shapes of each sequence alone, so that no
-// sequence's result depends on what else is in the call. The order of tasks, by estimated cost, changes no bit.
+// The parameters of a call of the forward, as kernels take them. Internal.
 #pragma once
 
 #include <span>
@@ -16,7 +15,7 @@
 
 namespace alibi {
 
-/// A view of bfloat16 or half (kernel/rows.hpp).
+/// A view of bfloat16 or half (kernel/tile/rows.hpp).
 template <class T>
   requires std::is_same_v<std::remove_const_t<T>, kernel::Narrow>
 struct View<T> {
@@ -29,7 +28,7 @@ struct View<T> {
 inline namespace ALIBI_ISA {
 namespace kernel {
 
-/// A view as kernels take it.
+/// A view with the element type of kernels.
 template <class X>
 auto erased(const View<X>& x) {
   using E = std::remove_const_t<X>;
@@ -48,8 +47,8 @@ auto erased(const View<X>& x) {
                    std::is_same_v<E, Half>};
 }
 
-/// The tokens of one head of a view with a batch of 1. No offset is added to null, which a view without tokens may
-/// hold.
+/// The tokens of one head of a view with a batch of 1. `data` may be null in a view without tokens; no offset is added
+/// then.
 template <class X>
 Rows<X> rows_of(const View<X>& x, Index head) {
   X* const data = x.data ? x.data + head * x.head_stride : x.data;
@@ -59,7 +58,8 @@ Rows<X> rows_of(const View<X>& x, Index head) {
     return {data, x.token_stride};
 }
 
-/// The tables of a bias (bias.hpp), of all heads: [heads][size()], padded at both ends; none: slopes instead.
+/// The tables of a relative bias (kernel/tile/bias.hpp) for all heads: [heads][size()], padded at both ends. No
+/// entries: the bias has slopes.
 template <class T>
 struct Tables {
   const T* padded = nullptr;
@@ -68,25 +68,28 @@ struct Tables {
   Index size() const { return entries + 2 * TableBiasPolicy<T>::kPadding; }
 };
 
-/// One sequence with all its heads; the views have a batch of 1.
+/// One sequence with all its heads. The views have a batch of 1.
 template <class F>
 struct SequenceParams {
   using T = typename F::T;
   View<const typename F::Query> q;
   View<typename F::Query> output;
-  View<const typename F::Stored> k{}, v{};                // rows; not in use for a cache
-  const Cached<typename F::Stored, T>* cached = nullptr;  // [kv_heads]
-  T* lse = nullptr;                                       // row i of head h at lse[h lse_stride + i]; null: not wanted
+  View<const typename F::Stored> k{}, v{};                // not used with a cache
+  const Cached<typename F::Stored, T>* cached = nullptr;  // [kv_heads]; null: k and v
+  T* lse = nullptr;  // row i of head h is at lse[h lse_stride + i]; null: not wanted
   Index lse_stride = 0;
-  bool shifted_lse =
-      false;           // lse as if each row's nearest key had no bias (bias.hpp): as many digits however far it is
-  SlopeView slopes{};  // [heads]; 0 beside tables
+  // Whether to write the shifted lse, relative to the largest bias of each row (kernel/tile/bias.hpp). Its precision
+  // does not depend on the distance of the keys.
+  bool shifted_lse = false;
+  SlopeView slopes{};  // [heads]; 0 if there are tables
   Tables<T> tables{};
   ResolvedMask mask{};
   double tolerance = 0;
   Index kv_heads = 1;
-  const KeyTileBounds<T>* key_bounds = nullptr;  // [kv_heads], or null where nothing is pruned
-  const T* tail_bounds = nullptr;  // [heads][tail_bounds_size()], with the radii: before and, if they have it, behind
+  const KeyTileBounds<T>* key_bounds = nullptr;  // [kv_heads], or null if nothing is pruned
+  // [heads][tail_bounds_size()], if key_bounds is not null: those of the keys up to each tile and, if there is a
+  // suffix_max, those of the keys from each tile on.
+  const T* tail_bounds = nullptr;
 
   double slope(Index head) const { return alibi::detail::slope_at(slopes, 0, head); }
 
@@ -97,7 +100,7 @@ struct SequenceParams {
       return typename F::Bias(base2<T>(slope(head)));
   }
 
-  /// What the queries of a kv head see: of a cache, what is still there.
+  /// The mask of a kv head. With a cache it excludes the keys that have been removed.
   ResolvedMask mask_of(Index kv_head) const {
     ResolvedMask of = mask;
     if (cached) of.first = cached[kv_head].begin;
@@ -109,14 +112,14 @@ struct SequenceParams {
     return make_budget(slope(head), tolerance, cached ? cached[kv].evicted : 0, mask_of(kv), q.tokens);
   }
 
-  /// What is known of a kv head's keys, or null.
+  /// The key tile bounds of a kv head, or null.
   const KeyTileBounds<T>* key_bounds_of(Index kv_head) const {
     if (cached) return &cached[kv_head].key_bounds;
     return key_bounds ? key_bounds + kv_head : nullptr;
   }
 };
 
-/// A checked call of the forward.
+/// A validated call of the forward.
 template <class F>
 struct Params {
   std::span<const SequenceParams<F>> sequences;
@@ -127,12 +130,12 @@ struct Params {
   Index group() const { return heads / kv_heads; }
 };
 
-/// The statistics of the keys of a head that may prune; null for one that reads every key.
+/// The key tile bounds of a head; null if the head does not prune.
 template <class F>
 const KeyTileBounds<typename F::T>* pruning_key_bounds(const SequenceParams<F>& sequence, Index head) {
   return sequence.budget(head).enabled ? sequence.key_bounds_of(sequence.kv_head_of(head)) : nullptr;
 }
-/// The tail bounds of a head, if its keys were measured for the call.
+/// The tail bounds of a head; null if its keys were not measured for the call.
 template <class F>
 const typename F::T* pruning_tail_bounds(const SequenceParams<F>& sequence, Index head,
                                          const KeyTileBounds<typename F::T>* key_bounds) {

@@ -1,5 +1,5 @@
-// How the forward is cut into tasks: by the shapes of each sequence alone, so that no result depends on what else is in
-// the call. The order of the tasks, by estimated cost, changes no bit.
+// The tasks of the forward. A sequence is cut into tasks by its own shapes alone, so that no result depends on the
+// other sequences of the call. The order of the tasks, by estimated cost, changes no bit. Internal.
 #pragma once
 
 #include <algorithm>
@@ -19,15 +19,15 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-inline constexpr int kMaxBlocks = 16;                      // that share a pass over the keys
-inline constexpr std::size_t kScratchBytes = 1024 * 1024;  // of a task, at most, as long as one block fits
+inline constexpr int kMaxBlocks = 16;                      // blocks that share a pass over the keys, at most
+inline constexpr std::size_t kScratchBytes = 1024 * 1024;  // scratch of a task, at most, unless one block needs more
 
-/// Bytes of a task of the forward, by the head dims alone.
+/// The scratch of a task of the forward. It depends on the head dims alone.
 template <class F>
 struct ForwardScratch {
   using T = typename F::T;
   using U = typename F::Unit;
-  int blocks;  // that fit, at most kMaxBlocks
+  int blocks;  // the number that fits, at most kMaxBlocks
   std::size_t bytes;
 
   ForwardScratch(Index head_dim, Index value_dim) {
@@ -37,14 +37,14 @@ struct ForwardScratch {
                                std::size_t(tile_units<F>(head_dim, value_dim) + units<U>(head_dim)) * sizeof(U);
     const std::size_t left = std::max(kScratchBytes, shared) - shared;
     blocks = int(std::clamp<std::size_t>(left / block, 1, kMaxBlocks));
-    bytes = (std::size_t(blocks) * block + shared + 63) / 64 * 64;  // slots share no cache line
+    bytes = (std::size_t(blocks) * block + shared + 63) / 64 * 64;  // the slots of an executor share no cache line
   }
 };
 
-/// How the queries of each head of a sequence are cut into tasks.
+/// The division of the queries of each head of a sequence into tasks.
 struct ForwardPlan {
-  int blocks;    // of kBlock queries, in a task
-  Index chunks;  // tasks of a head
+  int blocks;    // of kBlock queries in a task
+  Index chunks;  // tasks for each head
 
   template <class F>
   static ForwardPlan of(const SequenceParams<F>& sequence, const ForwardScratch<F>& scratch) {
@@ -55,14 +55,15 @@ struct ForwardPlan {
   }
 };
 
-/// One task: a run of blocks of one head.
+/// One task: consecutive blocks of one head.
 struct ForwardItem {
-  float cost;  // keys that its queries see, by estimate
+  float cost;  // the estimated number of pairs of query and key
   std::int32_t sequence, head, blocks;
   Index chunk;
 };
 
-/// How far a head sees, in keys, by estimate: 10 bits for the content is what normal queries and keys come to.
+/// The estimated receptive field of a head, in keys. Allows 10 bits for scores, which is typical of normal queries and
+/// keys.
 template <class F>
 double estimated_reach(const SequenceParams<F>& sequence, Index head) {
   const PruningBudget budget = sequence.budget(head);
@@ -71,7 +72,7 @@ double estimated_reach(const SequenceParams<F>& sequence, Index head) {
                   (10 - std::log2(budget.tolerance)) / (sequence.slope(head) * std::numbers::log2e));
 }
 
-/// Estimated pairs of query and key for rows [begin, end) of a head.
+/// The estimated number of pairs of query and key for rows [begin, end) of a head.
 template <class F>
 float estimated_cost(const SequenceParams<F>& sequence, Index head, Index begin, Index end) {
   const Index middle = (begin + end) / 2, at = sequence.mask.nearest_key(middle);
@@ -96,7 +97,7 @@ void list_items(const Params<F>& params, const ForwardScratch<F>& scratch, std::
         *item++ = {cost, std::int32_t(s), std::int32_t(head), plan.blocks, chunk};
       }
   }
-  // Of equal tasks the later one first, for no reason but that the order be one.
+  // Of tasks of equal cost the later one comes first, so that the order is unique.
   std::sort(items.begin(), items.end(), [](const ForwardItem& a, const ForwardItem& b) {
     return std::tuple(a.cost, a.sequence, a.head, a.chunk) > std::tuple(b.cost, b.sequence, b.head, b.chunk);
   });

@@ -1,21 +1,21 @@
-// The fused forward: one pass over the keys, no score ever leaves the first-level cache.
+// The fused forward: one pass over the keys. No score ever leaves the first-level cache.
 //
-// A task is a run of consecutive queries of one head, as many blocks of kBlock queries as share each tile of keys and
-// values once it is near. Tiles come from the diagonal outward, so that the large scores are found first and rescaling
-// is rare. Per tile and block the paper's three lines:
+// A task is a run of consecutive queries of one head, in blocks of kBlock queries. All blocks use a tile of keys and
+// values once it is loaded. Tiles are read from the diagonal outward, so that large scores are found first and
+// rescaling is rare. Each pair of tile and block takes the three lines of the paper:
 //
-//   S = τ Q K' + bias          score.hpp, bias.hpp
-//   P = 2^(S - reference)      softmax.hpp
-//   O = α O + P V              value.hpp
+//   S = τ Q K' + bias          kernel/tile/scores.hpp, bias.hpp
+//   P = 2^(S - μ)              kernel/tile/softmax.hpp; μ is the reference
+//   O = α O + P V              kernel/tile/values.hpp
 //
-// until what is left cannot matter (pruning.hpp): a block drops the rest of a side at once, and then judges the tiles
-// that stand apart one by one.
+// This ends when the remaining keys cannot matter (pruning.hpp). A block prunes the rest of a side at once, and then
+// judges the outlier tiles one by one.
 //
-// Scratch depends on the head dims alone, never on the number of tokens. Nothing is allocated and nothing checked here.
+// The scratch depends on the head dims alone, never on the number of tokens. Nothing is allocated or validated here.
 //
-// A tile holds keys that only some queries of a block see. Hidden ones have weight 0, exactly; but 0 times a value that
-// is infinite or NaN is NaN, so such a value reaches every query of a block of which one sees its key, or in pairs the
-// key beside it.
+// A tile may hold keys that only some queries of a block see. A hidden key has weight exactly 0. But 0 times an
+// infinity or NaN is NaN, so that a non-finite value reaches every query of a block if one of them sees its key or,
+// with pairs, the other key of its pair. Internal.
 #pragma once
 
 #include <algorithm>
@@ -46,16 +46,17 @@ namespace alibi::inline ALIBI_ISA::kernel {
 
 inline constexpr Index kNone = std::numeric_limits<Index>::max();
 
-/// A block and its state: what it has seen so far.
+/// A block and its state after the tiles so far.
 template <class F>
 struct ForwardBlock : Block<typename F::T> {
   using T = typename F::T;
-  bool started = false;  // whether o holds anything
+  bool started = false;  // whether o is initialised
   SoftmaxState<T> state[kVectors];
   typename F::Unit* q = nullptr;  // [units of head_dim][kBlock]
   T* o = nullptr;                 // [value_dim][kBlock]
 
-  // What pruning left out: the tiles up to `left` and from `right` on, and the mass that they have at most.
+  // The pruned tiles are those up to `left` and from `right` on. pruned_mass bounds their mass, relative to the
+  // reference.
   Index left = -1, right = kNone;
   Vec<T> pruned_mass[kVectors];
   QueryBounds<T> query_bounds;
@@ -114,33 +115,33 @@ class ForwardTask {
   double log_slope_;  // m log2 e
   T scale_;           // τ log2 e
   typename F::Bias bias_;
-  T* probabilities_;  // [kScoreRows][kBlock]: scores first
+  T* probabilities_;  // [kScoreRows][kBlock]: scores, then probabilities
   int count_ = 0;
 
   Index middle_ = -1;  // the tile that the sweep starts from
 
-  // The tile in use, and what is asked for meanwhile.
+  // The tile in use, and the prefetch of the next one.
   Index number_ = -1;
   bool loaded_ = false;
-  U* buffer_;  // of bring()
+  U* buffer_;  // of load_tile()
   Tile<U> tile_{};
   Prefetch ahead_{};
 
-  // PruningStats; radii_ is null where there is none.
+  // Pruning; key_bounds_ is null if the head does not prune.
   const KeyTileBounds<T>* key_bounds_;
   PruningBudget budget_;
   U* center_;                      // [units of head_dim]
-  const T* tail_bounds_;           // compute_tail_bounds(): [2][tiles], or null
-  RemainingKeys<T> remaining_[2];  // the keys from tile `remaining_of_` outward, to the right and to the left
+  const T* tail_bounds_;           // of compute_tail_bounds(), [1 or 2][tiles]; or null
+  RemainingKeys<T> remaining_[2];  // from tile remaining_of_ outward: to the right, to the left
   Index remaining_of_[2] = {-1, -1};
-  bool any_pruned_ = false, newly_pruned_ = false;  // at all; since stop() looked
+  bool any_pruned_ = false, newly_pruned_ = false;  // newly: since the last stop()
 
   PruningStats* stats_;  // of the head, or null
   Index computed_ = 0;
   ForwardBlock<F> blocks_[kMaxBlocks];
 };
 
-/// A tile against a block: the paper's three lines.
+/// One tile and one block: the three lines of the paper.
 template <class F>
 template <class Bias, class Visible>
 void ForwardTask<F>::attend(ForwardBlock<F>& block, const TileKeys& keys, const Bias& bias, const Visible& visible) {
@@ -168,7 +169,7 @@ void ForwardTask<F>::attend(ForwardBlock<F>& block, const TileKeys& keys, const 
   block.started = true;
 }
 
-/// Chooses how the sums of a tile start: to one side of all queries, or across a boundary.
+/// Loads the tile, if it is not loaded yet, and computes it for a block. The start of its sums depends on its side.
 template <class F>
 void ForwardTask<F>::visit(ForwardBlock<F>& block, const TileKeys& keys) {
   if (!loaded_) {
@@ -184,23 +185,23 @@ void ForwardTask<F>::visit(ForwardBlock<F>& block, const TileKeys& keys) {
              [&](const auto& bias, const auto& visible) { attend(block, all, bias, visible); });
 }
 
-/// Whether a block has dropped the tile, or drops it now and with it all that lies farther out on its side.
+/// Whether a block has pruned the tile, or prunes it now, together with all more distant tiles on its side.
 template <class F>
 bool ForwardTask<F>::skips(ForwardBlock<F>& block, const TileKeys& keys, Index number) {
   if (!key_bounds_) return false;
   if (block.is_pruned(number)) return true;
   const Side side = block.place_of(keys);
   if (side == Side::edge || (side == Side::right && !key_bounds_->suffix_max))
-    return false;  // none behind: nobody looks ahead
+    return false;  // without suffix_max no query sees keys after it
 
   const bool left = side == Side::left;
-  if (left ? number > middle_ : number < middle_) return false;  // what lies farther out has been visited
+  if (left ? number > middle_ : number < middle_) return false;  // more distant tiles have already been computed
   RemainingKeys<T>& remaining = remaining_[left];
   if (std::exchange(remaining_of_[left], number) != number)
     remaining =
         left ? remaining_until<T>(*key_bounds_, tail_bounds_, log_slope_, number, {blocks_[0].some.begin, mask_.keys})
              : remaining_from<T>(*key_bounds_, tail_bounds_, log_slope_, number, blocks_[count_ - 1].some.end);
-  // Half is kept for the other side while it is open.
+  // Half is reserved for the other side while that may still prune.
   const bool both = mask_.right > 0 && !(left ? block.right < kNone : block.left >= 0);
   const T share = budget_.side<T>(both);
   if (!try_prune(block.positions, block.query_bounds, block.state, T(log_slope_), remaining, left, share,
@@ -211,7 +212,7 @@ bool ForwardTask<F>::skips(ForwardBlock<F>& block, const TileKeys& keys, Index n
   return true;
 }
 
-/// Ends a side of the sweep that every block has dropped.
+/// Ends a side of the sweep once every block has pruned it.
 template <class F>
 void ForwardTask<F>::stop(Sweep& sweep) {
   newly_pruned_ = false;
@@ -220,7 +221,7 @@ void ForwardTask<F>::stop(Sweep& sweep) {
   if (all([](const auto& block) { return block.right < kNone; })) sweep.stop(Side::right);
 }
 
-/// The tiles that stand apart, of those that were dropped: each may matter by itself.
+/// Computes the pruned outlier tiles that may matter by themselves.
 template <class F>
 void ForwardTask<F>::visit_outliers() {
   for (Index i = key_bounds_->outlier_count; i-- > 0;) {
@@ -294,7 +295,7 @@ Sweep ForwardTask<F>::tiles() const {
   return {begin / kTile, center / kTile, (end - 1) / kTile};
 }
 
-/// A tile's turn. While it is used, the next one is brought near, or behind the last tile the rows of the output.
+/// Begins a tile. While it is used, the next tile is prefetched, or after the last tile the rows of the output.
 template <class F>
 void ForwardTask<F>::begin_tile(Index number, Index next) {
   number_ = number;
@@ -309,7 +310,7 @@ void ForwardTask<F>::begin_tile(Index number, Index next) {
   }
 }
 
-/// Packs a block's queries.
+/// Loads the queries of a block and resets its state.
 template <class F>
 void ForwardTask<F>::load_queries(ForwardBlock<F>& block) {
   for (int r = 0; r < kVectors; r++) {
@@ -322,7 +323,7 @@ void ForwardTask<F>::load_queries(ForwardBlock<F>& block) {
     measure_queries(block.q, head_dim_, scale_, block.rows, center_, *key_bounds_, mask_.keys, block.query_bounds);
 }
 
-/// Normalises and writes a block's output and lse.
+/// Normalises and writes the output of a block, and writes its lse.
 template <class F>
 void ForwardTask<F>::finalize(const ForwardBlock<F>& block) const {
   if (!block.started) {
@@ -338,8 +339,8 @@ void ForwardTask<F>::finalize(const ForwardBlock<F>& block) const {
     for (Index i = 0; i < block.rows; i++) lse_[block.first + i] = lse_of(block, i);
 }
 
-/// In double, and from the reference's frame back to full logits: the bias was measured from the key where it is
-/// largest.
+/// The lse of a row, computed in double. Unless the shifted lse is wanted, the largest bias of the row, which the
+/// scores are relative to, is added again.
 template <class F>
 typename F::T ForwardTask<F>::lse_of(const ForwardBlock<F>& block, Index row) const {
   T reference[kLanes<T>], sum[kLanes<T>];
@@ -352,7 +353,7 @@ typename F::T ForwardTask<F>::lse_of(const ForwardBlock<F>& block, Index row) co
   return T(double(reference[lane]) * std::numbers::ln2 + std::log(double(sum[lane])) - shift);
 }
 
-/// Adds what this task did to the head's account.
+/// Adds the counts of this task to the pruning statistics of the head.
 template <class F>
 void ForwardTask<F>::record_stats() {
   Index visible = 0;

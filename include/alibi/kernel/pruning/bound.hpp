@@ -1,24 +1,27 @@
-// The bound of pruning.hpp, as the forward asks for it: may a block of queries drop the keys that lie farther out?
+// The bound of pruning.hpp in floating point: whether a block of queries may prune its remaining keys.
 //
-// In base 2 and in the frame of the kernels' scores, for a query of unit q' = τ log2(e) q at position c_i, keys at
-// distances d, d + 1, …, d + n - 1 whose distance from the centre is at most R have together at most
+// Scores are in base 2 and relative to the largest bias of the row, as in all kernels (kernel/tile/bias.hpp). Let a
+// query have q' = τ log2(e) q and position c_i. Keys at distances d, d + 1, …, d + n - 1, at most R from the centre,
+// have together a mass of at most
 //
 //   2^{ q'·c + |q'| R - m' d + tail(n) + margin },      tail(n) = log2((1 - 2^{-m' n}) / (1 - 2^{-m'}))
 //
-// The margin pays for all rounding, u being half of epsilon:
-//   scores     a dot product of h dims in any order, with or without fused multiply-adds, is off by at most
-//              (h + 2) u |q'| |k| (Higham 2002, section 3.1), and |k| <= |c| + R_max =: K. So is q'·c; the norms
-//              themselves are rounded up.
-//   bias       the sums of a score start at it, and three roundings make it. Of its size only as much counts as a score
-//              can outweigh, 2 |q'| K, and the 100 below which every probability is raised anyway. With the scores:
-//              (h + 5) u (3 |q'| K + 100) in what has been summed.
-//   sums       of positive numbers: 64 roundings and one a tile, and where a tile moves the reference, 2 ulp and a
-//              rounding, all relative: (64 + 6 keys / 64) u log2 e at most; 2^x is good to 2 ulp.
-//   the test   two dozen roundings of numbers that are at most 2^10 where it is close, those of series, weight and rate
-//              among them; where scores are larger, relative to |q'| K.
-// Together less than  u (4 (h + 8) (|q'| K + 32) + keys / 4 + 2^15),  which is what is added.
+// The margin bounds all rounding errors (u = epsilon / 2):
+//   scores     A dot product of h dims in any order, with or without fused multiply-adds, is off by at most
+//              (h + 2) u |q'| |k| (Higham 2002, section 3.1), where |k| <= |c| + R_max =: K. The same holds for q'·c.
+//              The norms themselves are rounded up.
+//   bias       The sum of a score starts at the bias, which takes three roundings. Its size counts only up to
+//              2 |q'| K + 100. A score can compensate 2 |q'| K. Probabilities below 2^-100 are raised to 2^-100 in
+//              float, and are less than the rounding of a sum in double. Scores and bias together add at most
+//              (h + 5) u (3 |q'| K + 100).
+//   sums       A sum of positive numbers takes 64 roundings and one for each tile. A tile that moves the reference adds
+//              2 ulp and one rounding. All of them are relative: at most (64 + 6 keys / 64) u log2 e. 2^x is off by at
+//              most 2 ulp.
+//   the test   It takes two dozen roundings, those of series, weight and rate included. If the test is close, the
+//              numbers are at most 2^10. If scores are larger, the roundings are relative to |q'| K.
+// The sum of all is less than  u (4 (h + 8) (|q'| K + 32) + keys / 4 + 2^15).  The margin is this value.
 //
-// NaN fails every comparison below, and an infinite radius every test: such keys are read.
+// NaN fails every comparison below, and an infinite radius fails every test, so that such keys are read. Internal.
 #pragma once
 
 #include <algorithm>
@@ -35,9 +38,9 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// Keys that a block may drop: of `count` keys, the nearest is `key`. For a query of norm x they have together at most
-/// 2^(series + rate min(x, chord_norm) + radius max(x - chord_norm, 0)) at the distance of that key, its center's part
-/// aside.
+/// Remaining keys that a block may prune: `count` keys, the nearest of them at `key`. For a query of norm x they have
+/// together a mass of at most 2^(series + rate min(x, chord_norm) + radius max(x - chord_norm, 0)), relative to the
+/// bias of `key`, without the factor 2^(q'·c).
 template <class T>
 struct RemainingKeys {
   Index key = 0, count = 0;
@@ -45,21 +48,22 @@ struct RemainingKeys {
 
   RemainingKeys() = default;
 
-  /// By the radius alone, or if `weight` is given, at least f(chord_norm) of measure.hpp, by that if it is sharper.
+  /// `largest` is the radius of the keys. `weight`, if it is not null, is a tail bound: at least f(chord_norm) of
+  /// kernel/pruning/key_stats.hpp. It makes the rate smaller where it is sharper than the radius.
   RemainingKeys(Index nearest, Index keys, T tail, T largest, const KeyTileBounds<T>& key_bounds, const T* weight)
       : key(nearest), count(keys), series(tail), rate(largest), chord_norm(key_bounds.chord_norm), radius(largest) {
     if (weight && chord_norm > 0) rate = std::min(radius, std::max((*weight - series) / chord_norm, T(0)));
   }
 };
 
-/// Base-2 units that are added to every bound, of an exponent relative to queries of norm `norm`.
+/// The margin, which is added to the exponent of every bound, for queries of norm `norm` and K = `key_norm`.
 template <class T>
 T margin(T norm, Index head_dim, T key_norm, Index keys) {
   constexpr T kUnit = std::numeric_limits<T>::epsilon() / 2;
   return kUnit * (T(4 * (head_dim + 8)) * (norm * key_norm + T(32)) + T(keys) / T(4) + T(1 << 15));
 }
 
-/// log2 Σ_{i < count} 2^{-m' i}, rounded to T (the margin knows); m' > 0.
+/// log2 Σ_{i < count} 2^{-m' i} for m' > 0, rounded to T; the margin includes this rounding.
 template <class T>
 T log_geometric_series(double slope, Index count) {
   const double nats = slope * std::numbers::ln2;
@@ -67,8 +71,8 @@ T log_geometric_series(double slope, Index count) {
   return T(std::log2(sum));
 }
 
-/// Of a head of base-2 slope m' and tails (compute_tail_bounds() of measure.hpp; or null), the ordinary keys in `keys`
-/// up to those of tile `number`.
+/// The ordinary keys of `keys` up to the last key of tile `number`. `slope` is m' in base 2. `tail_bounds` are those of
+/// the head (compute_tail_bounds() of kernel/pruning/key_stats.hpp), or null.
 template <class T>
 RemainingKeys<T> remaining_until(const KeyTileBounds<T>& key_bounds, const T* tail_bounds, double slope, Index number,
                                  const KeyRange& keys) {
@@ -81,7 +85,7 @@ RemainingKeys<T> remaining_until(const KeyTileBounds<T>& key_bounds, const T* ta
           key_bounds,
           tail_bounds ? tail_bounds + at : nullptr};
 }
-/// The same from tile `number` on, before key `end`; for radii that have `behind`.
+/// The same from tile `number` on, before key `end`. Needs key tile bounds with `suffix_max`.
 template <class T>
 RemainingKeys<T> remaining_from(const KeyTileBounds<T>& key_bounds, const T* tail_bounds, double slope, Index number,
                                 Index end) {
@@ -89,7 +93,7 @@ RemainingKeys<T> remaining_from(const KeyTileBounds<T>& key_bounds, const T* tai
   const T* const weight = tail_bounds ? tail_bounds + key_bounds.tiles + at : nullptr;
   return {first, count, log_geometric_series<T>(slope, count), key_bounds.suffix_max[at], key_bounds, weight};
 }
-/// One tile by itself, to the left of a block or to its right.
+/// One tile by itself, to the left or to the right of a block.
 template <class T>
 RemainingKeys<T> remaining_tile(const KeyTileBounds<T>& key_bounds, double slope, Index number, Index keys, bool left) {
   const Index nearest = left ? std::min((number + 1) * kTile, keys) - 1 : number * kTile;
@@ -97,14 +101,15 @@ RemainingKeys<T> remaining_tile(const KeyTileBounds<T>& key_bounds, double slope
           key_bounds, nullptr};
 }
 
-/// Content of a block's queries, one a lane: what (1) of pruning.hpp needs. Lanes without a query never object.
+/// The query bounds of a block, one query for each lane: what (1) of pruning.hpp needs. Lanes without a query never
+/// prevent pruning.
 template <class T>
 struct QueryBounds {
-  T center[kBlock<T>];  // q'·c and the margin
+  T center[kBlock<T>];  // q'·c plus the margin
   T norm[kBlock<T>];    // at least |q'|
 };
 
-/// Fills in the content of `rows` queries, packed as [units][kBlock], pairs still to be multiplied with `scale`.
+/// Computes the query bounds of `rows` queries q [units][kBlock]. Pairs are not scaled yet: `scale` is their factor.
 template <class U, class T>
 void measure_queries(const U* q, Index head_dim, T scale, Index rows, const U* center,
                      const KeyTileBounds<T>& key_bounds, Index keys, QueryBounds<T>& query_bounds) {
@@ -130,8 +135,8 @@ void measure_queries(const U* q, Index head_dim, T scale, Index rows, const U* c
   }
 }
 
-/// Whether every row of a block can afford to lose the keys: what it has lost so far and may lose now is at most
-/// `share` of its sum. If so, it is counted in `lost`, in the frame of the states.
+/// Prunes the keys if for every row of a block the pruned mass, that of these keys included, is at most `share` of the
+/// row's sum. Then updates `pruned_mass`, which is relative to the reference of the states, and returns true.
 template <class T>
 bool try_prune(const Positions<T>& queries, const QueryBounds<T>& query_bounds, const SoftmaxState<T>* state, T slope,
                const RemainingKeys<T>& keys, bool left, T share, Vec<T>* pruned_mass) {
@@ -145,7 +150,8 @@ bool try_prune(const Positions<T>& queries, const QueryBounds<T>& query_bounds, 
     const Vec<T> beyond = fma(sub(norm, below), broadcast<T>(keys.radius), load<T>(query_bounds.center + at));
     const Vec<T> score = fma(below, broadcast<T>(keys.rate), beyond);
     const Vec<T> bound = add(fma(broadcast<T>(-slope), distance, score), broadcast<T>(keys.series));
-    // What is below 2^-126 of the frame is far below any tolerance there is; more than 2^100 is too much.
+    // A mass below 2^kSmallestExponent is far below every tolerance and counts as 0. 2^100 is above every tolerance, so
+    // that larger exponents need not be told apart.
     const Vec<T> x = sub(bound, state[r].reference), most = broadcast<T>(T(100)),
                  least = broadcast<T>(kSmallestExponent<T>);
     const Vec<T> mass = select_lt(x, least, broadcast<T>(T(0)), exp2<T>(select_le(x, most, x, most)));

@@ -1,10 +1,10 @@
-// The pruning budget of a head: how much softmax mass its rows may lose, and how that is divided.
+// The pruning budget of a head: the share of softmax mass that pruning may remove from its rows, and its division.
 //
-//   tolerance = Options::tolerance - what the cache has evicted
-//   15/16 of it   ordinary tiles; with a bidirectional mask half of that for each side that is not finished
+//   tolerance = Options::tolerance - the share evicted from the cache
+//   15/16 of it   ordinary tiles; with a bidirectional mask half of that while the other side may still prune
 //    1/16 of it   outlier tiles, which are judged one by one
 //
-// Made by make_budget() alone, once for each head that asks; statistics are merged by merge_stats() alone.
+// Only make_budget() makes budgets, and only merge_stats() merges statistics. Internal.
 #pragma once
 
 #include <algorithm>
@@ -19,11 +19,11 @@
 namespace alibi::inline ALIBI_ISA::kernel {
 
 struct PruningBudget {
-  double tolerance = 0;  // share of each row's softmax mass that pruning may remove
-  double evicted = 0;    // share that keys evicted from the cache may have had
-  bool enabled = false;  // whether the head has keys that are far enough away
+  double tolerance = 0;  // the share of each row's softmax mass that pruning may remove
+  double evicted = 0;    // the share that keys evicted from the cache have at most
+  bool enabled = false;  // whether the head has keys that are distant enough to prune
 
-  /// The share of ordinary tiles on one side of a row; `both`: the other side may still prune.
+  /// The share of the ordinary tiles on one side of a row. `both`: whether the other side may still prune.
   template <class T>
   T side(bool both) const {
     return T(tolerance) * T(both ? 0x1.ep-2 : 0x1.ep-1);
@@ -41,9 +41,9 @@ struct PruningBudget {
   double log2_outlier(Index count) const { return std::log2(tolerance) - std::log2(16. * double(count)); }
 };
 
-/// The budget of a head of slope `slope`. `tolerance` is that of the call, `evicted` the share that its cache may have
-/// lost. Pruning is enabled if the bias of the farthest key is 4 bits below what the tolerance asks for; otherwise it
-/// would not pay for its cost.
+/// The budget of a head of slope `slope`. `tolerance` is that of the call; `evicted` is the share that keys evicted
+/// from its cache have at most. Pruning is enabled if the bias of the farthest key is more than 4 bits below the
+/// tolerance. Otherwise pruning costs more than it saves.
 inline PruningBudget make_budget(double slope, double tolerance, double evicted, const ResolvedMask& mask,
                                  Index queries) {
   PruningBudget budget{std::max(tolerance - evicted, 0.), evicted};
@@ -54,8 +54,8 @@ inline PruningBudget make_budget(double slope, double tolerance, double evicted,
   return budget;
 }
 
-/// Adds what a task did to the statistics of a head, which other tasks may be writing too. `pruned`: the largest share
-/// of a row's softmax mass that was pruned.
+/// Adds the counts of a task to the pruning statistics of a head. Other tasks may write them at the same time. `pruned`
+/// is the largest pruned mass of a row, as a share of its softmax mass.
 inline void merge_stats(PruningStats& stats, const PruningBudget& budget, Index computed, Index total, double pruned) {
   std::atomic_ref(stats.tiles_computed).fetch_add(computed, std::memory_order_relaxed);
   std::atomic_ref(stats.tiles_total).fetch_add(total, std::memory_order_relaxed);

@@ -1,10 +1,12 @@
-// Measures the keys of a head for pruning: a centre, and how far each tile reaches from it (radii.hpp). One pass over
-// the keys, 3 head_dim operations a key against the 4 head_dim of each query that meets it.
+// Measures the keys of a head for pruning: the centre, and the key tile bounds relative to it
+// (kernel/tile/key_bounds.hpp). It takes one pass over the keys and 3 head_dim operations for each key. Each query that
+// reads a key takes 4 head_dim operations for it.
 //
-// Keys differ in how far they reach, and a radius is the farthest of many. What unread keys have together, for a query
-// of norm x, is at most 2^f(x), f(x) = log2 Σ_j 2^(x |k_j - c| - m' d_j), in base 2. f is convex, so that between 0 and
-// a norm b, the chord_norm, it lies below its chord: f(0) is the geometric series of the distances, and f(b) is summed
-// up here, key by key, once for each query head. Beyond the chord_norm f rises by no more than the radius.
+// A radius is the largest distance of many keys, but most keys lie closer to the centre. The mass of the remaining
+// keys, for a query of norm x, is at most 2^f(x), with f(x) = log2 Σ_j 2^(x |k_j - c| - m' d_j), in base 2. f is
+// convex. Between 0 and the chord norm b it therefore lies below its chord. f(0) is the geometric series of the
+// distances. f(b) is summed here, key by key, once for each query head. Beyond the chord norm f rises by at most the
+// radius per unit of norm. Internal.
 #pragma once
 
 #include <algorithm>
@@ -22,8 +24,8 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// The mean of up to 64 keys spread over all, rounded to S; 0 where it is not finite. Any centre is right, a mean makes
-/// the radii small.
+/// The mean of up to 64 keys, spread evenly over all, rounded to S; 0 where it is not finite. Every centre is correct;
+/// a mean makes the radii small.
 template <class S, class T>
 void find_center(Rows<const S> k, Index keys, Index head_dim, T* center) {
   const Index sample = std::min<Index>(keys, 64);
@@ -38,16 +40,17 @@ void find_center(Rows<const S> k, Index keys, Index head_dim, T* center) {
   }
 }
 
-/// Of keys [first, end), at most kTile: at least max |k_j - c|, and at least log2 Σ 2^(chord_norm |k_j - c|).
+/// Bounds of at most kTile keys: radius >= max |k_j - c|, weight >= log2 Σ 2^(chord_norm |k_j - c|).
 template <class T>
 struct TileMeasure {
   T radius, weight;
 };
+/// Measures keys [first, end), at most kTile.
 template <class S, class T>
 TileMeasure<T> measure_tile(Rows<const S> k, Index first, Index end, Index head_dim, const T* center, T chord_norm) {
   constexpr int W = kLanes<T>;
-  // Norms, and what is missing counts as if it were in the centre. Square roots are those of the standard library, one
-  // by one: Eigen's of a vector may be off by more than half an ulp, either way.
+  // Missing keys count as keys in the centre, with norm 0. Square roots are computed one by one with the standard
+  // library, because Eigen's vector version may be off by more than half an ulp in either direction.
   T norm[kTile] = {}, radius = 0;
   for (Index j = first; j < end; j++) {
     const S* key = k[j];
@@ -64,14 +67,14 @@ TileMeasure<T> measure_tile(Rows<const S> k, Index first, Index end, Index head_
       return {std::numeric_limits<T>::infinity(), std::numeric_limits<T>::infinity()};
     radius = std::max(radius, norm[j - first]);
   }
-  Vec<T> sum = broadcast<T>(T(0));  // of at least 1: the farthest key's
+  Vec<T> sum = broadcast<T>(T(0));  // at least 1, the term of the farthest key
   for (int j = 0; j < kTile; j += W)
     sum = add(sum, exp2<T>(mul(sub(load<T>(norm + j), broadcast<T>(radius)), broadcast<T>(chord_norm))));
   return {radius, T(double(chord_norm) * double(radius) + std::log2(double(reduce_add(sum))) + 1e-5)};
 }
 
-/// A norm that few of a head's queries exceed: a tenth above the largest of up to 64, spread over all. One that is
-/// beyond all sense is passed over, so that nothing which is multiplied with it overflows.
+/// A norm that few queries of a head exceed: a tenth above the largest norm of up to 64 queries, spread evenly over
+/// all. Norms of 2^20 and above are ignored, so that products with the result do not overflow.
 template <class E>
 double typical_norm(Rows<const E> q, Index queries, Index head_dim) {
   const Index sample = std::min<Index>(queries, 64);
@@ -85,7 +88,8 @@ double typical_norm(Rows<const E> q, Index queries, Index head_dim) {
   return 1.1 * std::sqrt(largest);
 }
 
-/// Where the numbers of a kv head's tiles go that are measured for a call; `behind` is null where nobody looks ahead.
+/// The memory of the statistics of a kv head that is measured for a call. `suffix_max` is null if no query sees keys
+/// after it.
 template <class T>
 struct KeyNumbers {
   Index tiles;
@@ -95,7 +99,7 @@ struct KeyNumbers {
   static Index size(Index head_dim, Index tiles, Index sides) { return head_dim + (2 + sides) * tiles; }
 
   KeyNumbers() = default;
-  /// Takes what it needs from either list.
+  /// Takes its memory from the front of both arrays.
   KeyNumbers(T*& numbers, std::int32_t*& list, Index head_dim, Index tile_count, Index sides)
       : tiles(tile_count),
         center(std::exchange(numbers, numbers + size(head_dim, tiles, sides))),
@@ -106,7 +110,7 @@ struct KeyNumbers {
         outliers(std::exchange(list, list + tiles)) {}
 };
 
-/// All that radii.hpp derives from the centre, the radii and the weights.
+/// The key tile bounds (kernel/tile/key_bounds.hpp) from the centre, the radii and the weights.
 template <class T>
 KeyTileBounds<T> summarize(const KeyNumbers<T>& keys, Index head_dim, T chord_norm) {
   KeyTileBounds<T> key_bounds{.center = keys.center,
@@ -138,9 +142,10 @@ KeyTileBounds<T> summarize(const KeyNumbers<T>& keys, Index head_dim, T chord_no
   return key_bounds;
 }
 
-/// For a query head of slope m' > 0 in base 2: before[t] is at least log2 Σ 2^(chord_norm |k_j - c| - m' d_j) over the
-/// keys of the ordinary tiles up to t, d_j being the distance from the last of them; behind[t], if it is not null, the
-/// same from t on, d_j being the distance from the first.
+/// The tail bounds of a query head of slope m' > 0 in base 2. prefix_max[t] is at least
+/// log2 Σ 2^(chord_norm |k_j - c| - m' d_j) over the keys of the ordinary tiles up to t, where d_j is the distance from
+/// the last key of tile t. suffix_max[t], if it is not null, is the same over the ordinary tiles from t on, where d_j
+/// is the distance from the first key of tile t.
 template <class T>
 void compute_tail_bounds(const KeyTileBounds<T>& key_bounds, double slope, T* prefix_max, T* suffix_max) {
   const double per_tile = slope * kTile,

@@ -1,4 +1,4 @@
-// bfloat16 and half: conversion to and from float, and the dot product of bfloat16 pairs (AVX-512 BF16).
+// bfloat16 and half: conversion to and from float, and the dot product of bfloat16 pairs (AVX-512 BF16). Internal.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@ namespace alibi::inline ALIBI_ISA::kernel {
 
 namespace detail {
 
-// Compiler vectors of integers, as wide in lanes as a pack of floats.
+// Compiler vectors of integers with as many lanes as a vector of floats.
 typedef std::uint16_t Words __attribute__((vector_size(2 * kLanes<float>)));
 typedef std::uint32_t Doublewords __attribute__((vector_size(4 * kLanes<float>)));
 
@@ -33,7 +33,7 @@ Doublewords load_words(const S* p) {
   return __builtin_convertvector(words, Doublewords);
 }
 
-// Whether Eigen converts a pack of S into one of as many floats.
+// Whether Eigen converts a vector of S into a vector of as many floats.
 template <class S>
 inline constexpr bool kConverts = [] {
   if constexpr (Eigen::internal::packet_traits<S>::Vectorizable)
@@ -66,7 +66,7 @@ void narrow_half(void* p, Vec<float> x);
 
 }  // namespace detail
 
-/// kLanes<T> values at p, as T: exact. S is T, or bfloat16 or half for a T of float.
+/// Loads kLanes<T> values at p and converts them to T, exactly. S is T; if T is float, S may also be bfloat16 or half.
 template <class T, class S>
 EIGEN_ALWAYS_INLINE Vec<T> widen(const S* p) {
   if constexpr (std::is_same_v<S, T>) {
@@ -83,7 +83,7 @@ EIGEN_ALWAYS_INLINE Vec<T> widen(const S* p) {
     if constexpr (detail::kConvertsHalf) {
       return detail::widen_half(p);
     } else {
-      // Exponents are 112 apart; infinities and NaN get the largest one back.
+      // The exponent biases of half and float differ by 112. Infinities and NaN get the largest exponent.
       float all[kLanes<float>];
       for (int i = 0; i < kLanes<float>; i++) {
         const std::uint32_t bits = std::bit_cast<std::uint16_t>(p[i]), body = (bits & 0x7fff) << 13;
@@ -96,7 +96,7 @@ EIGEN_ALWAYS_INLINE Vec<T> widen(const S* p) {
   }
 }
 
-/// Rounds to S, to nearest.
+/// Rounds to nearest in S and stores at p.
 template <class S, class P>
 EIGEN_ALWAYS_INLINE void narrow(S* p, P x) {
   using T = typename Eigen::internal::unpacket_traits<P>::type;
@@ -113,7 +113,7 @@ EIGEN_ALWAYS_INLINE void narrow(S* p, P x) {
   }
 }
 
-/// Rounds the first n <= kLanes values to S; touches nothing behind them.
+/// Rounds the first n <= kLanes values to S and stores them. Writes nothing after them.
 template <class S, class P>
 EIGEN_ALWAYS_INLINE void narrow_first(S* p, P x, Index n) {
   constexpr int W = Eigen::internal::unpacket_traits<P>::size;
@@ -123,7 +123,7 @@ EIGEN_ALWAYS_INLINE void narrow_first(S* p, P x, Index n) {
   std::copy_n(all, n, p);
 }
 
-/// n values at `from`, as T, into `to`.
+/// Converts n values at `from` to T and stores them at `to`.
 template <class T, class S>
 void widen_row(const S* from, Index n, T* to) {
   Index i = 0;
@@ -131,7 +131,7 @@ void widen_row(const S* from, Index n, T* to) {
   for (; i < n; i++) to[i] = T(from[i]);
 }
 
-/// Two rows of n values, entry by entry beside one another.
+/// Writes the n pairs {low[i], high[i]}.
 inline void interleave(const Bfloat16* low, const Bfloat16* high, Index n, BfloatPair* to) {
   Index i = 0;
   for (; i + kLanes<float> <= n && kLanes<float> > 1; i += kLanes<float>) {
@@ -154,7 +154,7 @@ EIGEN_ALWAYS_INLINE Vec<BfloatPair> broadcast<BfloatPair>(BfloatPair x) {
 EIGEN_ALWAYS_INLINE Vec<float> fma(Vec<BfloatPair> a, Vec<BfloatPair> b, Vec<float> c) {
   return _mm512_dpbf16_ps(c, a, b);
 }
-/// Lane by lane a pair, rounded to nearest.
+/// Rounds `low` and `high` to nearest and stores one pair for each lane.
 EIGEN_ALWAYS_INLINE void store_pair(BfloatPair* p, Vec<float> low, Vec<float> high) {
   constexpr auto order = [] {
     std::array<std::uint16_t, 32> at{};

@@ -1,13 +1,13 @@
-// 2^x, the exponential of the softmax: logits are kept in base 2, so that no multiplication stands before it.
+// 2^x, the exponential of the softmax. Logits are kept in base 2, so that no multiplication is needed before it.
 //
 //   x = n + f, n integer, |f| <= 1/2;   2^x = 2^n p(f)
 //
-// p is the minimax polynomial of 2^f for the error in units in the last place, with p(0) = 1 exactly, so that a lone
-// key has weight 1 exactly: degree 5 for float, 11 for double.
+// p is the minimax polynomial of 2^f for the error in units in the last place: degree 5 for float, 11 for double.
+// p(0) = 1 exactly, so that a single key has weight 1 exactly.
 //
-// Range [-126, 127] (float), [-1022, 1023] (double): at most 2 ulp, with or without a fused multiply-add
-// (float: 1.97 found by a sweep in tests/exp2.cpp).
-// Below `smallest`: 2^smallest, by default the smallest normal number, never a subnormal one. NaN gives NaN.
+// In the range [-126, 127] (float) or [-1022, 1023] (double) the error is at most 2 ulp, with or without a fused
+// multiply-add (float: 1.97 ulp found by a sweep in tests/unit/exp2.cpp). Below `smallest` the result is 2^smallest, by
+// default the smallest normal number, never a subnormal number. NaN gives NaN. Internal.
 #pragma once
 
 #include <array>
@@ -34,14 +34,15 @@ inline constexpr auto kExp2Polynomial = [] {
 
 template <class T, class P>
 EIGEN_ALWAYS_INLINE P exp2(P x, T smallest = kSmallestExponent<T>) {
-  constexpr T kRound = sizeof(T) == 4 ? T(0x1.8p23 + 127) : T(0x1.8p52 + 1023);  // low bits of x + kRound: n + bias
+  // The low bits of x + kRound are n + bias.
+  constexpr T kRound = sizeof(T) == 4 ? T(0x1.8p23 + 127) : T(0x1.8p52 + 1023);
   x = max(x, broadcast<T>(smallest));
   const P shifted = add(x, broadcast<T>(kRound));
   const P f = sub(x, sub(shifted, broadcast<T>(kRound)));
   P p = broadcast<T>(kExp2Polynomial<T>[0]);
 #pragma GCC unroll 16
   for (std::size_t i = 1; i < kExp2Polynomial<T>.size(); i++) p = fma(p, f, broadcast<T>(kExp2Polynomial<T>[i]));
-  return mul(p, power_of_two<T>(shifted));  // a multiplication keeps every NaN a NaN; adding exponents would not
+  return mul(p, power_of_two<T>(shifted));  // a multiplication keeps NaN; an addition of exponents would not
 }
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

@@ -1,14 +1,14 @@
 // The instruction set as a namespace, and the compiler flags that are refused.
 //
-// Functions, and the classes that have any, live in an inline namespace named after the vector unit they were compiled
-// for, so that optimised translation units built with different -m flags can be linked together: each calls its own.
-// What is passed between them should be plain memory, not these classes or arrays that Eigen owns, whose alignment
-// differs.
+// Functions, and classes with member functions, live in an inline namespace named after the vector unit that they are
+// compiled for. Optimised translation units built with different -m flags can therefore be linked together: each calls
+// its own functions. Pass only plain memory between such units. The alignment of these classes, and of arrays that
+// Eigen owns, differs between them. Internal.
 #pragma once
 
 #if (defined(_MSVC_LANG) ? _MSVC_LANG : __cplusplus) < 202002L
 #error "alibi needs C++20: compile with -std=c++20 or newer."
-// A missing header ends the compilation here, before a page of syntax errors.
+// The missing header ends the compilation here. Otherwise many syntax errors would follow.
 #include "alibi needs C++20"
 #endif
 
@@ -20,7 +20,7 @@
 reassociation folds the range reduction of exp2 away (measured error 0.1, without a warning). Compile without them."
 #endif
 
-// Macros, since an inline namespace cannot be named by a constant expression.
+// These are macros, because a constant expression cannot name an inline namespace.
 #if defined(EIGEN_VECTORIZE_AVX512)
 #define ALIBI_ISA avx512
 #elif defined(EIGEN_VECTORIZE_AVX) && defined(EIGEN_VECTORIZE_FMA)
@@ -35,8 +35,9 @@ reassociation folds the range reduction of exp2 away (measured error 0.1, withou
 #define ALIBI_ISA scalar
 #endif
 
-// The namespace of everything but the kernels. Header-only, that is the vector unit's too. With the compiled library
-// (ALIBI_COMPILED) it has one name for all: a program and the library may be compiled for different vector units.
+// The namespace of everything except the kernels. Header-only, it is also named after the vector unit. With the
+// compiled library (ALIBI_COMPILED) it has one fixed name, because a program and the library may be compiled for
+// different vector units.
 #if defined(ALIBI_COMPILED)
 #define ALIBI_ABI compiled
 #else

@@ -1,9 +1,10 @@
-// The vector unit: the few operations the kernels need, over Eigen's packets.
+// The vector unit: the few operations that kernels need, over Eigen's packets.
 //
-// This is the only file that names Eigen::internal. An Eigen release that moves something is mended here. So are the
-// few instructions that Eigen has no name for: the dot product of bfloat16 pairs (AVX-512 BF16), and the conversion of
-// half (F16C), which Eigen 3.4 has and does not find with g++.
-// Notation: a Vec<T> holds kLanes<T> values of T; every operation is lane by lane.
+// Only the headers of kernel/simd name Eigen::internal. If a release of Eigen moves something, adapt these headers.
+// They also hold the few instructions that Eigen has no name for (bf16.hpp): the dot product of bfloat16 pairs (AVX-512
+// BF16), and the conversion of half (F16C), which Eigen 3.4 has but does not find with g++.
+//
+// Notation: a Vec<T> holds kLanes<T> values of T. Every operation is lane by lane. Internal.
 #pragma once
 
 #include <Eigen/Core>
@@ -14,8 +15,8 @@
 
 #include "alibi/kernel/simd/isa.hpp"
 
-// g++ 12 warns of its own AVX-512 intrinsics, whose undefined operand it calls uninitialised, and of Eigen's packets,
-// whose attributes it drops as template arguments.
+// g++ 12 warns of its own AVX-512 intrinsics, because it takes their undefined operand for uninitialised. It also warns
+// of Eigen's packets, because it ignores their attributes in template arguments.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -28,7 +29,7 @@ namespace alibi::inline ALIBI_ISA::kernel {
 using Bfloat16 = Eigen::bfloat16;
 using Half = Eigen::half;
 
-/// Two neighbours in one lane: what the dot product instruction multiplies, two products a lane and step.
+/// Two neighbouring values in one lane, as the dot product instruction takes them: two products for each lane and step.
 struct BfloatPair {
   Bfloat16 low, high;
 };
@@ -62,14 +63,14 @@ using Vec = typename detail::VecOf<T>::type;
 template <class T>
 inline constexpr int kLanes = detail::VecOf<T>::kSize;
 
-// The register tile acc[kRows][kVectors] of both matrix products: as many independent sums as the register file holds
-// beside the operands, and at least the eight that hide the latency of two multiply-adds a cycle.
+// The register tile acc[kRows][kVectors] of both matrix products. It has as many independent sums as the register file
+// holds besides the operands, and at least the eight that hide the latency of two multiply-adds per cycle.
 inline constexpr bool kManyRegisters = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS >= 32;
 inline constexpr int kRows = kManyRegisters ? 8 : 4;
 inline constexpr int kVectors = 3;
 
 template <class T>
-inline constexpr int kBlock = kLanes<T> * kVectors;  // queries in a block, one a lane
+inline constexpr int kBlock = kLanes<T> * kVectors;  // queries in a block, one for each lane
 inline constexpr int kTile = 64;                     // keys in a tile
 
 template <class T>
@@ -100,12 +101,12 @@ template <class P>
 EIGEN_ALWAYS_INLINE P div(P a, P b) {
   return Eigen::internal::pdiv(a, b);
 }
-/// a b + c, in one rounding where the machine has the instruction.
+/// a b + c, rounded once if the machine has the instruction.
 template <class P>
 EIGEN_ALWAYS_INLINE P fma(P a, P b, P c) {
   return Eigen::internal::pmadd(a, b, c);
 }
-/// The larger one; `a` where either is NaN, so that a NaN in `a` goes through and one in `b` is passed over.
+/// The larger value; `a` if either is NaN. A NaN in `a` is therefore kept, and a NaN in `b` is ignored.
 template <class P>
 EIGEN_ALWAYS_INLINE P max(P a, P b) {
   return Eigen::internal::pmax(a, b);
@@ -153,7 +154,7 @@ EIGEN_ALWAYS_INLINE auto reduce_add(P a) {
 
 namespace detail {
 
-// Exchanges the off-diagonal squares of side `step` between two rows: (a b; c d) becomes (a c; b d).
+// Exchanges the off-diagonal squares with sides of `step` between two rows: (a b; c d) becomes (a c; b d).
 template <int step, class P, int... lane>
 EIGEN_ALWAYS_INLINE void exchange(P& x, P& y, std::integer_sequence<int, lane...>) {
   constexpr int W = sizeof...(lane);
@@ -174,7 +175,7 @@ EIGEN_ALWAYS_INLINE void transpose(Vec<T> (&square)[kLanes<T>]) {
 
 }  // namespace detail
 
-/// Transposes the square that kLanes<T> packs form.
+/// Transposes the square that kLanes<T> vectors form.
 template <class T>
 EIGEN_ALWAYS_INLINE void transpose(Vec<T> (&square)[kLanes<T>]) {
   detail::transpose<1, T>(square);
@@ -185,7 +186,7 @@ namespace detail {
 template <class T>
 using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
 
-// The integers of a pack, as a compiler vector: Eigen has no 64-bit shift on every machine.
+// The integers of a vector, as a compiler vector, because Eigen does not have a 64-bit shift on every machine.
 template <class T, int lanes>
 struct BitsVec {
   typedef Bits<T> type __attribute__((vector_size(sizeof(T) * lanes)));
@@ -197,7 +198,7 @@ struct BitsVec<T, 1> {
 
 }  // namespace detail
 
-/// 2^(n - bias), where n >= 1 is the integer in the low bits of `shifted` and bias that of the exponent field.
+/// 2^(n - bias), where n >= 1 is the integer in the low bits of `shifted`, and bias is that of the exponent field.
 template <class T, class P>
 EIGEN_ALWAYS_INLINE P power_of_two(P shifted) {
   using Integers = typename detail::BitsVec<T, kLanes<T>>::type;
@@ -205,10 +206,10 @@ EIGEN_ALWAYS_INLINE P power_of_two(P shifted) {
   return std::bit_cast<P>(std::bit_cast<Integers>(shifted) << kMantissa);
 }
 
-/// Asks for the cache line of p, towards the second-level cache. Always inlined: g++ takes calls of a function that
-/// does nothing else for dead, and leaves them out.
+/// Prefetches the cache line of p into the second-level cache. Always inlined, because g++ removes calls of a function
+/// that does nothing else as dead code.
 EIGEN_ALWAYS_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
-/// The same for what is read once, which need not stay: decode gains up to a tenth more by it.
+/// The same for memory that is read once and need not stay in the cache. Decoding gains up to a tenth more by it.
 EIGEN_ALWAYS_INLINE void prefetch_once(const void* p) { __builtin_prefetch(p, 0, 1); }
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

@@ -1,21 +1,27 @@
-// The bias -m |p_i - j| as a kernel adds it: it starts the sums of a score tile instead of zero, and costs nothing.
+// The bias -m |p_i - j| as kernels add it. The sums of a score tile start from the bias instead of zero, so that it
+// costs nothing.
 //
-// Softmax does not see what is added to a whole row, so the bias is measured from the key of the row where it is
-// largest: -m (|c_i - j| - d_i), with c_i the position of query i clamped to the keys, and d_i = 0 for m >= 0, the
-// distance of the farthest visible key for m < 0. Integers do the clamping: a query 2^26 positions behind the last key
-// loses no digit.
+// Softmax ignores a constant added to a whole row. Kernels therefore use the bias relative to the largest bias of the
+// row: -m (|c_i - j| - d_i). Here c_i is the position of query i, clamped to the keys. For m >= 0 the nearest key has
+// the largest bias, and d_i = 0. For m < 0 the farthest visible key has it, and d_i is its distance from c_i. An lse
+// relative to this bias is called a shifted lse. Positions are clamped as integers, so that a query 2^26 positions
+// after the last key loses no digits.
 //
-// In a tile that lies wholly to one side of a block's queries the bias splits into a part per lane and a part per key:
+// In a tile that lies wholly on one side of a block's queries the bias is the sum of a part per lane and a part per
+// key:
 //
-//   left:   -m (c_i - d_i - j_r)  +  m (j - j_r)        j_r: of the keys in use the one with the largest bias
+//   left:   -m (c_i - d_i - j_r)  +  m (j - j_r)        j_r: the key with the largest bias among the keys in use
 //   right:  -m (j_r - c_i - d_i)  -  m (j - j_r)
 //
-// The second part, the ramp, is at most 0, and the same for every tile but for where it starts: one broadcast starts a
-// sum. The first, the offset, joins once per tile, where the softmax subtracts its reference anyway.
+// The second part, the ramp, is at most 0. It is the same for every tile, except for where it starts, so that a sum
+// starts from one broadcast value. The first part, the offset, is added once per tile, where the softmax subtracts its
+// reference anyway.
 //
-// A bias that is any function of p_i - j comes from a table: against one key consecutive queries have consecutive
-// entries, so that a sum starts with one load. Both kinds have left(), right() and edge(), which give what a tile
-// starts from: start(key, r) for a key of the tile and vector r of the queries, and by lane an offset.
+// A bias that is any function of p_i - j is read from a table. For one key, consecutive queries have consecutive
+// entries, so that a sum starts with one load.
+//
+// A bias policy has left(), right() and edge(). They return the start of a tile's sums: start(key, r), for a key of the
+// tile and vector r of the queries, and an offset for each lane. Internal.
 #pragma once
 
 #include <algorithm>
@@ -27,33 +33,33 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// x log2 e: a slope or a bias for logits in base 2, within the range of T.
+/// x log2 e, clamped to the range of T: a slope or a bias for logits in base 2.
 template <class T>
 T base2(double x) {
   constexpr double kLargest = std::numeric_limits<T>::max();
   return T(std::clamp(x * std::numbers::log2e, -kLargest, kLargest));
 }
 
-/// Where the queries of a block stand, for the bias; one lane a query.
+/// The positions of the queries of a block, for the bias; one lane for each query.
 template <class T>
 struct Positions {
-  Index first;             // p_i of the first
-  Index base;              // an integer near all c_i
+  Index first;             // p_i of the first query
+  Index base;              // an integer close to all c_i
   T from_base[kBlock<T>];  // c_i - base
   T nearest[kBlock<T>];    // d_i
 };
 
-/// Starts the sums of a tile wholly to one side of the queries.
+/// The start of the sums of a tile that lies wholly on one side of the queries.
 template <class T>
 struct SideBias {
   const T* ramp;
   Index shift;              // key j of the tile has ramp[j + shift]
-  Vec<T> offset[kVectors];  // by lane; what is to be added to the sums of the whole tile
+  Vec<T> offset[kVectors];  // for each lane; must be added to all sums of the tile
 
   EIGEN_ALWAYS_INLINE Vec<T> start(Index key, int) const { return broadcast<T>(ramp[key + shift]); }
 };
 
-/// How far the keys of a tile are from the queries, measured as the linear bias is: |c_i - j| - d_i.
+/// The distances of the keys of a tile from the queries, as the linear bias counts them: |c_i - j| - d_i.
 template <class T>
 struct Distances {
   Vec<T> position[kVectors];  // c_i - first key of the tile
@@ -70,7 +76,7 @@ struct Distances {
   }
 };
 
-/// Starts the sums of a tile that holds the position of one of its queries, or an end of what it sees.
+/// The start of the sums of a tile that contains the position of a query, or an end of the keys that a query sees.
 template <class T>
 struct EdgeBias {
   T slope;
@@ -80,7 +86,7 @@ struct EdgeBias {
   EIGEN_ALWAYS_INLINE Vec<T> start(Index key, int r) const { return mul(broadcast<T>(-slope), distances.of(key, r)); }
 };
 
-/// The bias of one head; `slope` is m log2 e, for logits in base 2.
+/// The linear bias of one head. `slope` is m log2 e, for logits in base 2.
 template <class T>
 class LinearBiasPolicy {
  public:
@@ -91,7 +97,7 @@ class LinearBiasPolicy {
     }
   }
 
-  /// Keys [begin, end) of the tile, all of them at or before every query.
+  /// For keys [begin, end) of the tile, all at or before every query.
   SideBias<T> left(const Positions<T>& queries, Index tile, Index begin, Index end) const {
     SideBias<T> bias = ramp(slope_ >= 0, begin, end);
     const Vec<T> distance = broadcast<T>(T(queries.base - (tile + largest(slope_ >= 0, begin, end))));
@@ -100,7 +106,7 @@ class LinearBiasPolicy {
     return bias;
   }
 
-  /// Keys [begin, end) of the tile, all of them at or behind every query.
+  /// For keys [begin, end) of the tile, all at or after every query.
   SideBias<T> right(const Positions<T>& queries, Index tile, Index begin, Index end) const {
     SideBias<T> bias = ramp(slope_ < 0, begin, end);
     const Vec<T> distance = broadcast<T>(T(tile + largest(slope_ < 0, begin, end) - queries.base));
@@ -109,7 +115,7 @@ class LinearBiasPolicy {
     return bias;
   }
 
-  /// Any keys of the tile.
+  /// For any keys of the tile.
   EdgeBias<T> edge(const Positions<T>& queries, Index tile) const {
     EdgeBias<T> bias{slope_, {queries, tile}, {}};
     for (Vec<T>& x : bias.offset) x = broadcast<T>(T(0));
@@ -117,7 +123,8 @@ class LinearBiasPolicy {
   }
 
  private:
-  // Of keys [begin, end), the one with the largest bias, and the ramp that is 0 there.
+  // The key with the largest bias among keys [begin, end), and the ramp that is 0 at this key. `rising`: the bias grows
+  // with the key.
   static Index largest(bool rising, Index begin, Index end) { return rising ? end - 1 : begin; }
   SideBias<T> ramp(bool rising, Index begin, Index end) const {
     return {rising ? rising_ : falling_, rising ? kTile - end : -begin, {}};
@@ -126,26 +133,27 @@ class LinearBiasPolicy {
   static Vec<T> nearest(const Positions<T>& queries, int r) { return load<T>(queries.nearest + r * kLanes<T>); }
 
   T slope_;
-  T falling_[kTile], rising_[kTile];  // -|m| j, and the same from the other end
+  T falling_[kTile], rising_[kTile];  // -|m| j, and -|m| (kTile - 1 - j)
 };
 
-/// Starts the sums of any tile from a table.
+/// The start of the sums of any tile, from a table.
 template <class T>
 struct TableStart {
-  const T* entry;           // of the first query and the tile's first key
+  const T* entry;           // of the first query and the first key of the tile
   Vec<T> offset[kVectors];  // 0
 
   EIGEN_ALWAYS_INLINE Vec<T> start(Index key, int r) const { return load<T>(entry - key + r * kLanes<T>); }
 };
 
-/// The bias of one head as a table of distances p_i - j, in base 2.
+/// The relative bias of one head: a table over the distances p_i - j, in base 2.
 template <class T>
 class TableBiasPolicy {
  public:
-  /// Copies of the entry at either end that stand beyond it: no load has to look where it is.
+  /// The number of copies of the first and of the last entry before and after the table. They let loads run past its
+  /// ends without a check.
   static constexpr Index kPadding = kTile + kBlock<T>;
 
-  /// `padded` begins with the padding before the entry of distance `first`.
+  /// `padded` starts with kPadding copies; the entry of distance `first` follows.
   TableBiasPolicy(const T* padded, Index first, Index entries)
       : at_first_(padded + kPadding), first_(first), last_(first + entries - 1) {}
 
@@ -163,7 +171,7 @@ class TableBiasPolicy {
   Index first_, last_;
 };
 
-/// A table of `entries` biases in base 2 with its padding, into `padded`.
+/// Writes a table of `entries` biases, converted to base 2, with its padding to `padded`.
 template <class T>
 void pad_table(const T* table, Index entries, T* padded) {
   for (Index i = 0; i < entries + 2 * TableBiasPolicy<T>::kPadding; i++)

@@ -1,11 +1,11 @@
-// Gradients of the bias: dS summed up over one head's pairs of a chunk of queries and a chunk of keys.
+// Gradients of the bias: sums of dS over the pairs of a chunk of queries and a chunk of keys of one head.
 //
-//   slope    dm = -Σ_ij dS_ij (|c_i - j| - d_i)      over all keys of a row: what its distances have in common counts
-//                                                    for nothing, as the row of dS sums up to 0
-//            dm = -Σ_ij dS_ij |p_i - j|              over a part of them
+//   slope    dm = -Σ_ij dS_ij (|c_i - j| - d_i)      if the row has all its keys: its row of dS sums to 0, so that the
+//                                                    common part of its distances cancels
+//            dm = -Σ_ij dS_ij |p_i - j|              if the row has only a part of its keys
 //   table    dtable[t] = Σ_{p_i - j = t} dS_ij
 //
-// A sum goes to a slot of slot_size() doubles, which the calls of a head add up in a fixed order.
+// A sum is added to a slot of slot_size() doubles. The tasks of a head add to it in a fixed order. Internal.
 #pragma once
 
 #include <algorithm>
@@ -26,13 +26,13 @@ class BiasGradient<LinearBiasPolicy<T>> {
   static Index slot_size(Index, Index) { return 1; }
   static Index scratch_size(Index, Index) { return 0; }
 
-  /// For chunks of so many queries and keys, the first of them at position `query` and `key`; to be cleared first.
+  /// For a chunk of queries and a chunk of keys. Call clear() first.
   BiasGradient(T*, Index, Index, Index, Index) {}
 
   void clear() {
     for (Vec<T>& x : sum_) x = broadcast<T>(T(0));
   }
-  /// A tile's turn: add() gets dS of keys [key, key + kRows) and a vector of queries.
+  /// One tile. add() takes dS of keys [key, key + kRows) and of vector r of the queries.
   struct Tile {
     Distances<T> distances;
     Side side;
@@ -47,7 +47,8 @@ class BiasGradient<LinearBiasPolicy<T>> {
         sum[r] = all;
         return;
       }
-      // To one side distances are one apart: two operations an entry, not four.
+      // On one side of the queries the distances of neighbouring keys differ by one: two operations per entry, not
+      // four.
 #pragma GCC unroll 8
       for (int a = 1; a < kRows; a++) {
         all = kernel::add(all, ds[a]);
@@ -56,7 +57,7 @@ class BiasGradient<LinearBiasPolicy<T>> {
       sum[r] = kernel::add(sum[r], fma(all, distances.of(key, r), ramp));
     }
   };
-  /// `common`, by lane: what is to be added to the distances of a row.
+  /// `common`: for each lane, the distance that is added to the distances of its row.
   Tile tile(const Positions<T>& queries, const T* common, Index first_key, Side side) {
     Tile tile{{queries, first_key}, side, sum_};
     for (int r = 0; r < kVectors; r++)
@@ -76,17 +77,18 @@ class BiasGradient<LinearBiasPolicy<T>> {
   Vec<T> sum_[kVectors];
 };
 
-/// Consecutive keys add to entries that overlap but for one, and a load that waits for two stores to meet is slow. So
-/// there are kLanes tables, each for the distances whose sums begin at a whole vector of it.
+/// The vectors of entries that consecutive keys add to overlap in all entries except one. A load that must wait for two
+/// earlier stores is slow. There are therefore kLanes tables, one for each remainder of the first entry of a vector
+/// modulo kLanes. Two vectors of one table are equal or disjoint.
 template <class T>
 class BiasGradient<TableBiasPolicy<T>> {
  public:
-  /// Distances, from `query` - (`key` + keys - 1) - kRows on: rows in excess add zeros.
+  /// One entry for each distance from first_distance() on. The kRows extra entries receive the zeros of excess rows.
   static Index slot_size(Index queries, Index keys) { return queries + keys + kRows; }
   static Index scratch_size(Index queries, Index keys) {
     return kLanes<T> * (ceil_div(slot_size(queries, keys), kLanes<T>) + 1) * kLanes<T>;
   }
-  /// The distance of a slot's first entry.
+  /// The distance of the first entry of a slot.
   static Index first_distance(Index query, Index key, Index keys) { return query - (key + keys - 1) - kRows; }
 
   BiasGradient(T* scratch, Index query, Index queries, Index key, Index keys)
@@ -99,7 +101,7 @@ class BiasGradient<TableBiasPolicy<T>> {
 
   struct Tile {
     T* sums;
-    Index table, at;  // `at`: the entry of the first query and the tile's first key
+    Index table, at;  // at: the entry of the first query and the first key of the tile
 
     EIGEN_ALWAYS_INLINE void add(Index key, int r, const Vec<T> (&ds)[kRows]) const {
 #pragma GCC unroll 8

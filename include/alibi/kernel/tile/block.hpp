@@ -1,5 +1,5 @@
-// Blocks of queries against tiles of keys: where a block stands, what it sees of a tile, and in what order tiles come.
-// Integers only; every mask is decided here.
+// Blocks of queries and tiles of keys: the positions of a block, the keys that it sees in a tile, and the order of the
+// tiles. Every mask is decided here, with integers. Internal.
 #pragma once
 
 #include <algorithm>
@@ -10,16 +10,16 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// The keys of a tile that a block looks at, counted from the tile's first key, and which of them each of the block's
-/// `vectors` of queries needs: vector r none from ends[r] on, the ends rising to `end`.
+/// The keys [begin, end) of a tile that a block reads, counted from the first key of the tile. Vector r of the block's
+/// queries needs only keys before ends[r]. The ends rise to `end`.
 struct TileKeys {
-  Index tile;  // the tile's first key
-  int vectors;
+  Index tile;   // the tile's first key
+  int vectors;  // of the block that hold a query
   Index begin, end;
   Index ends[kVectors];
 };
 
-/// The same in whole units of `depth` keys, with such keys before and behind as are needed for that.
+/// The same keys in whole units of `depth` keys: extended at both ends as needed.
 constexpr TileKeys whole(TileKeys keys, Index depth) {
   keys.begin = keys.begin / depth * depth;
   keys.end = (keys.end + depth - 1) / depth * depth;
@@ -27,23 +27,24 @@ constexpr TileKeys whole(TileKeys keys, Index depth) {
   return keys;
 }
 
-/// Which keys the lanes of a block see in a tile where not all see all: key with low <= key <= high.
+/// For a tile of which some lanes do not see all keys: a lane sees the keys with low <= key <= high.
 template <class T>
 struct LaneMask {
   T low[kBlock<T>], high[kBlock<T>];
 };
+/// For a tile of which all lanes see all keys.
 struct NoMask {};
 
-/// How the keys of a tile lie to the queries of a block that looks at them.
+/// The side of a block's queries on which the keys of a tile lie; edge: on both sides, or partly hidden.
 enum class Side { left, right, edge };
 
-/// Queries first, …, first + rows - 1 of a head, one a lane.
+/// Queries first, …, first + rows - 1 of a head, one for each lane.
 template <class T>
 class Block {
  public:
   Block() = default;
 
-  /// `slope` decides which key the bias is measured from (bias.hpp).
+  /// The sign of `slope` decides which key of a row has the largest bias (kernel/tile/bias.hpp).
   Block(const ResolvedMask& mask, Index first_query, Index row_count, double slope)
       : first(first_query), rows(row_count), vectors(int((row_count + kLanes<T> - 1) / kLanes<T>)) {
     const KeyRange of_first = mask.visible(first), of_last = mask.visible(first + rows - 1);
@@ -58,7 +59,7 @@ class Block {
     }
   }
 
-  /// What the block looks at in a tile: nothing where begin >= end.
+  /// The keys that the block reads in the tile that starts at key `tile`; none if begin >= end.
   TileKeys keys_of(const ResolvedMask& mask, Index tile) const {
     const Index begin = std::max<Index>(some.begin - tile, 0), end = std::min<Index>(some.end - tile, kTile);
     TileKeys keys{tile, vectors, begin, end, {}};
@@ -69,19 +70,19 @@ class Block {
     return keys;
   }
 
-  /// Where the keys lie, some of them perhaps hidden from some queries.
+  /// The side of the keys, by their positions alone: a query may not see all of them.
   Side place_of(const TileKeys& keys) const {
     if (keys.tile + keys.end - 1 <= lowest) return Side::left;
     return keys.tile + keys.begin >= highest ? Side::right : Side::edge;
   }
 
-  /// The same, or an edge where a query does not see all of them.
+  /// The same, but edge if a query does not see all of the keys.
   Side side_of(const TileKeys& keys) const {
     const bool seen = all.begin <= keys.tile + keys.begin && keys.tile + keys.end <= all.end;
     return seen ? place_of(keys) : Side::edge;
   }
 
-  /// Tiles of which some query sees some key.
+  /// The number of tiles in which some query sees some key.
   Index tiles() const { return some.begin < some.end ? (some.end - 1) / kTile - some.begin / kTile + 1 : 0; }
 
   LaneMask<T> mask_of(const ResolvedMask& mask, Index tile) const {
@@ -95,13 +96,13 @@ class Block {
   }
 
   Index first = 0, rows = 0;
-  int vectors = 0;                // that hold a query
-  KeyRange some{}, all{};         // the keys that some of its queries see, and those that all see
-  Index lowest = 0, highest = 0;  // the keys nearest to its first and last query
+  int vectors = 0;                // the number of vectors that hold a query
+  KeyRange some{}, all{};         // the keys that some query sees, and those that every query sees
+  Index lowest = 0, highest = 0;  // the keys nearest to the first and the last query
   Positions<T> positions;
 };
 
-/// Calls f with what a tile's sums start from (bias.hpp), and with what hides keys from its lanes.
+/// Calls f with the start of a tile's sums (kernel/tile/bias.hpp) and the mask of its lanes, LaneMask or NoMask.
 template <class BiasPolicy, class T, class Body>
 EIGEN_ALWAYS_INLINE void with_start(const BiasPolicy& law, const Block<T>& block, const ResolvedMask& mask,
                                     const TileKeys& keys, Side side, const Body& f) {
@@ -115,12 +116,12 @@ EIGEN_ALWAYS_INLINE void with_start(const BiasPolicy& law, const Block<T>& block
   }
 }
 
-/// The order of a task's tiles: from `center` outward, the two sides in turn.
+/// The order of the tiles of a task: from `center` outward, the two sides in turn.
 class Sweep {
  public:
   Sweep(Index first, Index center, Index last) : first_(first), last_(last), left_(center), right_(center + 1) {}
 
-  /// The next tile's number, or -1 when all have been taken.
+  /// The number of the next tile, or -1 after the last one.
   Index next() {
     const bool left = left_ >= first_, right = right_ <= last_;
     if (left && (!right || !turn_)) {
@@ -131,7 +132,7 @@ class Sweep {
     return right ? right_++ : -1;
   }
 
-  /// Takes no more tiles of one side.
+  /// Ends one side: next() returns no more of its tiles.
   void stop(Side side) { side == Side::left ? first_ = left_ + 1 : last_ = right_ - 1; }
 
  private:

@@ -1,8 +1,8 @@
-// The keys and values of one head of a cache (kv_cache.hpp), as kernels see them.
+// The keys and values of one head of a cache (kv_cache.hpp), as kernels read them.
 //
-// A tile of kTile keys is one piece of memory, aligned to a cache line: the keys transposed, [head_dim][kTile], so that
-// a query meets as many keys at once as a vector has lanes, and from `value_offset` on the values [kTile][value_dim].
-// What lies behind the last key is 0, and behind the last value there is room to read one vector more.
+// A tile of kTile keys is one piece of memory, aligned to a cache line. It starts with the keys, transposed to
+// [head_dim][kTile], so that one vector holds as many keys as it has lanes. The values [kTile][value_dim] follow from
+// `value_offset` on. Entries after the last key are 0. After the last value a further vector can be read. Internal.
 #pragma once
 
 #include "alibi/kernel/simd/vec.hpp"
@@ -12,17 +12,17 @@ namespace alibi::inline ALIBI_ISA::kernel {
 
 template <class S, class T>
 struct Cached {
-  const void* const* tiles;  // tile t is tiles[t - first_tile], of S
+  const void* const* tiles;  // tile t, of S, is at tiles[t - first_tile]
   Index first_tile;
-  Index begin;         // the first key that is held
-  Index length;        // one behind the last
+  Index begin;         // the first key in the cache
+  Index length;        // one after the last key
   Index value_offset;  // elements from the start of a tile to its values
   KeyTileBounds<T> key_bounds;
 
   const S* tile(Index t) const { return static_cast<const S*>(tiles[t - first_tile]); }
 
-  bool half = false;   // of an S that may be bfloat16 or half (rows.hpp)
-  double evicted = 0;  // share of any row's softmax mass that keys which have left have had, at most
+  bool half = false;   // for S = Narrow: whether it is half or bfloat16 (rows.hpp)
+  double evicted = 0;  // the share of a row's softmax mass that evicted keys have at most
 };
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

@@ -1,11 +1,12 @@
-// How far the keys of a head are from a centre, tile by tile: all that pruning knows of keys it has not read.
+// Key tile bounds: for each tile of a head, an upper bound of the distance of its keys from a common centre. Pruning
+// knows nothing else of the remaining keys.
 //
-// Softmax does not see a common shift of the keys, and real keys have a large mean: what counts is |k_j - c|, not
-// |k_j|. A few tiles hold keys far out, the first tokens of real models above all. Such tiles stand apart: each is
-// judged by itself, and they are left out of the prefix maxima, which judge all the other, ordinary ones at once. The
-// first tile always stands apart.
+// Softmax ignores a common shift of the keys, and the keys of real models have a large mean. The distance |k_j - c|
+// therefore counts, not |k_j|. A few tiles, most often those of the first tokens of real models, hold keys far from the
+// centre. They are outlier tiles. Each is judged by itself and does not enter the prefix maxima. The prefix maxima
+// judge all ordinary tiles at once. The first tile is always an outlier.
 //
-// Every number here is rounded up, and infinite where a key is not finite, so that no such key is ever pruned.
+// All bounds are rounded up. They are infinite where a key is not finite, so that such a key is never pruned. Internal.
 #pragma once
 
 #include <algorithm>
@@ -17,40 +18,41 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// Tiles of kTile keys. Arrays begin at tile `first`: entry t - first is that of tile t.
+/// The bounds of a head's tiles of kTile keys. Arrays start at tile `first`: entry t - first belongs to tile t.
 template <class T>
 struct KeyTileBounds {
   const T* center = nullptr;               // c [head_dim]
   T center_norm = 0;                       // at least |c|
   T largest = 0;                           // the largest of all radii
-  Index first = 0, tiles = 0;              // the tiles known are first, …, first + tiles - 1
+  Index first = 0, tiles = 0;              // bounds exist for tiles first, …, first + tiles - 1
   const T* radius = nullptr;               // at least |k_j - c| for every key j of the tile
   const T* prefix_max = nullptr;           // the largest radius of the ordinary tiles up to this one
-  const T* suffix_max = nullptr;           // … from this one on; null where no query looks ahead
-  T chord_norm = 0;                        // a norm that few queries exceed, base 2; with it go, or null:
-  const T* weight = nullptr;               // at least log2 Σ 2^(chord_norm |k_j - c|) over the keys of the tile
-  const std::int32_t* outliers = nullptr;  // numbers of the tiles that stand apart, rising
+  const T* suffix_max = nullptr;           // … from this one on; null if no query sees keys after it
+  T chord_norm = 0;                        // a norm of q' that few queries exceed (base 2); for `weight`
+  const T* weight = nullptr;               // at least log2 Σ 2^(chord_norm |k_j - c|) over the tile; or null
+  const std::int32_t* outliers = nullptr;  // the numbers of the outlier tiles, rising
   Index outlier_count = 0;
 };
 
-/// What compute_tail_bounds() of measure.hpp has to say of a head: a number a tile, and another one where queries look
-/// ahead.
+/// The number of tail bounds of a head (compute_tail_bounds() of kernel/pruning/key_stats.hpp): one for each tile, or
+/// two if queries see keys after them.
 template <class T>
 Index tail_bounds_size(const KeyTileBounds<T>& key_bounds) {
   return key_bounds.tiles * (key_bounds.suffix_max ? 2 : 1);
 }
 
-/// Tells ordinary tiles from those that stand apart; tiles come in rising order.
+/// Separates outlier tiles from ordinary tiles. Takes the tiles in rising order.
 template <class T>
 class OutlierFilter {
  public:
-  /// Whether the next tile stands apart: it is the first, not finite, or reaches half as far again as ordinary ones on
-  /// average. Of these no more than one in 16, and a few at first: where they are many, that is what keys are like now.
+  /// Whether the next tile is an outlier: it is the first, is not finite, or has more than 1.5 times the mean radius of
+  /// the ordinary tiles. The last kind is limited to about tiles/16 + 4. If more tiles had such radii, these would be
+  /// ordinary.
   bool is_outlier(Index tile, T radius) const {
     return tile == 0 || !(radius <= std::numeric_limits<T>::max()) ||
            (16 * outliers_ <= tile + 64 && double(radius) * double(count_) > 1.5 * sum_);
   }
-  /// The largest ordinary radius with the next tile.
+  /// The largest ordinary radius, the next tile included.
   T largest(Index tile, T radius) const { return is_outlier(tile, radius) ? largest_ : std::max(largest_, radius); }
 
   void add(Index tile, T radius) {
@@ -69,12 +71,12 @@ class OutlierFilter {
   Index count_ = 0, outliers_ = 0;
 };
 
-/// At least √square, where `square` is a sum of `terms` squares in T: the sum is off by its rounding errors at most
-/// (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1), and infinite for NaN.
+/// At least the norm √Σ x², where `square` is the sum of `terms` squares, computed in T. Covers the rounding errors of
+/// the sum (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1). Infinite for NaN.
 template <class T>
 T norm_above(T square, Index terms) {
   constexpr T kUnit = std::numeric_limits<T>::epsilon();
-  // Squares below the smallest normal number may have been lost.
+  // Squares below the smallest normal number may have been flushed to 0.
   const T norm = std::sqrt(square + T(terms) * std::numeric_limits<T>::min()) * (T(1) + T(terms + 4) * kUnit);
   return norm <= std::numeric_limits<T>::max() ? norm : std::numeric_limits<T>::infinity();
 }

@@ -1,11 +1,11 @@
-// A tile of keys and values as the products read it: where it lies if its numbers are those that are multiplied, else
-// widened, or paired for the dot product instruction, once for all blocks of a task.
+// A tile of keys and values as the products read it. If the stored type is the type that is multiplied, the tile is
+// read in place. Otherwise it is widened, or paired for the dot product instruction, once for all blocks of a task.
 //
 //   stored        rows                    a cache (cached.hpp)
 //   keys          [kTile][head_dim]       [head_dim][kTile]
 //   values        [kTile][value_dim]      [kTile][value_dim]
 //
-// Pairs join two dims of a key, and two keys of a value dim.
+// A pair holds two dims of a key, or two keys of a value dim. Internal.
 #pragma once
 
 #include <algorithm>
@@ -24,8 +24,8 @@ namespace alibi::inline ALIBI_ISA::kernel {
 
 using alibi::detail::Sum;
 
-/// How numbers are stored and multiplied: queries and output of E, keys and values of S, as rows or in a cache.
-/// `pairs`: bfloat16 is multiplied by the dot product instruction. `Law` is the bias (bias.hpp).
+/// How numbers are stored and multiplied: queries and output are of E, keys and values of S, in rows or in a cache.
+/// `pairs`: the dot product instruction multiplies bfloat16. BiasPolicy is the kind of bias (kernel/tile/bias.hpp).
 template <class E, class S, bool cached, bool pairs = false, class BiasPolicy = LinearBiasPolicy<Sum<E>>>
 struct KernelTraits {
   using Query = E;
@@ -48,8 +48,7 @@ struct KeyRows {
 template <class F>
 using Source = std::conditional_t<F::kCached, Cached<typename F::Stored, typename F::T>, KeyRows<typename F::Stored>>;
 
-/// Unit i of key j is k[j key_stride + i kDimStep]; a row of values, or a pair of them, is `value_stride` from the
-/// next.
+/// Unit i of key j is k[j key_stride + i kDimStep]. Rows of values, or of pairs of values, are `value_stride` apart.
 template <class U>
 struct Tile {
   const U* k;
@@ -58,7 +57,7 @@ struct Tile {
   Index value_stride;
 };
 
-/// Units that a task needs for tiles which are not read in place: keys, then values.
+/// The number of units of a tile that is not read in place: keys, then values.
 template <class F>
 constexpr Index tile_units(Index head_dim, Index value_dim) {
   using U = typename F::Unit;
@@ -67,7 +66,8 @@ constexpr Index tile_units(Index head_dim, Index value_dim) {
   return ceil_div(all, kBlock<float>) * kBlock<float>;
 }
 
-/// The first `count` keys of tile `number`, brought near if they are not read in place; `buffer` has tile_units.
+/// Loads the first `count` keys and values of tile `number`. A tile that is not read in place is converted into
+/// `buffer`, which has tile_units() units.
 template <class F>
 Tile<typename F::Unit> load_tile(const Source<F>& source, Index number, Index count, Index head_dim, Index value_dim,
                                  typename F::Unit* buffer) {
@@ -126,7 +126,7 @@ Tile<typename F::Unit> load_tile(const Source<F>& source, Index number, Index co
   }
 }
 
-/// Asks for tile `number` of `keys` keys in all, in so many calls.
+/// Prefetches tile `number` of a head with `keys` keys, spread over `calls` calls.
 template <class F>
 Prefetch prefetch_tile(const Source<F>& source, Index number, Index keys, Index head_dim, Index value_dim,
                        Index calls) {

@@ -1,12 +1,12 @@
-// The register tile that both matrix products of attention are made of.
+// The register tile of both matrix products of attention.
 //
 //   acc[a][lane] += Σ_i x[a][i] · y[i][lane]        a < M, lanes of N vectors
 //
-// In the forward, for scores x is M keys and y the packed queries, i runs over head_dim; for values x is M dims of the
-// value rows and y the probabilities, i runs over the keys. x is read where it lies, one scalar broadcast against N
-// vectors: nothing is packed or transposed per tile. In decode it is the other way round: x is M queries, or their
-// probabilities, and y the keys of a cache, or the value rows. Counted per i: M · N multiply-adds against M broadcasts
-// and N loads.
+// The forward has two products. For scores, x is M keys, y the transposed queries, and i runs over head_dim. For
+// values, x is M dims of the value rows, y the probabilities, and i runs over the keys. x is read in place, one scalar
+// broadcast for N vectors, so that nothing is packed or transposed per tile. Decoding exchanges the two: x is M queries
+// or their probabilities, and y the keys of a cache or the value rows. Each i takes M · N multiply-adds, M broadcasts
+// and N loads. Internal.
 #pragma once
 
 #include <cstddef>
@@ -17,9 +17,9 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// x[a] points at the first scalar of its row, the next is `step` further; rows of y are `stride` apart, of which
-/// vectors [R, N) count. X is the type of the sums, or BfloatPair on both sides, which is two products an entry; y is
-/// widened as it is read.
+/// x[a] points at the first scalar of a row, whose scalars are `step` apart. Rows of y are `stride` apart, and only
+/// vectors [R, N) of them are used. X is the type of the sums, or BfloatPair, with two products per entry; then y holds
+/// pairs too. y is widened as it is read.
 template <int R, int N, std::size_t M, std::size_t V, class X, class Y, class P>
 EIGEN_ALWAYS_INLINE void multiply_add(const X* const (&x)[M], Index step, const Y* y, Index stride, Index length,
                                       P (&acc)[M][V]) {
@@ -37,7 +37,7 @@ EIGEN_ALWAYS_INLINE void multiply_add(const X* const (&x)[M], Index step, const 
   }
 }
 
-/// Calls f with n, 1 <= n <= N, as a compile-time constant.
+/// Calls f with n as a compile-time constant; 1 <= n <= N.
 template <int N = kVectors, class F>
 EIGEN_ALWAYS_INLINE void with_vectors(int n, const F& f) {
   if constexpr (N > 1) {

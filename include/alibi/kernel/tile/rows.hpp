@@ -1,7 +1,9 @@
-// Rows: the tokens of one head, and how they come near.
+// Rows: the tokens of one head, and how they are loaded.
 //
-//   queries           packed once per block as [units of head_dim][kBlock]: transposed, scaled, one lane a query
-//   keys and values   read where they lie, or widened or paired once per tile (tile.hpp); asked for ahead of time
+//   queries           once per block, as [units of head_dim][kBlock]: transposed, scaled, one lane for each query
+//   keys and values   read in place, or widened or paired once per tile (kernel/tile/load.hpp); prefetched before
+//
+// Internal.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +17,7 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// Tokens of one head: row t is at data + t stride.
+/// The tokens of one head. Row t is at data + t stride.
 template <class T>
 struct Rows {
   T* data;
@@ -29,8 +31,8 @@ struct Rows {
   }
 };
 
-/// A bfloat16 or a half: which of the two is known at run time, so that a kernel that works in float is compiled once
-/// for both. Rows of them say which.
+/// A bfloat16 or a half. Which of the two is known at run time, so that a kernel that computes in float is compiled
+/// once for both. Rows<Narrow>::half tells them apart.
 struct Narrow {
   std::uint16_t bits;
 };
@@ -44,7 +46,7 @@ struct Rows<T> {
   T* operator[](Index t) const { return data + t * stride; }
 };
 
-/// What kernels read and write arrays of E as.
+/// The element type that kernels use for arrays of E.
 template <class E>
 using Erased = std::conditional_t<sizeof(E) == 2, Narrow, E>;
 
@@ -56,7 +58,7 @@ Rows<T> rows_at(T* data, Index stride, bool half) {
     return {data, stride};
 }
 
-/// Calls f with the rows as rows of what they hold.
+/// Calls f with the rows, typed by the scalar that they hold.
 template <class T, class Body>
 void with_scalar(const Rows<T>& rows, const Body& f) {
   if constexpr (std::is_same_v<T, const Narrow>) {
@@ -70,7 +72,7 @@ void with_scalar(const Rows<T>& rows, const Body& f) {
   }
 }
 
-/// Rows [first, first + count) of `dims` numbers as T, `stride` from one to the next.
+/// Converts rows [first, first + count) of `dims` values to T and stores them at `to`, `stride` apart.
 template <class T, class E>
 void widen_rows(const Rows<const E>& rows, Index first, Index count, Index dims, T* to, Index stride) {
   with_scalar(rows, [&](const auto& typed) {
@@ -81,25 +83,27 @@ void widen_rows(const Rows<const E>& rows, Index first, Index count, Index dims,
 /// n / unit, rounded up.
 constexpr Index ceil_div(Index n, Index unit) { return (n + unit - 1) / unit; }
 
-/// n, rounded up to whole vectors.
+/// n, rounded up to whole vectors of T.
 template <class T>
 constexpr Index round_up(Index n) {
   return ceil_div(n, kLanes<T>) * kLanes<T>;
 }
 
-/// Units in `dims` dims: a unit is a dim, or a pair of them.
+/// The number of dims, or keys, in a unit: 1, or 2 in a pair.
 template <class U>
 inline constexpr Index kDepth = std::is_same_v<U, BfloatPair> ? 2 : 1;
+/// The number of units in `dims` dims.
 template <class U>
 constexpr Index units(Index dims) {
   return ceil_div(dims, kDepth<U>);
 }
 
-/// The bits of one unit as a float or double: what a transposition moves is no number.
+/// The type of a unit in a transposition: a pair is moved as the bits of a float.
 template <class U>
 using Carrier = std::conditional_t<std::is_same_v<U, BfloatPair>, float, U>;
 
-/// n <= kLanes units of a row of `left` dims, zeros behind the last; touches nothing behind them.
+/// Loads up to kLanes units from a row with `left` dims left. Lanes after the last unit are 0. Reads nothing after the
+/// row.
 template <class U, class E>
 EIGEN_ALWAYS_INLINE Vec<Carrier<U>> load_units(const E* p, Index left) {
   using C = Carrier<U>;
@@ -116,8 +120,8 @@ EIGEN_ALWAYS_INLINE Vec<Carrier<U>> load_units(const E* p, Index left) {
   }
 }
 
-/// Rows [first, first + count), transposed: unit d of the i-th of them goes to to[d * kBlock + i], i < kLanes, numbers
-/// (not pairs) times `scale`; lanes behind the last row hold zeros.
+/// Packs rows [first, first + count) transposed: unit d of row first + i goes to to[d * kBlock + i], for i < kLanes.
+/// Values are multiplied by `scale`, pairs are not. Lanes after the last row hold zeros.
 template <class U, class E, class T>
 void pack_transposed(Rows<const E> rows, Index first, Index count, Index dims, T scale, U* to) {
   using C = Carrier<U>;
@@ -141,8 +145,8 @@ void pack_transposed(Rows<const Narrow> rows, Index first, Index count, Index di
   with_scalar(rows, [&](const auto& typed) { pack_transposed(typed, first, count, dims, scale, to); });
 }
 
-/// The other way round: lane i of dim d at from[d * kBlock + i], times the lane's `scale`, to rows[first + i]. With
-/// `adds` it joins what is there.
+/// The inverse: lane i of dim d, at from[d * kBlock + i], multiplied by the `scale` of the lane, goes to dim d of
+/// rows[first + i]. If `adds`, it is added to the value there.
 template <bool adds = false, class T, class E>
 void unpack_transposed(const T* from, Vec<T> scale, Index dims, Rows<E> rows, Index first, Index count) {
   constexpr int W = kLanes<T>;
@@ -165,11 +169,11 @@ void unpack_transposed(const T* from, Vec<T> scale, Index dims, Rows<Narrow> row
   with_scalar(rows, [&](const auto& typed) { unpack_transposed<false>(from, scale, dims, typed, first, count); });
 }
 
-/// Brings rows of up to two arrays towards the cache, some at each call, so that they arrive while others are used.
+/// Prefetches rows of up to two arrays, some at each call, while other rows are in use.
 class Prefetch {
  public:
   Prefetch() = default;
-  /// `count` rows of each, at so many calls.
+  /// `count` rows of each array, spread over `calls` calls.
   template <class A, class B>
   Prefetch(const A* a, Index a_stride, Index a_size, const B* b, Index b_stride, Index b_size, Index count, Index calls)
       : a_{bytes(a), a_stride * Index(sizeof(A)), a_size * Index(sizeof(A))},

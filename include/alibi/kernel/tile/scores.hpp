@@ -1,9 +1,10 @@
-// S = τ Q K' + bias, one tile of keys against one block of queries, transposed: a lane is a query.
+// S = τ Q K' + bias, for one tile of keys and one block of queries, transposed: each lane is a query.
 //
 //   S[key][query] = start[key][query] + Σ_d k[key][d] · Q[d][query]
 //
-// Q holds the block's queries as [units of head_dim][kBlock], scaled by τ log2 e; pairs of bfloat16 are not scaled,
-// that would round them once more: there the sum is, τ log2 e · Σ_d, before the start joins.
+// Q holds the queries of the block as [units of head_dim][kBlock], scaled by τ log2 e. Pairs of bfloat16 are not
+// scaled, because that would round them once more. Their sum is scaled instead, τ log2 e · Σ_d, and then added to the
+// start. Internal.
 #pragma once
 
 #include <algorithm>
@@ -17,10 +18,11 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// Rows of a buffer of scores. Keys come kRows at a time from any first one on, so that the last rows may be in excess.
+/// The rows of a buffer of scores. Scores are computed for kRows keys at a time from any first key on, so that the last
+/// rows may be in excess.
 inline constexpr Index kScoreRows = kTile + kRows;
 
-/// Keys [key, key + kRows) against N vectors of queries from vector `r0` on. Behind the last key that one is repeated.
+/// Scores of keys [key, key + kRows) and N vectors of queries from vector `r0` on. Rows in excess repeat the last key.
 template <class F, int N, class T, class Bias>
 EIGEN_ALWAYS_INLINE void score_rows(const typename F::Unit* k, Index key_stride, Index dims, const typename F::Unit* q,
                                     T scale, const TileKeys& keys, Index key, int r0, const Bias& bias,
@@ -43,7 +45,7 @@ EIGEN_ALWAYS_INLINE void score_rows(const typename F::Unit* k, Index key_stride,
   }
 }
 
-/// Scores that the lanes do not see become -inf; `keys` as in score_rows().
+/// Sets the scores of keys that a lane does not see to -inf. `last` is the last key in use; rows in excess repeat it.
 template <int N, class T, class Mask>
 EIGEN_ALWAYS_INLINE void hide(const Mask& mask, Index last, Index key, int r0, Vec<T> (&acc)[kRows][kVectors]) {
   if constexpr (!std::is_same_v<Mask, NoMask>) {
@@ -60,13 +62,14 @@ EIGEN_ALWAYS_INLINE void hide(const Mask& mask, Index last, Index key, int r0, V
   }
 }
 
-/// Scores of the keys in use, kRows at a time for as many vectors of queries as need them: finish(n, key, r0, acc) gets
-/// those of keys [key, key + kRows) in acc[kRows][0 … n), n a compile-time constant, for vectors r0 … r0 + n - 1.
-/// Behind the last key that one is repeated. `dims` counts units.
+/// Computes the scores of the keys in use, kRows at a time, for the vectors of queries that need them. Calls
+/// finish(n, key, r0, acc) with the scores of keys [key, key + kRows) and vectors r0 … r0 + n - 1 in acc[kRows][0 … n),
+/// where n is a compile-time constant. Rows in excess repeat the last key. `dims` counts units. ahead() is called once
+/// for each kRows keys, to prefetch.
 template <class F, class T, class Bias, class Ahead, class Finish>
 void score(const typename F::Unit* k, Index key_stride, Index dims, const typename F::Unit* q, T scale,
            const TileKeys& keys, const Bias& bias, Ahead& ahead, const Finish& finish) {
-  int first = 0;  // the vectors before it need no more keys
+  int first = 0;  // vectors before it need no more keys
   for (Index key = keys.begin; key < keys.end; key += kRows) {
     while (key >= keys.ends[first]) first++;
     ahead();
@@ -78,12 +81,12 @@ void score(const typename F::Unit* k, Index key_stride, Index dims, const typena
   }
 }
 
-/// What the forward does with scores: into s [kScoreRows][kBlock], rows in excess included; `largest`, by lane, takes
-/// their maximum.
+/// Stores the scores of the forward in s [kScoreRows][kBlock], rows in excess included, and updates `largest`, the
+/// maximum of each lane.
 template <class T, class Mask>
 struct StoreScores {
   const Mask& mask;
-  Index last;  // of the keys in use
+  Index last;  // key in use
   T* s;
   Vec<T>* largest;
 

@@ -1,10 +1,12 @@
-// The online softmax (Milakov & Gimelshein, arXiv 1805.02867), one row a lane, in base 2.
+// The online softmax (Milakov & Gimelshein, arXiv 1805.02867), one row for each lane, in base 2.
 //
-// A row's state after some of its keys is (reference, sum):  sum = Σ_j 2^(s_j - reference), and with it goes the output
-// so far, O = Σ_j 2^(s_j - reference) v_j. The reference need not be the maximum, only near it: it moves when a score
-// outgrows it by 2^kSlack, so that most tiles rescale nothing. No digit is lost by that, sums being floating-point.
+// After some keys, the state of a row is (reference, sum), with sum = Σ_j 2^(s_j - reference). The output so far is
+// O = Σ_j 2^(s_j - reference) v_j. The reference, μ, need only be close to the maximum. It moves only when a score
+// exceeds it by more than kSlack, so that most tiles rescale nothing. This costs no digits, because sums are
+// floating-point numbers.
 //
-// States of disjoint sets of keys merge: associative and commutative up to rounding, with empty() as identity.
+// States of disjoint sets of keys can be merged. The merge is associative and commutative up to rounding, and empty()
+// is its identity. Internal.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +22,7 @@ namespace alibi::inline ALIBI_ISA::kernel {
 template <class T>
 inline constexpr T kSlack = T(8);
 
-// The least probability is 2^kNegligible: lower ones change no result, but their products with values would be
+// The smallest probability is 2^kNegligible. Smaller ones change no result, but their products with values would be
 // subnormal numbers, which take a hundred times as long.
 template <class T>
 inline constexpr T kNegligible = sizeof(T) == 4 ? T(-100) : T(-960);
@@ -29,14 +31,13 @@ template <class T>
 struct SoftmaxState {
   Vec<T> reference, sum;
 
-  /// No key seen. The reference is finite, so that differences of references are never inf - inf.
+  /// The state without keys. The reference is finite, so that differences of references are never inf - inf.
   static SoftmaxState empty() { return {broadcast<T>(std::numeric_limits<T>::lowest() / 2), broadcast<T>(T(0))}; }
 
-  /// Whether a score up to `largest` calls for raise().
+  /// Whether a score of `largest` in any lane requires raise().
   bool outgrown(Vec<T> largest) const { return any_lt(add(reference, broadcast<T>(kSlack<T>)), largest); }
 
-  /// Moves the reference up to `largest`; returns the factor that sums and outputs so far are to be multiplied with,
-  /// which `sum` has been.
+  /// Raises the reference to `largest`. Returns the factor for the outputs so far; `sum` is already multiplied by it.
   Vec<T> raise(Vec<T> largest) {
     const Vec<T> previous = reference;
     reference = max(reference, largest);
@@ -45,8 +46,8 @@ struct SoftmaxState {
     return factor;
   }
 
-  /// Takes in the keys of `other`. Its outputs are to be multiplied with the second factor and added to this one's,
-  /// multiplied with the first.
+  /// Adds the keys of `other`. The merged output is factors.self times the output of this state plus factors.other
+  /// times the output of `other`.
   struct Factors {
     Vec<T> self, other;
   };
@@ -56,14 +57,15 @@ struct SoftmaxState {
     return factors;
   }
 
-  /// What outputs are to be multiplied with at the end: 1 / sum, or 0 for a row that saw no key.
+  /// The factor for the outputs at the end: 1 / sum, or 0 for a row that sees no key.
   Vec<T> normalizer() const {
     const Vec<T> zero = broadcast<T>(T(0));
     return select_le(sum, zero, zero, div(broadcast<T>(T(1)), sum));
   }
 };
 
-/// 2^x, at least 2^kNegligible; with Masked, what is negligible, masked scores first of all, becomes 0.
+/// 2^x, at least 2^kNegligible. If Masked, negligible probabilities are 0 instead; those of masked scores are
+/// negligible.
 template <bool Masked, class T>
 EIGEN_ALWAYS_INLINE Vec<T> probability(Vec<T> x) {
   const Vec<T> p = exp2<T>(x, kNegligible<T>);
@@ -71,9 +73,8 @@ EIGEN_ALWAYS_INLINE Vec<T> probability(Vec<T> x) {
   return p;
 }
 
-/// P = 2^(S - shift) in place over the keys [begin, ends[N - 1]) of vectors [R, N), the first of which drops out at
-/// ends[R]; `sum` grows by P. Rows of pairs, U, hold two keys: they begin where their two rows of scores were, the
-/// first of which has been read by then.
+/// Replaces S by P = 2^(S - shift) in place and adds P to `sum`, for keys [begin, ends[r]) of each vector r in [R, N).
+/// A row of pairs, U, holds two keys. It is written to memory whose scores have already been read.
 template <class U, int R, int N, bool Masked, class T>
 EIGEN_ALWAYS_INLINE void exponentiate_keys(T* s, Index begin, const Index* ends, const Vec<T>* shift, Vec<T>* sum) {
   for (Index j = begin; j < ends[R]; j += kDepth<U>)
@@ -93,8 +94,8 @@ EIGEN_ALWAYS_INLINE void exponentiate_keys(T* s, Index begin, const Index* ends,
   if constexpr (R + 1 < N) exponentiate_keys<U, R + 1, N, Masked>(s, ends[R], ends, shift, sum);
 }
 
-/// Scores, at most `largest`, become probabilities, of type U, `offset` being added to every score, and the states'
-/// sums grow by them. Beside a huge offset the reference is rounded: no exponent exceeds kSlack all the same.
+/// Replaces the scores, at most `largest` without their `offset`, by probabilities of type U, and adds these to the
+/// sums of the states. If the offset is huge, the reference is rounded, but no exponent exceeds kSlack.
 template <class U, int N, bool Masked, class T>
 EIGEN_ALWAYS_INLINE void exponentiate(T* s, Index begin, const Index* ends, const Vec<T>* offset, const Vec<T>* largest,
                                       SoftmaxState<T>* state) {

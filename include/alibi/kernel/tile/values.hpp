@@ -1,6 +1,8 @@
-// O = α O + P V, transposed like the scores: a lane is a query.
+// O = α O + P V, transposed like the scores: each lane is a query.
 //
 //   O[d][query] = α[query] O[d][query] + Σ_key v[key][d] · P[key][query]
+//
+// Internal.
 #pragma once
 
 #include <cstddef>
@@ -12,11 +14,11 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-/// What becomes of the output that is there already.
+/// What happens to the output so far.
 enum class Accumulate { overwrite, add, rescale };
 
-/// acc += P V over the keys [begin, ends[N - 1]) of vectors [R, N), the first of which drops out at ends[R]. Rows of
-/// values and probabilities hold a key each, or a pair of them.
+/// acc += P V over keys [begin, ends[r]) of each vector r in [R, N). A row of values or probabilities holds one key, or
+/// a pair of keys.
 template <int R, int N, int M, class U, class T>
 EIGEN_ALWAYS_INLINE void add_keys(const U* v, Index stride, const U* p, Index begin, const Index* ends,
                                   Vec<T> (&acc)[std::size_t(M)][kVectors]) {
@@ -28,8 +30,8 @@ EIGEN_ALWAYS_INLINE void add_keys(const U* v, Index stride, const U* p, Index be
   if constexpr (R + 1 < N) add_keys<R + 1, N, M, U, T>(v, stride, p, ends[R], ends, acc);
 }
 
-/// M value dims, the first of them at v and o, for N vectors of queries. A tile is summed by itself before it joins o:
-/// one running sum over all keys would lose a digit or two of a float by 16,384 of them.
+/// Updates M value dims, the first of them at v and o, for N vectors of queries. The sum of a tile is computed by
+/// itself and then added to o: one running sum over 16,384 keys would lose one or two digits of a float.
 template <int M, int N, class U, class T>
 EIGEN_ALWAYS_INLINE void value_dims(const U* v, Index stride, const U* p, const TileKeys& keys, Accumulate mode,
                                     const Vec<T>* factor, T* o) {
@@ -50,8 +52,8 @@ EIGEN_ALWAYS_INLINE void value_dims(const U* v, Index stride, const U* p, const 
     }
 }
 
-/// Keys of a tile, p [units of kScoreRows][kBlock], o [value_dim][kBlock]: M dims at a time, what is left with half as
-/// many.
+/// Adds the keys of a tile to the output: p [units of kScoreRows][kBlock], o [value_dim][kBlock]. Takes M dims at a
+/// time, and half as many for the remaining dims.
 template <int N, int M = kRows, class U, class T>
 void accumulate(const U* v, Index stride, Index value_dim, const U* p, const TileKeys& keys, Accumulate mode,
                 const Vec<T>* factor, T* o) {
