@@ -58,7 +58,7 @@ typename CallMemory<F>::Sizes sizes_of(const kernel::Params<F>& call, const All&
     sizes.measures += heads * kernel::ceil_div(tiles, MeasureItem::kTiles);
     sizes.key_bounds += heads;
     const Index sides = sides_of(sequence);
-    sizes.numbers += heads * kernel::KeyNumbers<T>::size(call.head_dim, tiles, sides) + call.heads * sides * tiles;
+    sizes.numbers += heads * kernel::KeyStatsMemory<T>::size(call.head_dim, tiles, sides) + call.heads * sides * tiles;
     sizes.outliers += heads * tiles;
   }
   return sizes;

@@ -26,7 +26,7 @@ struct MeasureItem {
 /// A kv head whose keys are measured.
 template <class T>
 struct Measured {
-  kernel::KeyNumbers<T> keys;
+  kernel::KeyStatsMemory<T> keys;
   T chord_norm;
 };
 
@@ -57,7 +57,7 @@ struct CallMemory {
   std::span<MeasureItem> measures;
   std::span<kernel::KeyTileBounds<T>> key_bounds;  // of the kv heads of all measured sequences
   std::span<Measured<T>> measured;                 // of the same kv heads
-  std::span<T> numbers;  // the KeyNumbers of these kv heads, then the tail bounds of the heads
+  std::span<T> numbers;  // the KeyStatsMemory of these kv heads, then the tail bounds of the heads
   std::span<std::int32_t> outliers;
   std::span<T> table;  // of a table bias: [heads][kernel::Tables::size()], padded
 
@@ -92,7 +92,7 @@ void measure_keys(CallMemory<F>& memory, const kernel::Params<F>& call, const Ex
     if (tiles == 0) continue;
     sequence.key_bounds = &memory.key_bounds[std::size_t(measured)];
     for (Index kv = 0; kv < call.kv_heads; kv++, measured++) {
-      const kernel::KeyNumbers<T> keys(numbers, outliers, call.head_dim, tiles, sides_of(sequence));
+      const kernel::KeyStatsMemory<T> keys(numbers, outliers, call.head_dim, tiles, sides_of(sequence));
       kernel::with_scalar(kernel::rows_of(sequence.k, kv), [&]<class E>(const kernel::Rows<const E>& k) {
         kernel::find_center<E>(k, sequence.mask.keys, call.head_dim, keys.center);
       });
@@ -110,14 +110,14 @@ void measure_keys(CallMemory<F>& memory, const kernel::Params<F>& call, const Ex
   executor.for_each(count, [&](Index i, int) {
     const MeasureItem& item = memory.measures[std::size_t(i)];
     const auto& sequence = memory.sequences[std::size_t(item.sequence)];
-    const kernel::KeyNumbers<T>& keys = memory.measured[std::size_t(item.measured)].keys;
+    const kernel::KeyStatsMemory<T>& keys = memory.measured[std::size_t(item.measured)].keys;
     const T chord_norm = memory.measured[std::size_t(item.measured)].chord_norm;
     kernel::with_scalar(kernel::rows_of(sequence.k, item.kv_head), [&](const auto& k) {
       for (Index t = item.first_tile; t < std::min(item.first_tile + MeasureItem::kTiles, keys.tiles); t++) {
         const Index first = t * kernel::kTile, end = std::min(first + kernel::kTile, sequence.mask.keys);
         const auto measure = kernel::measure_tile(k, first, end, call.head_dim, keys.center, chord_norm);
         keys.radius[t] = measure.radius;
-        keys.weight[t] = measure.weight;
+        keys.log_mass[t] = measure.log_mass;
       }
     });
   });

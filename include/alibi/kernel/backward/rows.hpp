@@ -85,9 +85,9 @@ class BackwardRows {
     for (Index i = 0; i < kBlock<T>; i++) {
       const Index query = block.first + i;
       stats.lse[i] = std::numeric_limits<T>::infinity();
-      stats.minus[i] = stats.common[i] = T(0);
+      stats.minus_d[i] = stats.common_distance[i] = T(0);
       if (i >= block.rows) continue;
-      find_lse(query, stats.lse[i], stats.common[i]);
+      find_lse(query, stats.lse[i], stats.common_distance[i]);
       std::fill_n(grad_q[query], params_.head_dim, T(0));
     }
     with_scalar(rows_of(backward_.output, head_), [&](const auto& output) {
@@ -95,7 +95,7 @@ class BackwardRows {
         with_scalar(rows, [&](const auto& grad_output) {
           for (Index i = 0; i < block.rows; i++)
             if (stats.lse[i] != std::numeric_limits<T>::infinity())
-              stats.minus[i] = -dot(output[block.first + i], grad_output[block.first + i], backward_.output.head_dim);
+              stats.minus_d[i] = -dot(output[block.first + i], grad_output[block.first + i], backward_.output.head_dim);
         });
       });
     });
@@ -111,10 +111,11 @@ class BackwardRows {
     const double slope = sequence_.slope(head_), distance = double(mask_.common_distance(query, slope));
     const double shifted_lse = given + slope * distance;
     if (backward_.shifted_lse) {
-      const double own = double(backward_.shifted_lse[head_ * sequence_.q.tokens + query]);
-      const double rounding = double(std::numeric_limits<T>::epsilon()) * (std::abs(given) + std::abs(own) + 8);
-      if (std::isfinite(own) && std::abs(own - shifted_lse) <= rounding) {
-        lse = T(own * std::numbers::log2e);
+      const double computed_lse = double(backward_.shifted_lse[head_ * sequence_.q.tokens + query]);
+      const double rounding =
+          double(std::numeric_limits<T>::epsilon()) * (std::abs(given) + std::abs(computed_lse) + 8);
+      if (std::isfinite(computed_lse) && std::abs(computed_lse - shifted_lse) <= rounding) {
+        lse = T(computed_lse * std::numbers::log2e);
         return;
       }
       common = T(distance);
@@ -128,10 +129,10 @@ class BackwardRows {
     TileRange& tiles = stats.tiles;
     tiles = {};
     if (block.tiles() == 0) return 0;
-    tiles = {std::int32_t(block.some.begin / kTile), std::int32_t((block.some.end - 1) / kTile)};
+    tiles = {std::int32_t(block.any_visible.begin / kTile), std::int32_t((block.any_visible.end - 1) / kTile)};
     if (!key_bounds_) return 0;
     const TileRange all = tiles;
-    measure(block, stats);
+    compute_query_bounds(block, stats);
     Vec<T> pruned_mass[kVectors];
     for (Vec<T>& x : pruned_mass) x = broadcast<T>(T(0));
 
@@ -139,8 +140,8 @@ class BackwardRows {
     // proved by itself.
     const auto prune = [&](Index number, bool left, Vec<T>* sum) {
       const RemainingKeys<T> remaining =
-          left ? remaining_until<T>(*key_bounds_, tail_bounds_, slope_, number, {block.some.begin, mask_.keys})
-               : remaining_from<T>(*key_bounds_, tail_bounds_, slope_, number, block.some.end);
+          left ? remaining_until<T>(*key_bounds_, tail_bounds_, slope_, number, {block.any_visible.begin, mask_.keys})
+               : remaining_from<T>(*key_bounds_, tail_bounds_, slope_, number, block.any_visible.end);
       const T share = budget_.side<T>(left && mask_.right > 0);
       return try_prune(block.positions, stats, slope_, remaining, left, share, sum);
     };
@@ -159,13 +160,13 @@ class BackwardRows {
     tiles.first = std::int32_t(first);
 
     if (mask_.right > 0) {
-      Index last = std::max<Index>(ceil_div(block.highest, kTile), tiles.first), gone = tiles.last + 1;
-      while (last < gone) {
-        const Index middle = (last + gone) / 2;
-        can_prune(middle, false) ? gone = middle : last = middle + 1;
+      Index last = std::max<Index>(ceil_div(block.highest, kTile), tiles.first), pruned_from = tiles.last + 1;
+      while (last < pruned_from) {
+        const Index middle = (last + pruned_from) / 2;
+        can_prune(middle, false) ? pruned_from = middle : last = middle + 1;
       }
-      if (gone <= tiles.last) prune(gone, false, pruned_mass);
-      tiles.last = std::int32_t(gone - 1);
+      if (pruned_from <= tiles.last) prune(pruned_from, false, pruned_mass);
+      tiles.last = std::int32_t(pruned_from - 1);
     }
     T max_pruned_mass = 0;
     for (const Vec<T>& x : pruned_mass) max_pruned_mass = std::max(max_pruned_mass, reduce_max(x));
@@ -174,7 +175,7 @@ class BackwardRows {
   }
 
   /// Computes the query bounds of a block.
-  void measure(const Block<T>& block, BlockStats<T>& stats) {
+  void compute_query_bounds(const Block<T>& block, BlockStats<T>& stats) {
     const T scale = T(params_.scale * std::numbers::log2e);
     const auto q = rows_of(sequence_.q, head_);
     for (int r = 0; r < kVectors; r++)

@@ -32,11 +32,11 @@ struct TileRange {
 /// What all tasks of a block of queries need to know of it; one lane for each query.
 template <class T>
 struct BlockStats {
-  T lse[kBlock<T>];    // the shifted lse, base 2; inf if the query sees no key or does not exist
-  T minus[kBlock<T>];  // -Σ_d dO o
+  T lse[kBlock<T>];      // the shifted lse, base 2; inf if the query sees no key or does not exist
+  T minus_d[kBlock<T>];  // -Σ_d dO o
   // The common distance of the keys of a row (ResolvedMask::common_distance()), for the gradient of a slope. 0 if the
   // keys of the call are all keys of the row, because then Σ_j dS_ij = 0.
-  T common[kBlock<T>];
+  T common_distance[kBlock<T>];
   QueryBounds<T> query_bounds;
   TileRange tiles;  // that may matter, outlier tiles excepted
 };

@@ -24,7 +24,7 @@ struct Probabilities {
   EIGEN_ALWAYS_INLINE void operator()(std::integral_constant<int, N>, Index key, int r0,
                                       Vec<T> (&acc)[kRows][kVectors]) const {
     constexpr bool kMasked = !std::is_same_v<Mask, NoMask>;
-    hide<N, T>(mask, end - 1, key, r0, acc);
+    mask_scores<N, T>(mask, end - 1, key, r0, acc);
 #pragma GCC unroll 8
     for (int a = 0; a < kRows; a++) {
       T* const row = p + (key + a) * kBlock<T>;

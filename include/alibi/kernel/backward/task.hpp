@@ -56,21 +56,21 @@ class BackwardTask {
   BackwardTask(const BackwardParams<F>& params, const BackwardItem& item, std::byte* scratch);
 
   void run() {
-    std::fill_n(grad_k_, rows_ * (dims_ + values_), T(0));
+    std::fill_n(grad_k_, rows_ * (padded_head_dim_ + padded_value_dim_), T(0));
     for (head_ = kv_head_ * group_; head_ < (kv_head_ + 1) * group_; head_++) {
       begin_head();
       const Index all = ceil_div(sequence_.q.tokens, kBlock<T>), first = item_.queries * backward_.plan.blocks;
       const Index end = std::min(first + backward_.plan.blocks, all);
       for (Index b = first; b < end; b += kQueryBlocks<T>) {
         begin_blocks(b, std::min<Index>(kQueryBlocks<T>, end - b));
-        for (std::int32_t tile = tiles_.first; tile <= tiles_.last; tile++) visit(tile);
+        for (std::int32_t tile = tiles_.first; tile <= tiles_.last; tile++) compute_tile(tile);
         for (QueryBlock& block : blocks())
           if (block.loaded) finalize(block);
       }
       end_head();
     }
-    write_keys(backward_.grad_k, grad_k_, dims_);
-    write_keys(backward_.grad_v, grad_v_, values_);
+    write_keys(backward_.grad_k, grad_k_, padded_head_dim_);
+    write_keys(backward_.grad_v, grad_v_, padded_value_dim_);
   }
 
  private:
@@ -81,16 +81,17 @@ class BackwardTask {
     TileKeys keys{};
     Side side = Side::edge;
 
-    T* p = nullptr;                                    // [kScoreRows][kBlock]: P, then dS
-    T *q = nullptr, *grad_output = nullptr;            // [head_dim][kBlock], [value_dim][kBlock]
-    T* grad_q = nullptr;                               // [head_dim][kBlock]
-    T *q_rows = nullptr, *grad_output_rows = nullptr;  // [kBlock][dims_], times τ; [kBlock][values_]
+    T* p = nullptr;                          // [kScoreRows][kBlock]: P, then dS
+    T *q = nullptr, *grad_output = nullptr;  // [head_dim][kBlock], [value_dim][kBlock]
+    T* grad_q = nullptr;                     // [head_dim][kBlock]
+    T *q_rows = nullptr,
+      *grad_output_rows = nullptr;  // [kBlock][padded_head_dim_], times τ; [kBlock][padded_value_dim_]
   };
   std::span<QueryBlock> blocks() { return {blocks_, std::size_t(count_)}; }
 
   void begin_head();
   void begin_blocks(Index first, Index count);
-  void visit(Index number);
+  void compute_tile(Index number);
   bool needs(const QueryBlock& block, Index tile) const;
   bool is_outlier_tile(Index tile) const;
   const Tile<T>& loaded_tile(Index number);
@@ -109,9 +110,10 @@ class BackwardTask {
   const BackwardSequenceParams<F>& backward_;
   const ResolvedMask mask_;
   Index group_, kv_head_, head_;
-  Index head_dim_, value_dim_, dims_, values_;  // dims_, values_: the head dims, padded to whole vectors
-  TileRange tiles_;                             // of the chunk of keys
-  Index rows_;                                  // the number of keys of a chunk
+  Index head_dim_, value_dim_;
+  Index padded_head_dim_, padded_value_dim_;  // rounded up to whole vectors
+  TileRange tiles_;                           // of the chunk of keys
+  Index rows_;                                // the number of keys of a chunk
   Source<F> source_;
   PruningBudget budget_{};  // of the head
   const KeyTileBounds<T>* key_bounds_ = nullptr;
@@ -119,7 +121,7 @@ class BackwardTask {
   T scale_;  // τ log2 e
   typename F::Bias bias_;
 
-  T *grad_k_, *grad_v_;  // [rows_][dims_], [rows_][values_]
+  T *grad_k_, *grad_v_;  // [rows_][padded_head_dim_], [rows_][padded_value_dim_]
   T* tile_buffer_;       // tiles that are not read in place
   BiasGradient<typename F::Bias> bias_gradient_;
   Tile<T> tile_[BackwardPlan::kMaxTiles];
@@ -132,17 +134,17 @@ class BackwardTask {
 
 /// Computes a tile for the blocks that need it: the lines at the top of this file.
 template <class F>
-void BackwardTask<F>::visit(Index number) {
+void BackwardTask<F>::compute_tile(Index number) {
   QueryBlock* use[kQueryBlocks<T>];
-  KeyShare<T> of_values[kQueryBlocks<T>], of_keys[kQueryBlocks<T>];
+  KeyShare<T> dv_shares[kQueryBlocks<T>], dk_shares[kQueryBlocks<T>];
   std::size_t count = 0;
   for (QueryBlock& block : blocks()) {
     block.keys = block.keys_of(mask_, number * kTile);
     if (block.keys.begin >= block.keys.end || !needs(block, number)) continue;
     if (!block.loaded) load_queries(block);
     block.side = block.side_of(block.keys);
-    of_values[count] = {block.p, block.grad_output_rows, &block.keys};
-    of_keys[count] = {block.p, block.q_rows, &block.keys};
+    dv_shares[count] = {block.p, block.grad_output_rows, &block.keys};
+    dk_shares[count] = {block.p, block.q_rows, &block.keys};
     use[count++] = &block;
   }
   if (count == 0) return;
@@ -150,11 +152,11 @@ void BackwardTask<F>::visit(Index number) {
   const Tile<T>& tile = loaded_tile(number);
   const Index at = (number - tiles_.first) * kTile;
 
-  for (std::size_t i = 0; i < count; i++) compute_p(*use[i], tile);         // P = 2^(S - lse)
-  accumulate_dkdv<T>({of_values, count}, values_, grad_v_ + at * values_);  // dV += P' dO
-  for (std::size_t i = 0; i < count; i++) compute_ds(*use[i], tile);        // dS = P ∘ (dO V' - D), dbias += dS
-  accumulate_dkdv<T>({of_keys, count}, dims_, grad_k_ + at * dims_);        // dK += τ dS' Q
-  for (std::size_t i = 0; i < count; i++) accumulate_dq(*use[i], tile);     // dQ += dS K; finalize() multiplies by τ
+  for (std::size_t i = 0; i < count; i++) compute_p(*use[i], tile);                             // P = 2^(S - lse)
+  accumulate_dkdv<T>({dv_shares, count}, padded_value_dim_, grad_v_ + at * padded_value_dim_);  // dV += P' dO
+  for (std::size_t i = 0; i < count; i++) compute_ds(*use[i], tile);  // dS = P ∘ (dO V' - D), dbias += dS
+  accumulate_dkdv<T>({dk_shares, count}, padded_head_dim_, grad_k_ + at * padded_head_dim_);  // dK += τ dS' Q
+  for (std::size_t i = 0; i < count; i++) accumulate_dq(*use[i], tile);  // dQ += dS K; finalize() multiplies by τ
 }
 
 template <class F>
@@ -170,9 +172,10 @@ void BackwardTask<F>::compute_p(const QueryBlock& block, const Tile<T>& tile) {
 
 template <class F>
 void BackwardTask<F>::compute_ds(const QueryBlock& block, const Tile<T>& tile) {
-  const auto bias = bias_gradient_.tile(block.positions, block.stats->common, block.keys.tile, block.side);
-  score<F>(tile.v, tile.value_stride, value_dim_, block.grad_output, T(1), block.keys, LaneStart<T>{block.stats->minus},
-           ahead_, ScoreGradients<T, std::remove_const_t<decltype(bias)>>{bias, block.p});
+  const auto bias = bias_gradient_.tile(block.positions, block.stats->common_distance, block.keys.tile, block.side);
+  score<F>(tile.v, tile.value_stride, value_dim_, block.grad_output, T(1), block.keys,
+           LaneStart<T>{block.stats->minus_d}, ahead_,
+           ScoreGradients<T, std::remove_const_t<decltype(bias)>>{bias, block.p});
 }
 
 template <class F>
@@ -231,16 +234,16 @@ BackwardTask<F>::BackwardTask(const BackwardParams<F>& params, const BackwardIte
       head_(kv_head_ * group_),
       head_dim_(params_.head_dim),
       value_dim_(params_.value_dim),
-      dims_(round_up<T>(head_dim_)),
-      values_(round_up<T>(value_dim_)),
+      padded_head_dim_(round_up<T>(head_dim_)),
+      padded_value_dim_(round_up<T>(value_dim_)),
       tiles_(tiles_of(backward_.plan, item.keys, mask_.keys)),
       rows_(backward_.plan.tiles * kTile),
       source_{rows_of(sequence_.k, kv_head_), rows_of(sequence_.v, kv_head_)},
       scale_(T(params_.scale * std::numbers::log2e)),
       bias_(sequence_.bias(head_)),
       grad_k_(reinterpret_cast<T*>(scratch)),
-      grad_v_(grad_k_ + rows_ * dims_),
-      tile_buffer_(grad_v_ + rows_ * values_),
+      grad_v_(grad_k_ + rows_ * padded_head_dim_),
+      tile_buffer_(grad_v_ + rows_ * padded_value_dim_),
       bias_gradient_(tile_buffer_ + backward_.plan.tiles * tile_units<F>(head_dim_, value_dim_),
                      mask_.position(item.queries * backward_.plan.template rows<T>()),
                      backward_.plan.template rows<T>(), tiles_.first * Index(kTile), rows_) {
@@ -253,8 +256,8 @@ BackwardTask<F>::BackwardTask(const BackwardParams<F>& params, const BackwardIte
     block.q = take(head_dim_);
     block.grad_output = take(value_dim_);
     block.grad_q = take(head_dim_);
-    block.q_rows = take(dims_);
-    block.grad_output_rows = take(values_);
+    block.q_rows = take(padded_head_dim_);
+    block.grad_output_rows = take(padded_value_dim_);
   }
 }
 
@@ -297,13 +300,13 @@ void BackwardTask<F>::load_queries(QueryBlock& block) {
   };
   const auto q = rows_of(sequence_.q, head_);
   pack(q, head_dim_, scale_, block.q);
-  lay_out(q, head_dim_, dims_, block.q_rows);
+  lay_out(q, head_dim_, padded_head_dim_, block.q_rows);
   const Vec<T> scale = broadcast<T>(T(params_.scale));
-  for (Index i = 0; i < block.rows * dims_; i += kLanes<T>)
+  for (Index i = 0; i < block.rows * padded_head_dim_; i += kLanes<T>)
     store<T>(block.q_rows + i, mul(load<T>(block.q_rows + i), scale));
   with_rows(backward_.grad_output, head_, [&](const auto& grad_output) {
     pack(grad_output, value_dim_, T(1), block.grad_output);
-    lay_out(grad_output, value_dim_, values_, block.grad_output_rows);
+    lay_out(grad_output, value_dim_, padded_value_dim_, block.grad_output_rows);
   });
   for (Index i = 0; i < block.rows; i++)
     if (block.stats->lse[i] == std::numeric_limits<T>::infinity()) zero_row(block, i);
@@ -315,8 +318,8 @@ template <class F>
 void BackwardTask<F>::zero_row(QueryBlock& block, Index row) {
   for (Index d = 0; d < head_dim_; d++) block.q[d * kBlock<T> + row] = T(0);
   for (Index d = 0; d < value_dim_; d++) block.grad_output[d * kBlock<T> + row] = T(0);
-  std::fill_n(block.q_rows + row * dims_, dims_, T(0));
-  std::fill_n(block.grad_output_rows + row * values_, values_, T(0));
+  std::fill_n(block.q_rows + row * padded_head_dim_, padded_head_dim_, T(0));
+  std::fill_n(block.grad_output_rows + row * padded_value_dim_, padded_value_dim_, T(0));
 }
 
 /// Adds dQ of the block, multiplied by τ, to the rows of the caller.

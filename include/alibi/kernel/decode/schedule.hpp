@@ -49,7 +49,7 @@ void list_items(const Params<F>& params, std::span<DecodeItem> items) {
     for (Index kv = 0; kv < params.kv_heads; kv++) {
       double reach = 0;
       for (Index g = 0; g < params.group(); g++)
-        reach = std::max(reach, estimated_reach(sequence, kv * params.group() + g));
+        reach = std::max(reach, estimated_receptive_field(sequence, kv * params.group() + g));
       for (Index split = 0; split < plan.splits; split++, n++, first_row += params.group() * sequence.q.tokens) {
         const double before = double(split * plan.tiles * kTile), size = double(plan.tiles * kTile);
         items[n] = {float(std::clamp(reach - before, 0., size)), std::int32_t(s), std::int32_t(kv), std::int32_t(split),

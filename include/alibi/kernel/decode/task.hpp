@@ -39,9 +39,9 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-inline constexpr int kTogether = 8;  // rows of a register tile acc[M][span(M)], at most
+inline constexpr int kMaxRows = 8;  // rows of a register tile acc[M][vectors_for(M)], at most
 /// The vectors of a register tile of `rows` rows.
-constexpr int span(Index rows) { return (kManyRegisters ? 4 : 2) / (rows > kTogether / 2 ? 2 : 1); }
+constexpr int vectors_for(Index rows) { return (kManyRegisters ? 4 : 2) / (rows > kMaxRows / 2 ? 2 : 1); }
 
 template <class F>
 class DecodeTask {
@@ -55,16 +55,16 @@ class DecodeTask {
 
   /// The scratch of a task: a multiple of 64, because the scratch of all slots is one array.
   static std::size_t bytes(Index rows, Index head_dim) {
-    const std::size_t all = (sizeof(Row) + sizeof(void*)) * std::size_t(rows) +
-                            sizeof(T) * std::size_t(rows * head_dim + kTogether * kTile);
+    const std::size_t all =
+        (sizeof(Row) + sizeof(void*)) * std::size_t(rows) + sizeof(T) * std::size_t(rows * head_dim + kMaxRows * kTile);
     return (all + 63) / 64 * 64;
   }
 
   void run() {
-    find_near_masses();
+    find_nearest_tile_masses();
     for (Index number = last_; number >= first_; number--) {
       ahead_ = number > first_ ? number - 1 : -1;
-      visit(number, [&](Row& row) { return row.state->pruned_until < 0 && !try_prune(row, number); });
+      compute_tile(number, [&](Row& row) { return row.state->pruned_until < 0 && !try_prune(row, number); });
       if (std::all_of(rows_, rows_ + count_, [](const Row& row) { return row.state->pruned_until >= 0; })) break;
     }
     ahead_ = -1;
@@ -72,7 +72,8 @@ class DecodeTask {
     for (Index i = key_bounds.outlier_count; i-- > 0;) {
       const Index number = key_bounds.outliers[i];
       if (number < first_ || number > last_) continue;
-      visit(number, [&](Row& row) { return number <= row.state->pruned_until && !try_prune_outlier(row, number); });
+      compute_tile(number,
+                   [&](Row& row) { return number <= row.state->pruned_until && !try_prune_outlier(row, number); });
     }
   }
 
@@ -87,28 +88,28 @@ class DecodeTask {
     Index nearest;   // d_i of kernel/tile/bias.hpp
     KeyRange seen;
     bool prunes;
-    double log_slope, center_score, norm;  // for the bound, in base 2
-    double tail_of_tile;                   // tail(kTile) of kernel/pruning/bound.hpp
-    double near_mass;                      // log2 of the mass of the nearest tile, if it is in another split
+    double slope_log2e, center_score, norm;  // for the bound, in base 2
+    double tile_series;                      // log_geometric_series() of a tile
+    double nearest_tile_mass;                // log2 of the mass of the nearest tile, if it is in another split
   };
   /// A row and a tile: key j of the tile has the bias -slope (|at - j| - nearest) + offset. The first part is at most 0
   /// for every key that the row sees, so that no slope is too large. `factor` is that of the output.
-  struct Frame {
+  struct TileBias {
     T at, nearest, offset, factor;
     bool masked;
   };
 
-  void find_near_masses();
+  void find_nearest_tile_masses();
   template <class Needs>
-  void visit(Index number, const Needs& needs);
+  void compute_tile(Index number, const Needs& needs);
   template <int M>
   void attend(Row* const* rows, Index number);
   template <int M>
-  void score(Row* const* rows, const Frame* frame, const S* keys);
-  void add_to_softmax(const Row& row, Index number, Frame& frame, T* s);
+  void score(Row* const* rows, const TileBias* frame, const S* keys);
+  void add_to_softmax(const Row& row, Index number, TileBias& frame, T* s);
   template <int M>
-  void accumulate(Row* const* rows, const Frame* frame, const S* values);
-  Frame frame_of(const Row& row, Index number) const;
+  void accumulate(Row* const* rows, const TileBias* frame, const S* values);
+  TileBias tile_bias_of(const Row& row, Index number) const;
   bool try_prune(Row& row, Index number);
   bool try_prune_outlier(Row& row, Index number);
   double bound(const Row& row, Index last_key, double radius) const;
@@ -128,7 +129,7 @@ class DecodeTask {
   Index count_;                                            // rows
   Row* rows_;
   Row** active_;  // the rows that need the tile in use
-  T* scores_;     // [kTogether][kTile]: scores, then probabilities
+  T* scores_;     // [kMaxRows][kTile]: scores, then probabilities
 };
 
 template <class F>
@@ -151,13 +152,13 @@ DecodeTask<F>::DecodeTask(const Params<F>& params, const DecodeItem& item, RowSt
     to = reinterpret_cast<X*>(std::exchange(scratch, scratch + std::size_t(size) * sizeof(X)));
   };
   T* q;
-  take(scores_, kTogether * kTile);
+  take(scores_, kMaxRows * kTile);
   take(rows_, count_);
   take(active_, count_);
   take(q, count_ * head_dim_);
-  const PruningBudget tolerances = sequence.budget(item.kv_head * params.group());
-  log2_side_ = tolerances.log2_side();
-  log2_outlier_ = tolerances.log2_outlier(key_bounds.outlier_count);
+  const PruningBudget budget = sequence.budget(item.kv_head * params.group());
+  log2_side_ = budget.log2_side();
+  log2_outlier_ = budget.log2_outlier(key_bounds.outlier_count);
   const T scale = T(params.scale * std::numbers::log2e);
   for (Index r = 0; r < count_; r++, q += head_dim_) {
     const Index head = item.kv_head * params.group() + r / queries, query = r % queries;
@@ -184,26 +185,26 @@ DecodeTask<F>::DecodeTask(const Params<F>& params, const DecodeItem& item, RowSt
         .nearest = slope >= 0 ? 0 : mask.farthest(query),
         .seen = seen,
         .prunes = sequence.budget(head).enabled,
-        .log_slope = slope * std::numbers::log2e,
+        .slope_log2e = slope * std::numbers::log2e,
         .center_score = dot + double(margin(norm, head_dim_, key_bounds.center_norm + key_bounds.largest, mask.keys)),
         .norm = double(norm),
-        .tail_of_tile = slope > 0 ? log_geometric_series<double>(slope * std::numbers::log2e, kTile) : 0,
-        .near_mass = kNothing};
+        .tile_series = slope > 0 ? log_geometric_series<double>(slope * std::numbers::log2e, kTile) : 0,
+        .nearest_tile_mass = kNothing};
     states[r] = RowState<T>();
   }
 }
 
-/// Computes near_mass for rows whose nearest tile lies in another split.
+/// Computes nearest_tile_mass for rows whose nearest tile lies in another split.
 template <class F>
-void DecodeTask<F>::find_near_masses() {
+void DecodeTask<F>::find_nearest_tile_masses() {
   for (Row& row : std::span(rows_, std::size_t(count_))) {
     const Index number = row.position / kTile;
     if (!row.prunes || number <= last_ || row.seen.begin >= row.seen.end) continue;
-    Row* const alone = &row;
-    Frame frame = frame_of(row, number);
-    score<1>(&alone, &frame, tile(number));
+    Row* const single = &row;
+    TileBias frame = tile_bias_of(row, number);
+    score<1>(&single, &frame, tile(number));
     add_to_softmax(row, number, frame, scores_);
-    row.near_mass = row.state->log_mass();
+    row.nearest_tile_mass = row.state->log_mass();
     *row.state = RowState<T>();
   }
 }
@@ -211,25 +212,24 @@ void DecodeTask<F>::find_near_masses() {
 /// Computes a tile for the rows that see some of its keys and need it, several rows at a time.
 template <class F>
 template <class Needs>
-void DecodeTask<F>::visit(Index number, const Needs& needs) {
+void DecodeTask<F>::compute_tile(Index number, const Needs& needs) {
   Index active = 0;
   const Index first = number * kTile;
   for (Row& row : std::span(rows_, std::size_t(count_)))
     if (row.seen.begin < first + kTile && first < row.seen.end && needs(row)) active_[active++] = &row;
-  const Index width = span(std::min<Index>(active, kTogether)) * kLanes<T>;
+  const Index width = vectors_for(std::min<Index>(active, kMaxRows)) * kLanes<T>;
   const Index passes =
       ceil_div(kTile, width) * ceil_div(head_dim_, kSlice) + ceil_div(value_dim_, width) * ceil_div(kTile, kSlice);
   next_line_ = 0;
-  step_ =
-      ceil_div(ceil_div(tile_size(), kLine), passes * std::max<Index>(ceil_div(active, kTogether), 1) + 2 * active) *
-      kLine;
-  for (Index r = 0; r < active; r += kTogether)
-    with_vectors<kTogether>(int(std::min<Index>(kTogether, active - r)),
-                            [&](auto rows) { attend<rows>(active_ + r, number); });
+  step_ = ceil_div(ceil_div(tile_size(), kLine), passes * std::max<Index>(ceil_div(active, kMaxRows), 1) + 2 * active) *
+          kLine;
+  for (Index r = 0; r < active; r += kMaxRows)
+    with_vectors<kMaxRows>(int(std::min<Index>(kMaxRows, active - r)),
+                           [&](auto rows) { attend<rows>(active_ + r, number); });
 }
 
 template <class F>
-typename DecodeTask<F>::Frame DecodeTask<F>::frame_of(const Row& row, Index number) const {
+typename DecodeTask<F>::TileBias DecodeTask<F>::tile_bias_of(const Row& row, Index number) const {
   const Index first = number * kTile, at = std::clamp<Index>(row.position - first, 0, kTile - 1);
   const Index begin = std::max<Index>(row.seen.begin - first, 0), end = std::min<Index>(row.seen.end - first, kTile);
   const Index nearest = row.slope >= 0 ? 0 : std::max(at - begin, end - 1 - at);
@@ -241,8 +241,8 @@ typename DecodeTask<F>::Frame DecodeTask<F>::frame_of(const Row& row, Index numb
 template <class F>
 template <int M>
 void DecodeTask<F>::attend(Row* const* rows, Index number) {
-  Frame frame[std::size_t(M)];
-  for (int a = 0; a < M; a++) frame[a] = frame_of(*rows[a], number);
+  TileBias frame[std::size_t(M)];
+  for (int a = 0; a < M; a++) frame[a] = tile_bias_of(*rows[a], number);
   score<M>(rows, frame, tile(number));                                                          // S = τ Q K' + bias
   for (int a = 0; a < M; a++) add_to_softmax(*rows[a], number, frame[a], scores_ + a * kTile);  // P = 2^(S - μ)
   accumulate<M>(rows, frame, tile(number) + source_.value_offset);                              // O = α O + P V
@@ -250,8 +250,8 @@ void DecodeTask<F>::attend(Row* const* rows, Index number) {
 
 template <class F>
 template <int M>
-void DecodeTask<F>::score(Row* const* rows, const Frame* frame, const S* keys) {
-  constexpr int W = kLanes<T>, kSpan = span(M), kPass = kSpan * W;
+void DecodeTask<F>::score(Row* const* rows, const TileBias* frame, const S* keys) {
+  constexpr int W = kLanes<T>, kSpan = vectors_for(M), kPass = kSpan * W;
   alignas(64) static constexpr auto kKeys = [] {
     std::array<T, std::size_t(kTile)> j{};
     for (std::size_t i = 0; i < j.size(); i++) j[i] = T(i);
@@ -281,7 +281,7 @@ void DecodeTask<F>::score(Row* const* rows, const Frame* frame, const S* keys) {
 /// Replaces the scores s [kTile] of a row by probabilities and adds them to its state. Sets frame.factor to the factor
 /// of the output so far.
 template <class F>
-void DecodeTask<F>::add_to_softmax(const Row& row, Index number, Frame& frame, T* s) {
+void DecodeTask<F>::add_to_softmax(const Row& row, Index number, TileBias& frame, T* s) {
   constexpr int W = kLanes<T>;
   RowState<T>& state = *row.state;
   if (frame.masked) {
@@ -316,8 +316,8 @@ void DecodeTask<F>::add_to_softmax(const Row& row, Index number, Frame& frame, T
 
 template <class F>
 template <int M>
-void DecodeTask<F>::accumulate(Row* const* rows, const Frame* frame, const S* values) {
-  constexpr int W = kLanes<T>, kSpan = span(M);
+void DecodeTask<F>::accumulate(Row* const* rows, const TileBias* frame, const S* values) {
+  constexpr int W = kLanes<T>, kSpan = vectors_for(M);
   for (Index d = 0; d < value_dim_; d += kSpan * W) {
     const int vectors = int(std::min<Index>(kSpan, ceil_div(value_dim_ - d, W)));
     with_vectors<kSpan>(vectors, [&](auto n) {
@@ -353,7 +353,7 @@ EIGEN_ALWAYS_INLINE void DecodeTask<F>::prefetch_some() {
 /// log2 of (2) of pruning.hpp without its series, for keys up to `last_key`.
 template <class F>
 double DecodeTask<F>::bound(const Row& row, Index last_key, double radius) const {
-  return row.center_score + row.norm * radius - row.log_slope * double(row.position - last_key);
+  return row.center_score + row.norm * radius - row.slope_log2e * double(row.position - last_key);
 }
 
 /// Prunes the tile and all tiles before it for a row, if the pruned mass stays within the share.
@@ -365,11 +365,13 @@ bool DecodeTask<F>::try_prune(Row& row, Index number) {
   const double least = bound(row, last_key, double(source_.key_bounds.prefix_max[number - source_.key_bounds.first]));
   // In most cases the test fails clearly, and no logarithm is needed: a sum is below keys times 2^kSlack. The limit of
   // 2^40 keys stands for their number.
-  constexpr double kMaxKeys = 40;
-  if (!(least <= log2_side_ + std::max(row.near_mass, double(state.reference) + kMaxKeys + double(kSlack<T>)) + 1))
+  constexpr double kMaxLog2Keys = 40;
+  if (!(least <=
+        log2_side_ + std::max(row.nearest_tile_mass, double(state.reference) + kMaxLog2Keys + double(kSlack<T>)) + 1))
     return false;
-  const double pruned_mass = least + double(log_geometric_series<double>(row.log_slope, last_key + 1 - row.seen.begin));
-  if (!(pruned_mass <= log2_side_ + log_add(row.near_mass, state.log_mass()))) return false;
+  const double pruned_mass =
+      least + double(log_geometric_series<double>(row.slope_log2e, last_key + 1 - row.seen.begin));
+  if (!(pruned_mass <= log2_side_ + log_add(row.nearest_tile_mass, state.log_mass()))) return false;
   state.pruned_mass = pruned_mass;
   state.pruned_until = number;
   return true;
@@ -382,8 +384,8 @@ bool DecodeTask<F>::try_prune_outlier(Row& row, Index number) {
   const KeyTileBounds<T>& key_bounds = source_.key_bounds;
   RowState<T>& state = *row.state;
   const double pruned_mass =
-      bound(row, last_key, double(key_bounds.radius[number - key_bounds.first])) + row.tail_of_tile;
-  if (!(pruned_mass <= log2_outlier_ + log_add(row.near_mass, state.log_mass()))) return false;
+      bound(row, last_key, double(key_bounds.radius[number - key_bounds.first])) + row.tile_series;
+  if (!(pruned_mass <= log2_outlier_ + log_add(row.nearest_tile_mass, state.log_mass()))) return false;
   state.pruned_outliers = log_add(state.pruned_outliers, pruned_mass);
   return true;
 }

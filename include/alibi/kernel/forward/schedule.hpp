@@ -65,7 +65,7 @@ struct ForwardItem {
 /// The estimated receptive field of a head, in keys. Allows 10 bits for scores, which is typical of normal queries and
 /// keys.
 template <class F>
-double estimated_reach(const SequenceParams<F>& sequence, Index head) {
+double estimated_receptive_field(const SequenceParams<F>& sequence, Index head) {
   const PruningBudget budget = sequence.budget(head);
   if (!budget.enabled) return double(sequence.mask.keys);
   return std::min(double(sequence.mask.keys),
@@ -77,7 +77,7 @@ template <class F>
 float estimated_cost(const SequenceParams<F>& sequence, Index head, Index begin, Index end) {
   const Index middle = (begin + end) / 2, at = sequence.mask.nearest_key(middle);
   const KeyRange seen = sequence.mask.visible(middle);
-  const double reach = estimated_reach(sequence, head);
+  const double reach = estimated_receptive_field(sequence, head);
   const double keys = std::clamp(double(at - seen.begin), 0., reach) + std::clamp(double(seen.end - at), 0., reach);
   return float(double(end - begin) * (keys + double(end - begin)));
 }

@@ -80,11 +80,11 @@ class ForwardTask {
       begin_tile(number, next);
       for (auto& block : blocks()) {
         const TileKeys keys = block.keys_of(mask_, number * kTile);
-        if (keys.begin < keys.end && !skips(block, keys, number)) visit(block, keys);
+        if (keys.begin < keys.end && !prune_or_skip(block, keys, number)) compute_tile(block, keys);
       }
       if (newly_pruned_) stop(sweep);
     }
-    if (any_pruned_) visit_outliers();
+    if (any_pruned_) compute_outliers();
     for (const auto& block : blocks()) finalize(block);
     if (stats_) record_stats();
   }
@@ -94,10 +94,10 @@ class ForwardTask {
   void load_queries(ForwardBlock<F>& block);
   Sweep tiles() const;
   void begin_tile(Index number, Index next);
-  bool skips(ForwardBlock<F>& block, const TileKeys& keys, Index number);
+  bool prune_or_skip(ForwardBlock<F>& block, const TileKeys& keys, Index number);
   void stop(Sweep& sweep);
-  void visit_outliers();
-  void visit(ForwardBlock<F>& block, const TileKeys& keys);
+  void compute_outliers();
+  void compute_tile(ForwardBlock<F>& block, const TileKeys& keys);
   template <class Bias, class Visible>
   void attend(ForwardBlock<F>& block, const TileKeys& keys, const Bias& bias, const Visible& visible);
   void finalize(const ForwardBlock<F>& block) const;
@@ -111,9 +111,9 @@ class ForwardTask {
   Rows<typename F::Query> output_;
   T* lse_;  // of the head, or null
   bool shifted_lse_;
-  double slope_;      // m, per position
-  double log_slope_;  // m log2 e
-  T scale_;           // τ log2 e
+  double slope_;        // m, per position
+  double slope_log2e_;  // m log2 e
+  T scale_;             // τ log2 e
   typename F::Bias bias_;
   T* probabilities_;  // [kScoreRows][kBlock]: scores, then probabilities
   int count_ = 0;
@@ -171,7 +171,7 @@ void ForwardTask<F>::attend(ForwardBlock<F>& block, const TileKeys& keys, const 
 
 /// Loads the tile, if it is not loaded yet, and computes it for a block. The start of its sums depends on its side.
 template <class F>
-void ForwardTask<F>::visit(ForwardBlock<F>& block, const TileKeys& keys) {
+void ForwardTask<F>::compute_tile(ForwardBlock<F>& block, const TileKeys& keys) {
   if (!loaded_) {
     const Index first = number_ * kTile;
     tile_ = load_tile<F>(source_, number_, std::min<Index>(kTile, mask_.keys - first), head_dim_, value_dim_, buffer_);
@@ -187,7 +187,7 @@ void ForwardTask<F>::visit(ForwardBlock<F>& block, const TileKeys& keys) {
 
 /// Whether a block has pruned the tile, or prunes it now, together with all more distant tiles on its side.
 template <class F>
-bool ForwardTask<F>::skips(ForwardBlock<F>& block, const TileKeys& keys, Index number) {
+bool ForwardTask<F>::prune_or_skip(ForwardBlock<F>& block, const TileKeys& keys, Index number) {
   if (!key_bounds_) return false;
   if (block.is_pruned(number)) return true;
   const Side side = block.place_of(keys);
@@ -199,12 +199,13 @@ bool ForwardTask<F>::skips(ForwardBlock<F>& block, const TileKeys& keys, Index n
   RemainingKeys<T>& remaining = remaining_[left];
   if (std::exchange(remaining_of_[left], number) != number)
     remaining =
-        left ? remaining_until<T>(*key_bounds_, tail_bounds_, log_slope_, number, {blocks_[0].some.begin, mask_.keys})
-             : remaining_from<T>(*key_bounds_, tail_bounds_, log_slope_, number, blocks_[count_ - 1].some.end);
+        left ? remaining_until<T>(*key_bounds_, tail_bounds_, slope_log2e_, number,
+                                  {blocks_[0].any_visible.begin, mask_.keys})
+             : remaining_from<T>(*key_bounds_, tail_bounds_, slope_log2e_, number, blocks_[count_ - 1].any_visible.end);
   // Half is reserved for the other side while that may still prune.
   const bool both = mask_.right > 0 && !(left ? block.right < kNone : block.left >= 0);
   const T share = budget_.side<T>(both);
-  if (!try_prune(block.positions, block.query_bounds, block.state, T(log_slope_), remaining, left, share,
+  if (!try_prune(block.positions, block.query_bounds, block.state, T(slope_log2e_), remaining, left, share,
                  block.pruned_mass))
     return false;
   (left ? block.left : block.right) = number;
@@ -223,7 +224,7 @@ void ForwardTask<F>::stop(Sweep& sweep) {
 
 /// Computes the pruned outlier tiles that may matter by themselves.
 template <class F>
-void ForwardTask<F>::visit_outliers() {
+void ForwardTask<F>::compute_outliers() {
   for (Index i = key_bounds_->outlier_count; i-- > 0;) {
     const Index number = key_bounds_->outliers[i], first = number * kTile;
     begin_tile(number, -1);
@@ -231,10 +232,10 @@ void ForwardTask<F>::visit_outliers() {
       const TileKeys keys = block.keys_of(mask_, first);
       if (keys.begin >= keys.end || !block.is_pruned(number)) continue;
       const bool left = block.place_of(keys) == Side::left;
-      const RemainingKeys<T> remaining = remaining_tile<T>(*key_bounds_, log_slope_, number, mask_.keys, left);
-      if (!try_prune(block.positions, block.query_bounds, block.state, T(log_slope_), remaining, left,
+      const RemainingKeys<T> remaining = remaining_tile<T>(*key_bounds_, slope_log2e_, number, mask_.keys, left);
+      if (!try_prune(block.positions, block.query_bounds, block.state, T(slope_log2e_), remaining, left,
                      T(budget_.tolerance), block.pruned_mass))
-        visit(block, keys);
+        compute_tile(block, keys);
     }
   }
 }
@@ -256,7 +257,7 @@ ForwardTask<F>::ForwardTask(const Params<F>& params, const ForwardItem& item, st
   lse_ = sequence.lse ? sequence.lse + h * sequence.lse_stride : nullptr;
   shifted_lse_ = sequence.shifted_lse;
   slope_ = sequence.slope(h);
-  log_slope_ = slope_ * std::numbers::log2e;
+  slope_log2e_ = slope_ * std::numbers::log2e;
   scale_ = T(params.scale * std::numbers::log2e);
   stats_ = params.pruning_stats ? params.pruning_stats + item.sequence * params.heads + h : nullptr;
   budget_ = sequence.budget(h);
@@ -289,7 +290,7 @@ ForwardTask<F>::ForwardTask(const Params<F>& params, const ForwardItem& item, st
 template <class F>
 Sweep ForwardTask<F>::tiles() const {
   const Block<T>&first = blocks_[0], &last = blocks_[count_ - 1];
-  const Index begin = first.some.begin, end = last.some.end;
+  const Index begin = first.any_visible.begin, end = last.any_visible.end;
   if (begin >= end) return {0, -1, -1};
   const Index center = mask_.right == 0 ? end - 1 : std::clamp((first.lowest + last.highest) / 2, begin, end - 1);
   return {begin / kTile, center / kTile, (end - 1) / kTile};

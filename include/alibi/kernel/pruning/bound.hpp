@@ -17,7 +17,7 @@
 //   sums       A sum of positive numbers takes 64 roundings and one for each tile. A tile that moves the reference adds
 //              2 ulp and one rounding. All of them are relative: at most (64 + 6 keys / 64) u log2 e. 2^x is off by at
 //              most 2 ulp.
-//   the test   It takes two dozen roundings, those of series, weight and rate included. If the test is close, the
+//   the test   It takes two dozen roundings, those of series, tail_bound and rate included. If the test is close, the
 //              numbers are at most 2^10. If scores are larger, the roundings are relative to |q'| K.
 // The sum of all is less than  u (4 (h + 8) (|q'| K + 32) + keys / 4 + 2^15).  The margin is this value.
 //
@@ -48,11 +48,11 @@ struct RemainingKeys {
 
   RemainingKeys() = default;
 
-  /// `largest` is the radius of the keys. `weight`, if it is not null, is a tail bound: at least f(chord_norm) of
+  /// `largest` is the radius of the keys. `tail_bound`, if it is not null, is a tail bound: at least f(chord_norm) of
   /// kernel/pruning/key_stats.hpp. It makes the rate smaller where it is sharper than the radius.
-  RemainingKeys(Index nearest, Index keys, T tail, T largest, const KeyTileBounds<T>& key_bounds, const T* weight)
+  RemainingKeys(Index nearest, Index keys, T tail, T largest, const KeyTileBounds<T>& key_bounds, const T* tail_bound)
       : key(nearest), count(keys), series(tail), rate(largest), chord_norm(key_bounds.chord_norm), radius(largest) {
-    if (weight && chord_norm > 0) rate = std::min(radius, std::max((*weight - series) / chord_norm, T(0)));
+    if (tail_bound && chord_norm > 0) rate = std::min(radius, std::max((*tail_bound - series) / chord_norm, T(0)));
   }
 };
 
@@ -90,8 +90,8 @@ template <class T>
 RemainingKeys<T> remaining_from(const KeyTileBounds<T>& key_bounds, const T* tail_bounds, double slope, Index number,
                                 Index end) {
   const Index at = number - key_bounds.first, first = number * kTile, count = end - first;
-  const T* const weight = tail_bounds ? tail_bounds + key_bounds.tiles + at : nullptr;
-  return {first, count, log_geometric_series<T>(slope, count), key_bounds.suffix_max[at], key_bounds, weight};
+  const T* const tail_bound = tail_bounds ? tail_bounds + key_bounds.tiles + at : nullptr;
+  return {first, count, log_geometric_series<T>(slope, count), key_bounds.suffix_max[at], key_bounds, tail_bound};
 }
 /// One tile by itself, to the left or to the right of a block.
 template <class T>
@@ -146,15 +146,17 @@ bool try_prune(const Positions<T>& queries, const QueryBounds<T>& query_bounds, 
   for (int r = 0; r < kVectors; r++) {
     const Index at = r * kLanes<T>;
     const Vec<T> distance = fma(broadcast<T>(side), load<T>(queries.from_base + at), broadcast<T>(from_key));
-    const Vec<T> norm = load<T>(query_bounds.norm + at), below = min(norm, broadcast<T>(keys.chord_norm));
-    const Vec<T> beyond = fma(sub(norm, below), broadcast<T>(keys.radius), load<T>(query_bounds.center + at));
-    const Vec<T> score = fma(below, broadcast<T>(keys.rate), beyond);
+    const Vec<T> norm = load<T>(query_bounds.norm + at), up_to_chord = min(norm, broadcast<T>(keys.chord_norm));
+    const Vec<T> beyond_chord =
+        fma(sub(norm, up_to_chord), broadcast<T>(keys.radius), load<T>(query_bounds.center + at));
+    const Vec<T> score = fma(up_to_chord, broadcast<T>(keys.rate), beyond_chord);
     const Vec<T> bound = add(fma(broadcast<T>(-slope), distance, score), broadcast<T>(keys.series));
     // A mass below 2^kSmallestExponent is far below every tolerance and counts as 0. 2^100 is above every tolerance, so
     // that larger exponents need not be told apart.
-    const Vec<T> x = sub(bound, state[r].reference), most = broadcast<T>(T(100)),
-                 least = broadcast<T>(kSmallestExponent<T>);
-    const Vec<T> mass = select_lt(x, least, broadcast<T>(T(0)), exp2<T>(select_le(x, most, x, most)));
+    const Vec<T> x = sub(bound, state[r].reference), max_exponent = broadcast<T>(T(100)),
+                 min_exponent = broadcast<T>(kSmallestExponent<T>);
+    const Vec<T> mass =
+        select_lt(x, min_exponent, broadcast<T>(T(0)), exp2<T>(select_le(x, max_exponent, x, max_exponent)));
     sum[r] = add(pruned_mass[r], mass);
     if (!all_le(sum[r], mul(broadcast<T>(share), state[r].sum))) return false;
   }

@@ -40,14 +40,14 @@ void find_center(Rows<const S> k, Index keys, Index head_dim, T* center) {
   }
 }
 
-/// Bounds of at most kTile keys: radius >= max |k_j - c|, weight >= log2 Σ 2^(chord_norm |k_j - c|).
+/// Bounds of at most kTile keys: radius >= max |k_j - c|, log_mass >= log2 Σ 2^(chord_norm |k_j - c|).
 template <class T>
-struct TileMeasure {
-  T radius, weight;
+struct TileStats {
+  T radius, log_mass;
 };
 /// Measures keys [first, end), at most kTile.
 template <class S, class T>
-TileMeasure<T> measure_tile(Rows<const S> k, Index first, Index end, Index head_dim, const T* center, T chord_norm) {
+TileStats<T> measure_tile(Rows<const S> k, Index first, Index end, Index head_dim, const T* center, T chord_norm) {
   constexpr int W = kLanes<T>;
   // Missing keys count as keys in the centre, with norm 0. Square roots are computed one by one with the standard
   // library, because Eigen's vector version may be off by more than half an ulp in either direction.
@@ -91,28 +91,28 @@ double typical_norm(Rows<const E> q, Index queries, Index head_dim) {
 /// The memory of the statistics of a kv head that is measured for a call. `suffix_max` is null if no query sees keys
 /// after it.
 template <class T>
-struct KeyNumbers {
+struct KeyStatsMemory {
   Index tiles;
-  T *center, *radius, *weight, *prefix_max, *suffix_max;
+  T *center, *radius, *log_mass, *prefix_max, *suffix_max;
   std::int32_t* outliers;
 
   static Index size(Index head_dim, Index tiles, Index sides) { return head_dim + (2 + sides) * tiles; }
 
-  KeyNumbers() = default;
+  KeyStatsMemory() = default;
   /// Takes its memory from the front of both arrays.
-  KeyNumbers(T*& numbers, std::int32_t*& list, Index head_dim, Index tile_count, Index sides)
+  KeyStatsMemory(T*& numbers, std::int32_t*& list, Index head_dim, Index tile_count, Index sides)
       : tiles(tile_count),
         center(std::exchange(numbers, numbers + size(head_dim, tiles, sides))),
         radius(center + head_dim),
-        weight(radius + tiles),
-        prefix_max(weight + tiles),
+        log_mass(radius + tiles),
+        prefix_max(log_mass + tiles),
         suffix_max(sides > 1 ? prefix_max + tiles : nullptr),
         outliers(std::exchange(list, list + tiles)) {}
 };
 
 /// The key tile bounds (kernel/tile/key_bounds.hpp) from the centre, the radii and the weights.
 template <class T>
-KeyTileBounds<T> summarize(const KeyNumbers<T>& keys, Index head_dim, T chord_norm) {
+KeyTileBounds<T> summarize(const KeyStatsMemory<T>& keys, Index head_dim, T chord_norm) {
   KeyTileBounds<T> key_bounds{.center = keys.center,
                               .center_norm = norm_of(keys.center, head_dim),
                               .tiles = keys.tiles,
@@ -120,7 +120,7 @@ KeyTileBounds<T> summarize(const KeyNumbers<T>& keys, Index head_dim, T chord_no
                               .prefix_max = keys.prefix_max,
                               .suffix_max = keys.suffix_max,
                               .chord_norm = chord_norm,
-                              .weight = keys.weight,
+                              .log_mass = keys.log_mass,
                               .outliers = keys.outliers};
   OutlierFilter<T> filter;
   for (Index t = 0; t < key_bounds.tiles; t++) {
@@ -147,7 +147,7 @@ KeyTileBounds<T> summarize(const KeyNumbers<T>& keys, Index head_dim, T chord_no
 /// the last key of tile t. suffix_max[t], if it is not null, is the same over the ordinary tiles from t on, where d_j
 /// is the distance from the first key of tile t.
 template <class T>
-void compute_tail_bounds(const KeyTileBounds<T>& key_bounds, double slope, T* prefix_max, T* suffix_max) {
+void compute_tail_bounds(const KeyTileBounds<T>& key_bounds, double slope, T* prefix_tail, T* suffix_tail) {
   const double per_tile = slope * kTile,
                series = std::log2(std::expm1(-per_tile * std::numbers::ln2) / std::expm1(-slope * std::numbers::ln2));
   Index next_outlier = 0;
@@ -155,7 +155,7 @@ void compute_tail_bounds(const KeyTileBounds<T>& key_bounds, double slope, T* pr
     all -= per_tile;
     if (outlier) return all;
     const double here =
-        std::min(double(key_bounds.weight[t]), double(key_bounds.chord_norm) * double(key_bounds.radius[t]) + series);
+        std::min(double(key_bounds.log_mass[t]), double(key_bounds.chord_norm) * double(key_bounds.radius[t]) + series);
     if (!(here < std::numeric_limits<double>::infinity())) return std::numeric_limits<double>::infinity();  // or NaN
     const double larger = std::max(all, here);
     return larger + std::log2(1 + std::exp2(std::min(all, here) - larger)) + 1e-9;
@@ -165,14 +165,14 @@ void compute_tail_bounds(const KeyTileBounds<T>& key_bounds, double slope, T* pr
   for (Index t = 0; t < key_bounds.tiles; t++) {
     const bool outlier = next_outlier < key_bounds.outlier_count && key_bounds.outliers[next_outlier] == t;
     next_outlier += outlier;
-    prefix_max[t] = T(all = add(all, t, outlier));
+    prefix_tail[t] = T(all = add(all, t, outlier));
   }
-  if (!suffix_max) return;
+  if (!suffix_tail) return;
   all = kLeast;
   for (Index t = key_bounds.tiles; t-- > 0;) {
     const bool outlier = next_outlier > 0 && key_bounds.outliers[next_outlier - 1] == t;
     next_outlier -= outlier;
-    suffix_max[t] = T(all = add(all, t, outlier));
+    suffix_tail[t] = T(all = add(all, t, outlier));
   }
 }
 

@@ -138,7 +138,7 @@ class LinearBiasPolicy {
 
 /// The start of the sums of any tile, from a table.
 template <class T>
-struct TableStart {
+struct TableBiasStart {
   const T* entry;           // of the first query and the first key of the tile
   Vec<T> offset[kVectors];  // 0
 
@@ -157,11 +157,11 @@ class TableBiasPolicy {
   TableBiasPolicy(const T* padded, Index first, Index entries)
       : at_first_(padded + kPadding), first_(first), last_(first + entries - 1) {}
 
-  TableStart<T> left(const Positions<T>& queries, Index tile, Index, Index) const { return edge(queries, tile); }
-  TableStart<T> right(const Positions<T>& queries, Index tile, Index, Index) const { return edge(queries, tile); }
-  TableStart<T> edge(const Positions<T>& queries, Index tile) const {
+  TableBiasStart<T> left(const Positions<T>& queries, Index tile, Index, Index) const { return edge(queries, tile); }
+  TableBiasStart<T> right(const Positions<T>& queries, Index tile, Index, Index) const { return edge(queries, tile); }
+  TableBiasStart<T> edge(const Positions<T>& queries, Index tile) const {
     const Index distance = std::clamp(queries.first - tile, first_ - kBlock<T>, last_ + kTile);
-    TableStart<T> bias{at_first_ + (distance - first_), {}};
+    TableBiasStart<T> bias{at_first_ + (distance - first_), {}};
     for (Vec<T>& x : bias.offset) x = broadcast<T>(T(0));
     return bias;
   }

@@ -48,8 +48,8 @@ class Block {
   Block(const ResolvedMask& mask, Index first_query, Index row_count, double slope)
       : first(first_query), rows(row_count), vectors(int((row_count + kLanes<T> - 1) / kLanes<T>)) {
     const KeyRange of_first = mask.visible(first), of_last = mask.visible(first + rows - 1);
-    some = {of_first.begin, of_last.end};
-    all = {of_last.begin, of_first.end};
+    any_visible = {of_first.begin, of_last.end};
+    all_visible = {of_last.begin, of_first.end};
     positions.first = mask.position(first);
     lowest = positions.base = mask.nearest_key(first);
     highest = mask.nearest_key(first + rows - 1);
@@ -61,7 +61,8 @@ class Block {
 
   /// The keys that the block reads in the tile that starts at key `tile`; none if begin >= end.
   TileKeys keys_of(const ResolvedMask& mask, Index tile) const {
-    const Index begin = std::max<Index>(some.begin - tile, 0), end = std::min<Index>(some.end - tile, kTile);
+    const Index begin = std::max<Index>(any_visible.begin - tile, 0),
+                end = std::min<Index>(any_visible.end - tile, kTile);
     TileKeys keys{tile, vectors, begin, end, {}};
     for (int r = 0; r < kVectors; r++) {
       const Index last = first + std::min<Index>((r + 1) * kLanes<T>, rows) - 1;
@@ -78,12 +79,14 @@ class Block {
 
   /// The same, but edge if a query does not see all of the keys.
   Side side_of(const TileKeys& keys) const {
-    const bool seen = all.begin <= keys.tile + keys.begin && keys.tile + keys.end <= all.end;
+    const bool seen = all_visible.begin <= keys.tile + keys.begin && keys.tile + keys.end <= all_visible.end;
     return seen ? place_of(keys) : Side::edge;
   }
 
   /// The number of tiles in which some query sees some key.
-  Index tiles() const { return some.begin < some.end ? (some.end - 1) / kTile - some.begin / kTile + 1 : 0; }
+  Index tiles() const {
+    return any_visible.begin < any_visible.end ? (any_visible.end - 1) / kTile - any_visible.begin / kTile + 1 : 0;
+  }
 
   LaneMask<T> mask_of(const ResolvedMask& mask, Index tile) const {
     LaneMask<T> lanes;
@@ -96,23 +99,23 @@ class Block {
   }
 
   Index first = 0, rows = 0;
-  int vectors = 0;                // the number of vectors that hold a query
-  KeyRange some{}, all{};         // the keys that some query sees, and those that every query sees
-  Index lowest = 0, highest = 0;  // the keys nearest to the first and the last query
+  int vectors = 0;                        // the number of vectors that hold a query
+  KeyRange any_visible{}, all_visible{};  // the keys that some query sees, and those that every query sees
+  Index lowest = 0, highest = 0;          // the keys nearest to the first and the last query
   Positions<T> positions;
 };
 
 /// Calls f with the start of a tile's sums (kernel/tile/bias.hpp) and the mask of its lanes, LaneMask or NoMask.
 template <class BiasPolicy, class T, class Body>
-EIGEN_ALWAYS_INLINE void with_start(const BiasPolicy& law, const Block<T>& block, const ResolvedMask& mask,
+EIGEN_ALWAYS_INLINE void with_start(const BiasPolicy& bias, const Block<T>& block, const ResolvedMask& mask,
                                     const TileKeys& keys, Side side, const Body& f) {
   switch (side) {
     case Side::left:
-      return f(law.left(block.positions, keys.tile, keys.begin, keys.end), NoMask());
+      return f(bias.left(block.positions, keys.tile, keys.begin, keys.end), NoMask());
     case Side::right:
-      return f(law.right(block.positions, keys.tile, keys.begin, keys.end), NoMask());
+      return f(bias.right(block.positions, keys.tile, keys.begin, keys.end), NoMask());
     case Side::edge:
-      return f(law.edge(block.positions, keys.tile), block.mask_of(mask, keys.tile));
+      return f(bias.edge(block.positions, keys.tile), block.mask_of(mask, keys.tile));
   }
 }
 

@@ -28,8 +28,8 @@ struct KeyTileBounds {
   const T* radius = nullptr;               // at least |k_j - c| for every key j of the tile
   const T* prefix_max = nullptr;           // the largest radius of the ordinary tiles up to this one
   const T* suffix_max = nullptr;           // … from this one on; null if no query sees keys after it
-  T chord_norm = 0;                        // a norm of q' that few queries exceed (base 2); for `weight`
-  const T* weight = nullptr;               // at least log2 Σ 2^(chord_norm |k_j - c|) over the tile; or null
+  T chord_norm = 0;                        // a norm of q' that few queries exceed (base 2); for `log_mass`
+  const T* log_mass = nullptr;             // at least log2 Σ 2^(chord_norm |k_j - c|) over the tile; or null
   const std::int32_t* outliers = nullptr;  // the numbers of the outlier tiles, rising
   Index outlier_count = 0;
 };

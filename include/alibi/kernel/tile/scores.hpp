@@ -47,7 +47,7 @@ EIGEN_ALWAYS_INLINE void score_rows(const typename F::Unit* k, Index key_stride,
 
 /// Sets the scores of keys that a lane does not see to -inf. `last` is the last key in use; rows in excess repeat it.
 template <int N, class T, class Mask>
-EIGEN_ALWAYS_INLINE void hide(const Mask& mask, Index last, Index key, int r0, Vec<T> (&acc)[kRows][kVectors]) {
+EIGEN_ALWAYS_INLINE void mask_scores(const Mask& mask, Index last, Index key, int r0, Vec<T> (&acc)[kRows][kVectors]) {
   if constexpr (!std::is_same_v<Mask, NoMask>) {
     const Vec<T> hidden = broadcast<T>(-std::numeric_limits<T>::infinity());
 #pragma GCC unroll 8
@@ -93,7 +93,7 @@ struct StoreScores {
   template <int N>
   EIGEN_ALWAYS_INLINE void operator()(std::integral_constant<int, N>, Index key, int r0,
                                       Vec<T> (&acc)[kRows][kVectors]) const {
-    hide<N, T>(mask, last, key, r0, acc);
+    mask_scores<N, T>(mask, last, key, r0, acc);
 #pragma GCC unroll 8
     for (int a = 0; a < kRows; a++)
 #pragma GCC unroll 4
