@@ -5,9 +5,10 @@
 // keys,
 //
 //   Σ_{j <= J} e^{s_ij}  =  e^{τ q_i·c} Σ_j e^{τ q_i·(k_j - c) - m (p_i - j)}
-//                       <=  e^{τ q_i·c + |τ| |q_i| R} Σ_j e^{-m (p_i - j)}                (1) Cauchy and Schwarz
-//                        =  e^{τ q_i·c + |τ| |q_i| R - m (p_i - J)} · (1 - e^{-mn}) / (1 - e^{-m})   (2) geometric
-//                        series
+//                       <=  e^{τ q_i·c + |τ| |q_i| R} Σ_j e^{-m (p_i - j)}                               (1)
+//                        =  e^{τ q_i·c + |τ| |q_i| R - m (p_i - J)} · (1 - e^{-mn}) / (1 - e^{-m})       (2)
+//
+// (1) is the inequality of Cauchy and Schwarz, (2) the geometric series.
 //
 // The keys read so far give a lower bound of the softmax's denominator: e^μ l, with μ the reference of the online
 // softmax and l its sum. If (2) is at most ε e^μ l for every query of a block, the block prunes all those keys: the

@@ -36,7 +36,9 @@ Doublewords load_words(const S* p) {
 // Whether Eigen converts a vector of S into a vector of as many floats.
 template <class S>
 inline constexpr bool kConverts = [] {
-  if constexpr (Eigen::internal::packet_traits<S>::Vectorizable)
+  if constexpr (Eigen::internal::packet_traits<S>::Vectorizable &&
+                Eigen::internal::type_casting_traits<S, float>::VectorizedCast &&
+                Eigen::internal::type_casting_traits<float, S>::VectorizedCast)
     return int(Eigen::internal::packet_traits<S>::size) == kLanes<float>;
   else
     return false;
