@@ -1,6 +1,8 @@
-// Speed of the gradients, causal self-attention, beside plain Eigen. README.md in this folder defines every unit.
-// g++ 12 calls the undefined operand of its own AVX-512 intrinsics uninitialised where Eigen's product inlines them;
-// it obeys only from above the first include.
+// Times the gradients of causal self-attention, and compares with plain Eigen. README.md in this folder defines every
+// unit.
+//
+// g++ 12 reports the undefined operand of its own AVX-512 intrinsics as uninitialised where Eigen's product inlines
+// them. The pragma takes effect only above the first include.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -40,7 +42,7 @@ struct Case {
   int threads = 1;
   Bias bias = Bias::slopes;
   Pass pass = Pass::backward;
-  std::optional<double> tolerance = 0;  // none: the default
+  std::optional<double> tolerance = 0;  // nullopt: the default
 };
 
 template <class T>
@@ -50,14 +52,14 @@ std::string name_of(const char* method, const Case& c) {
          field("head_dim", c.head_dim) + (c.threads == 1 ? "" : field("threads", c.threads));
 }
 
-/// What a backward pass takes and gives. Output and lse are those of a forward at the same tolerance, made once.
+/// The inputs and outputs of a backward pass. The output and lse come from one forward at the same tolerance.
 template <class T>
 struct Problem {
   using A = bench::Accumulate<T>;
 
   bench::Arrays<T> x;
-  bench::RowMatrix<A> table;                                           // none: slopes
-  bench::RowMatrix<A> grad_output, grad_q, grad_k, grad_v, grad_bias;  // of the bias: a row a head
+  bench::RowMatrix<A> table;                                           // empty: slopes
+  bench::RowMatrix<A> grad_output, grad_q, grad_k, grad_v, grad_bias;  // grad_bias: one row for each head
   bench::Vector<A> lse;
   alibi::Workspace workspace;
 
@@ -70,7 +72,7 @@ struct Problem {
     grad_bias.resize(c.heads, std::max<Index>(table.cols(), 1));
     const alibi::Options options{.tolerance = c.tolerance};
     with_bias([&](const auto& bias) { forward(bias, options); });
-    workspace = alibi::Workspace();  // from here on it is that of the pass in question
+    workspace = alibi::Workspace();  // from here on it is the workspace of the timed pass
   }
 
   template <class Body>
@@ -91,15 +93,15 @@ struct Problem {
   }
 };
 
-/// How far an entry of a gradient may be from the definition, in shares of the largest entry. With bfloat16 the
-/// forward's output, from which a gradient takes the mean of its row, was rounded to it.
+/// The bound of the error of a gradient's entry, relative to the largest entry. With bfloat16 the output of the forward
+/// was rounded to it, and the gradient uses its mean of each row.
 template <class T>
 constexpr double gradient_bound() {
   if constexpr (std::is_same_v<T, Eigen::bfloat16>) return 1e-2;
   return std::is_same_v<T, float> ? 1e-5 : 1e-13;
 }
 
-/// The last row of a random head, and 15 random ones of random heads.
+/// Checks the last row of a random head, and 15 random rows of random heads.
 template <class T>
 void check_output(const std::string& name, const Problem<T>& p) {
   using bench::part;
@@ -118,8 +120,8 @@ void check_output(const std::string& name, const Problem<T>& p) {
   });
 }
 
-/// The rows of which the output's gradient is kept for the check: all of a small problem, else the last of a head and
-/// 15 random ones.
+/// The rows of the output's gradient that the check keeps: all rows of a small problem, else the last row of a head and
+/// 15 random rows.
 template <class T>
 std::set<Index> sampled_rows(const Problem<T>& p) {
   const Index rows = p.x.q.rows();
@@ -131,7 +133,7 @@ std::set<Index> sampled_rows(const Problem<T>& p) {
   return sample;
 }
 
-/// The gradients by definition, as if the output's were zero but for the rows of the sample: a row costs the reference
+/// The gradients by definition if the output's gradient is zero except in the sampled rows. A row costs the reference
 /// tokens x head_dim.
 template <class T>
 alibi::reference::Gradients expected_gradients(const Problem<T>& p, const std::set<Index>& sample) {
@@ -160,9 +162,9 @@ alibi::reference::Gradients expected_gradients(const Problem<T>& p, const std::s
   return sum;
 }
 
-/// Compares what `call` makes of the sampled rows of the output's gradient, the others being zero, with the definition:
-/// every entry of every gradient. Then runs it on the whole gradient, to which the queries of those rows must answer
-/// the same.
+/// Runs `call` with an output's gradient that is zero except in the sampled rows, and compares every entry of every
+/// gradient with the definition. Then runs it with the whole gradient, which must give the same gradients of the
+/// sampled queries.
 template <class T>
 void check(const std::string& name, Problem<T>& p, const std::function<void()>& call) {
   const auto sample = sampled_rows(p);
@@ -175,7 +177,8 @@ void check(const std::string& name, Problem<T>& p, const std::function<void()>& 
   bench::check_gradient(name, "q", p.grad_q, expected.q, bound);
   bench::check_gradient(name, "k", p.grad_k, expected.k, bound);
   bench::check_gradient(name, "v", p.grad_v, expected.v, bound);
-  bench::check_gradient(name, "the bias", p.grad_bias, expected.bias, 5 * bound);  // of terms that all but cancel
+  bench::check_gradient(name, "the bias", p.grad_bias, expected.bias,
+                        5 * bound);  // the terms of this gradient nearly cancel
 
   p.grad_output = whole;
   call();
@@ -184,8 +187,8 @@ void check(const std::string& name, Problem<T>& p, const std::function<void()>& 
   bench::check_gradient(name, "q", p.grad_q, expected.q, bound);
 }
 
-/// Five products of queries and keys, or the forward's two, of 2 head_dim operations for each pair that is visible; no
-/// rate of work for a call that leaves some out.
+/// The work is five products of queries and keys, two for the forward, of 2 head_dim operations for each visible pair.
+/// A call that prunes has no rate of work.
 template <class T>
 void report(benchmark::State& state, const Case& c, std::size_t scratch) {
   state.counters["scratch"] = double(scratch);
@@ -196,7 +199,7 @@ void report(benchmark::State& state, const Case& c, std::size_t scratch) {
   state.counters["of_peak"] = bench::per_second(work / (bench::core_peak<bench::Accumulate<T>>() * c.threads));
 }
 
-/// A call of the library for `c`, over a problem of its shape.
+/// A call of the library for `c` over `p`, which has its shape.
 template <class T>
 std::function<void()> call_of(const Case& c, Problem<T>& p, const alibi::Executor& executor) {
   const alibi::Options options{.tolerance = c.tolerance, .executor = executor};
@@ -206,7 +209,7 @@ std::function<void()> call_of(const Case& c, Problem<T>& p, const alibi::Executo
   };
 }
 
-/// Runs `call` for the first time, and checks what the case gives if it runs for the first time.
+/// Runs `call` once, and checks its result if the case runs for the first time.
 template <class T>
 void check_pass(const std::string& name, const Case& c, Problem<T>& p, const std::function<void()>& call) {
   const bool first = bench::first_run(name);
@@ -215,7 +218,7 @@ void check_pass(const std::string& name, const Case& c, Problem<T>& p, const std
   if (first) check_output(name, p);
 }
 
-/// `method` names the case. With a rival, the two are called in turn and `ratio` is the column.
+/// `method` names the case. With a rival, the two calls alternate and `ratio` names the column.
 template <class T>
 void add_alibi(const char* method, const Case& c, int repetitions = 0, const char* ratio = nullptr,
                const Case& rival = {}) {
@@ -262,7 +265,7 @@ void add_all() {
       add_alibi<float>("alibi", c, tokens < 16384 ? 0 : 3);
       if (tokens == 512 || tokens == 4096) add_eigen_blocked<float>(c);
     }
-    // For its scratch: at the default tolerance, where there is more of it, and where a call takes a second.
+    // Measures the scratch at the default tolerance, which needs more, and where a call takes a second.
     add_alibi<float>("pruned", {.tokens = 65536, .head_dim = head_dim, .tolerance = std::nullopt}, 1);
     add_alibi<double>("alibi", {.head_dim = head_dim});
     add_alibi<Eigen::bfloat16>("alibi", {.head_dim = head_dim});
@@ -292,7 +295,7 @@ void add_all() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  Eigen::setNbThreads(1);  // the baseline on one core, should Eigen have been built with OpenMP
+  Eigen::setNbThreads(1);  // the baseline uses one core, even if Eigen was built with OpenMP
   add_all();
   return bench::main(argc, argv,
                      {{"over_eigen", "alibi/", "eigen_blocked/"}, {"over_float", "alibi/bf16/", "alibi/float/"}});

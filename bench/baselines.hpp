@@ -1,5 +1,5 @@
-// Causal attention of one head with ALiBi in plain Eigen, without this library, and its gradients: what the benchmarks
-// compare with.
+// Causal attention of one head with ALiBi in plain Eigen, without this library, and its gradients. The benchmarks
+// compare with them.
 #pragma once
 
 #include <Eigen/Core>
@@ -12,7 +12,7 @@ namespace bench {
 
 using Eigen::Index;
 
-/// As a user writes it from the formula: the whole matrix of scores, its bias and mask, softmax by rows, times V.
+/// The formula as written: the whole matrix of scores, its bias and mask, softmax by rows, times V.
 template <class T>
 class EigenNaive {
  public:
@@ -40,9 +40,9 @@ class EigenNaive {
   Matrix scores_;
 };
 
-/// The strongest form found in plain Eigen: blocks of 128 queries against the keys up to the block's last, so that half
-/// of the work is never done; the bias is a slice of one line; a row's bias, maximum and exponential take two
-/// vectorised passes over its visible keys; dividing by the sum is left to the output, which is narrower.
+/// The fastest form found in plain Eigen. Blocks of 128 queries are multiplied with the keys up to the block's last,
+/// which avoids half of the work. The bias is a slice of one line. The bias, maximum and exponential of a row take two
+/// vectorised passes over its visible keys. The output, which is narrower, is divided by the sum.
 template <class T>
 class EigenBlocked {
  public:
@@ -55,7 +55,7 @@ class EigenBlocked {
   void operator()(const Matrix& q, const Matrix& k, const Matrix& v, T slope, Matrix& output) {
     const Index n = q.rows();
     const T scale = 1 / std::sqrt(T(q.cols()));
-    for (Index x = 0; x < n; x++) bias_[x] = -slope * T(n - 1 - x);  // its last p + 1 entries: the bias of query p
+    for (Index x = 0; x < n; x++) bias_[x] = -slope * T(n - 1 - x);  // the bias of query p: the last p + 1 entries
 
     for (Index first = 0; first < n; first += kRows) {
       const Index rows = std::min(kRows, n - first), keys = first + rows;
@@ -85,11 +85,10 @@ class EigenBlocked {
   Eigen::Array<T, kRows, 1> sum_;
 };
 
-/// The gradients in the strongest form found in plain Eigen, from the output and the lse of a forward, so that each
-/// weight takes one exponential: blocks of queries against blocks of keys, small enough for the second-level cache;
-/// blocks behind the diagonal are never computed, and scores become weights and their gradient in one vectorised pass
-/// over the visible keys of a row. The scale goes into the queries, and so into the scores and the gradient of the
-/// keys.
+/// The fastest form of the gradients found in plain Eigen, from the output and the lse of a forward, so that each
+/// weight takes one exponential. Blocks of queries are combined with blocks of keys that fit into the second-level
+/// cache; blocks after the diagonal are not computed. Scores become weights and their gradient in one vectorised pass
+/// over the visible keys of a row. The queries are scaled, and with them the scores and the gradient of the keys.
 template <class T>
 class EigenBlockedBackward {
  public:
@@ -102,7 +101,8 @@ class EigenBlockedBackward {
         weights_(kRows * kKeys),
         grad_scores_(kRows * kKeys),
         queries_(kRows, head_dim) {
-    for (Index x = 0; x < tokens; x++) distance_[x] = T(tokens - 1 - x);  // its last p + 1 entries: those of query p
+    for (Index x = 0; x < tokens; x++)
+      distance_[x] = T(tokens - 1 - x);  // the distances of query p: the last p + 1 entries
   }
   std::size_t scratch_bytes() const {
     const Index numbers = 2 * distance_.size() + 2 * weights_.size() + queries_.size();

@@ -1,5 +1,5 @@
-// What the benchmarks share: inputs and their check (inputs.hpp), the machine's limits (peak.hpp), and here how cases
-// are registered and the table that is printed at the end.
+// The common parts of the benchmarks: inputs and their check (inputs.hpp), the machine's limits (peak.hpp), and in this
+// file the registration of cases and the table that is printed at the end.
 #pragma once
 
 #include <benchmark/benchmark.h>
@@ -20,20 +20,21 @@
 
 namespace bench {
 
-/// An amount of work an iteration, reported per second of wall clock; `inverse` reports seconds per unit instead.
+/// The work of an iteration, reported per second of wall clock; `inverse` reports seconds per unit.
 inline benchmark::Counter per_second(double amount) { return {amount, benchmark::Counter::kIsIterationInvariantRate}; }
 inline benchmark::Counter inverse(double amount) {
   using benchmark::Counter;
   return {amount, Counter::Flags(Counter::kIsIterationInvariantRate | Counter::kInvert)};
 }
 
-/// The column `name`: how many times as fast a case is as its rival, whose name has `rival` in place of `method`.
+/// The column `name`: the time of the rival over the time of a case. The rival's name has `rival` in place of `method`.
 struct Ratio {
   const char *name, *method, *rival;
 };
 
-/// One line a case, in the order of registration however the repetitions were shuffled: the median, its spread (cv, the
-/// standard deviation over the mean, of time) and the counters of the median, save those that are for a picture alone.
+/// Prints one line for each case, in the order of registration although repetitions are shuffled: the median, its
+/// spread (cv, the standard deviation of time over the mean) and the counters of the median, except those for a picture
+/// only.
 class Table : public benchmark::BenchmarkReporter {
  public:
   explicit Table(std::vector<Ratio> ratios) : ratios_(std::move(ratios)) {}
@@ -86,7 +87,7 @@ class Table : public benchmark::BenchmarkReporter {
  private:
   struct Line {
     std::string name;
-    double seconds = 0, spread = std::nan("");  // no spread: a single repetition
+    double seconds = 0, spread = std::nan("");  // NaN: a single repetition
     std::map<std::string, double> counters;
   };
 
@@ -112,16 +113,16 @@ class Table : public benchmark::BenchmarkReporter {
   std::map<Index, Line> lines_;
 };
 
-/// Names a case and registers it: wall clock, and at least a tenth of a second a repetition. A case of which one call
-/// takes seconds says so, and says how many repetitions it can afford; 0: as many as the command line asks for.
+/// Names and registers a case: wall clock, and at least a tenth of a second for each repetition. A case with calls of
+/// seconds sets its number of repetitions; 0 uses the number of the command line.
 template <class Body>
 auto* add(const std::string& name, Body body, int repetitions = 0) {
   auto* added = benchmark::RegisterBenchmark(name.c_str(), std::move(body))->UseRealTime()->MinTime(0.1);
   return repetitions == 0 ? added : added->Repetitions(repetitions);
 }
 
-/// Times `call`, whose result `check` has looked at the first time the case runs. A slow call has no other before it
-/// that warms up: then what is timed is also what is checked, still before anything is printed.
+/// Times `call`. `check` checks its result the first time the case runs. A slow call has no warm-up call; its timed
+/// result is checked, still before anything is printed.
 template <class Call, class Check>
 void time(benchmark::State& state, const std::string& name, const Call& call, const Check& check, bool slow = false) {
   if (!slow) call();
@@ -133,8 +134,8 @@ void time(benchmark::State& state, const std::string& name, const Call& call, co
   if (slow && first_run(name)) check();
 }
 
-/// Times `call` beside `rival`, the two in turn, first one first and then the other: two medians of separate cases are
-/// noisier than what a ratio is asked for. Returns how many times as long the rival takes, the median over the pairs.
+/// Times `call` and `rival` alternately, and alternates which one is first, because the ratio of medians of separate
+/// cases is too noisy. Returns the rival's time over the call's, the median over the pairs.
 template <class Call, class Rival>
 double time_in_turn(benchmark::State& state, const Call& call, const Rival& rival) {
   std::vector<double> ratios;
@@ -156,8 +157,8 @@ double time_in_turn(benchmark::State& state, const Call& call, const Rival& riva
   return *middle;
 }
 
-/// The main of a benchmark, once its cases are registered. Flags of the command line come after these defaults and win.
-/// `ratios` are columns of the table.
+/// The main function of a benchmark, called after its cases are registered. Flags of the command line override these
+/// defaults. `ratios` are columns of the table.
 inline int main(int argc, char** argv, std::vector<Ratio> ratios = {}) {
   std::string defaults[] = {"--benchmark_repetitions=7", "--benchmark_display_aggregates_only=true",
                             "--benchmark_enable_random_interleaving=true"};
@@ -172,7 +173,7 @@ inline int main(int argc, char** argv, std::vector<Ratio> ratios = {}) {
   if (benchmark::ReportUnrecognizedArguments(count, arguments.data())) return 1;
   Table table(std::move(ratios));
   benchmark::RunSpecifiedBenchmarks(own_format ? nullptr : &table);
-  return 0;  // even if a filter left nothing: it may be meant for the other program
+  return 0;  // also if a filter selected nothing, because it may be meant for another program
 }
 
 }  // namespace bench

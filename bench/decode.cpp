@@ -1,5 +1,5 @@
-// Decode: one query a head against a long cache, which is as fast as memory is read. README.md in this folder defines
-// every unit.
+// Times decoding: one query for each head against a long cache, limited by the speed of reading memory. README.md in
+// this folder defines every unit.
 #include <Eigen/Core>
 #include <algorithm>
 #include <alibi/cached_attention.hpp>
@@ -40,7 +40,8 @@ auto view(T* data, Index heads, Index tokens, Index head_dim) {
   return alibi::view(data, {1, heads, tokens, head_dim}, {heads * tokens * head_dim, tokens * head_dim, head_dim, 1});
 }
 
-/// A cache that is full, and what was put into it: of that the plain read reads as many bytes, and the check its keys.
+/// A full cache and its contents. The plain read reads as many bytes of the contents; the check uses the keys and
+/// values.
 template <class Storage>
 struct Filled {
   RowMatrix<Storage> k, v;  // [kv_heads x keys, head_dim]
@@ -56,8 +57,8 @@ struct Filled {
   }
 };
 
-/// Filling a cache takes longer than timing it: it is done once, when the first case needs it. All of them together
-/// hold 4 GB.
+/// The caches. Filling a cache takes longer than timing it, so each is filled once, when the first case needs it. All
+/// caches together hold 4 GB.
 template <class Storage>
 Filled<Storage>& filled(const Case& c) {
   static std::map<std::array<Index, 3>, std::unique_ptr<Filled<Storage>>> all;
@@ -66,7 +67,7 @@ Filled<Storage>& filled(const Case& c) {
   return *found;
 }
 
-/// Three heads against the definition, on the keys and values as they are stored.
+/// Checks three heads against the definition, on the keys and values as they are stored.
 template <class Storage>
 void check(const std::string& name, const Case& c, const Filled<Storage>& x, const RowMatrix<float>& q,
            const RowMatrix<float>& output, const Vector<float>& slopes) {
@@ -79,7 +80,7 @@ void check(const std::string& name, const Case& c, const Filled<Storage>& x, con
   }
 }
 
-/// Bytes of K and V that a call reads. The heads of a group share one read: that of the one which looks farthest.
+/// The bytes of K and V that a call reads. The heads of a group share one read, that of the head with the most tiles.
 double bytes_read(const Case& c, const std::vector<alibi::PruningStats>& heads, std::size_t size) {
   const Index group = c.heads / c.kv_heads;
   Index tiles = 0;
@@ -90,7 +91,7 @@ double bytes_read(const Case& c, const std::vector<alibi::PruningStats>& heads, 
   return double(std::min(tiles * alibi::kernel::kTile, c.kv_heads * c.keys)) * double(2 * c.head_dim) * double(size);
 }
 
-/// What holds all of a repetition's calls: on one thread or on a pool.
+/// The executor of all calls of a repetition: the calling thread or a pool.
 struct Threads {
   std::optional<Eigen::ThreadPool> pool;
   alibi::Executor executor;
@@ -99,7 +100,7 @@ struct Threads {
   }
 };
 
-/// Reads as many bytes, half from the keys and half from the values as they were put into the cache.
+/// Reads as many bytes, half from the keys and half from the values that were put into the cache.
 template <class Storage>
 void plain_read(const Filled<Storage>& x, double bytes, const alibi::Executor& executor) {
   for (const auto* memory : {&x.k, &x.v})
@@ -125,7 +126,8 @@ void add_decode(const char* method, const Case& c, std::optional<double> toleran
     };
     attend();
 
-    // The limit is measured right before what is compared with it, for what memory gives drifts: the median of five.
+    // The limit is measured right before the call that it is compared with, because the speed of memory drifts. Median
+    // of five.
     const double bytes = bytes_read(c, pruning, sizeof(Storage));
     const double limit = bench::median(5, [&] { plain_read(x, bytes, threads.executor); });
     bench::time(state, name, attend, [&] { check(name, c, x, q, output, slopes); });

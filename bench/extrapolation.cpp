@@ -1,8 +1,9 @@
-// What extrapolation costs: attention of a model that was trained at 1,024 tokens, evaluated at up to 65,536, for every
-// position method of the paper's figure 2; the biases also as other libraries need them, materialised. README.md in
-// this folder defines every unit and method; pictures.sh draws what comes out.
-// g++ 12 calls the undefined operand of its own AVX-512 intrinsics uninitialised where Eigen's product inlines them;
-// it obeys only from above the first include.
+// Times attention of a model that was trained at 1,024 tokens and is evaluated at up to 65,536, for every position
+// method of the paper's figure 2. The biases are also materialised, as other libraries need them. README.md in this
+// folder defines every unit and method; pictures.sh draws the results.
+//
+// g++ 12 reports the undefined operand of its own AVX-512 intrinsics as uninitialised where Eigen's product inlines
+// them. The pragma takes effect only above the first include.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -35,7 +36,7 @@ using Vector = bench::Vector<float>;
 
 constexpr Index kHeads = 8, kHeadDim = 64;
 constexpr Index kLongestBackward = 8192;
-/// The bias of all heads and the scores of one may take so many bytes.
+/// The limit in bytes of the bias of all heads and the scores of one head.
 constexpr double kMemory = 0x1p32;
 
 enum class Method { alibi, alibi_dense, alibi_materialised, none, rotary, t5_materialised, t5_fused };
@@ -55,7 +56,8 @@ struct Case {
   }
   bool materialised() const { return method == Method::alibi_materialised || method == Method::t5_materialised; }
   bool t5() const { return method == Method::t5_fused || method == Method::t5_materialised; }
-  /// Heads called. Where every key is read heads cost the same: of a call that would take 20 s one head stands for all.
+  /// The number of heads in the call. If every key is read, all heads cost the same, so one head stands for all where a
+  /// call would take 20 s.
   Index heads() const { return tokens > 32768 && method != Method::alibi ? 1 : kHeads; }
   double bytes() const {
     const auto n = double(tokens);
@@ -67,7 +69,7 @@ struct Case {
   }
 };
 
-/// q, k, v, output and what a backward pass has besides, for some heads.
+/// q, k, v, the output and the other arrays of a backward pass, for some heads.
 struct Problem {
   bench::Arrays<float> x;
   Matrix grad_output, grad_q, grad_k, grad_v;
@@ -82,21 +84,21 @@ struct Problem {
         lse(grad_output.rows()) {}
 };
 
-/// Attention as it is written over whole matrices: the bias, [heads, n, n], stored, and all scores of a head at a time.
-/// Kinder than what it stands for: a softmax stays in its row, and leaves out the masked keys; no weight is so small
-/// that it is a denormal number, which would cost the products up to twice their time; the weights of a head serve its
-/// backward pass at once, so that those of the other heads need not be kept.
+/// Attention over whole matrices: stores the bias, [heads, n, n], and all scores of one head at a time. It has three
+/// advantages over the implementations that it stands for. The softmax of a row skips the masked keys. No weight is a
+/// denormal number, which would make the products take up to twice as long. The weights of a head are used by its
+/// backward pass at once, so those of the other heads need not be kept.
 class Materialised {
  public:
-  /// bias(h, distance)
+  /// bias(h, distance) is the bias of head h.
   template <class Bias>
   Materialised(const Case& c, const Bias& bias)
       : n_(c.tokens),
         bias_(c.heads() * n_, n_),
-        weights_(Matrix::Zero(n_, n_)),  // a slow call has no other before it to make this memory the process's own
+        weights_(Matrix::Zero(n_, n_)),  // touches the memory now, because a slow call has no warm-up call
         grad_scores_(Matrix::Zero(c.backward ? n_ : 0, n_)),
         queries_(n_, kHeadDim) {
-    Eigen::RowVectorXf line(2 * n_ - 1);  // n - 1 keys behind the query, and n - 1 ahead of it, which it does not see
+    Eigen::RowVectorXf line(2 * n_ - 1);  // n - 1 keys before the query, and n - 1 after it, which are masked
     for (Index h = 0; h < c.heads(); h++) {
       for (Index x = 0; x < line.size(); x++) line[x] = bias(h, std::max<Index>(n_ - 1 - x, 0));
       for (Index i = 0; i < n_; i++) bias_.row(h * n_ + i) = line.segment(n_ - 1 - i, n_);
@@ -120,7 +122,7 @@ class Materialised {
     p.x.output.middleRows(head * n_, n_).noalias() = weights_ * p.x.v.middleRows(head * n_, n_);
   }
 
-  /// After forward() of the same head.
+  /// Must follow forward() of the same head.
   void backward(Problem& p, Index head) {
     const auto of_head = [&](auto& x) { return x.middleRows(head * n_, n_); };
     const auto grad_output = of_head(p.grad_output);
@@ -136,7 +138,7 @@ class Materialised {
     of_head(p.grad_q) /= std::sqrt(float(kHeadDim));
   }
 
-  /// The gradient of the scores summed up by distance, n - 1 … 0, of the head that backward() was last called for.
+  /// The gradient of the scores, summed by distance, n - 1 … 0, of the head of the last backward().
   Eigen::RowVectorXd by_distance() const {
     Eigen::RowVectorXd sums = Eigen::RowVectorXd::Zero(n_);
     for (Index i = 0; i < n_; i++) sums.tail(i + 1) += grad_scores_.row(i).head(i + 1).cast<double>();
@@ -188,7 +190,8 @@ class Attention {
     with_bias([&](const auto& bias) {
       check_output(name, bias);
       if (!case_.backward) return;
-      // All of what is short; of what is long the last queries, from which the last keys have all their gradient.
+      // Checks all gradients of a short sequence. Of a long one, checks the last queries, which give the last keys all
+      // their gradient.
       const Index n = case_.tokens;
       for (Index head = 0; head < case_.heads(); head++) check_gradients(name, bias, head, n <= 512 ? 0 : n - kSample);
     });
@@ -197,7 +200,7 @@ class Attention {
 
  private:
   static constexpr Index kSample = 16;
-  static constexpr double kBound = 1e-5;  // of a gradient's entry, in shares of the largest
+  static constexpr double kBound = 1e-5;  // of a gradient's entry, relative to the largest
 
   alibi::View<float> view(Matrix& x) const { return problem_.x.view(x); }
   alibi::View<const float> view(const Matrix& x) const { return problem_.x.view(x); }
@@ -208,7 +211,7 @@ class Attention {
     return biased ? double(problem_.x.slopes.size()) * sizeof(float) : 0;
   }
 
-  /// Calls body(slopes), body(a table's bias) or body(no_bias).
+  /// Calls body() with the slopes, with the bias of a table, or with no_bias.
   template <class Body>
   void with_bias(const Body& body) const {
     if (case_.t5()) return body(alibi::relative_bias(table_));
@@ -216,7 +219,7 @@ class Attention {
     body(problem_.x.slopes);
   }
 
-  /// The weights of T5 are learned and have a gradient, slopes are fixed and have none.
+  /// The weights of T5 are learned and have a gradient. Slopes are fixed and have none.
   template <class Bias>
   void fused(const Bias& bias) {
     Problem& p = problem_;
@@ -248,7 +251,7 @@ class Attention {
     return bench::part<float>(view(x), head, first, count);
   }
 
-  /// The last row of a random head, and 15 random ones of random heads.
+  /// Checks the last row of a random head, and 15 random rows of random heads.
   template <class Bias>
   void check_output(const std::string& name, const Bias& bias) const {
     const auto& x = problem_.x;
@@ -263,7 +266,7 @@ class Attention {
     }
   }
 
-  /// Gradients of the queries and keys from `first` on of one head, and of its bias, if these are all.
+  /// Checks the gradients of the queries and keys of one head from `first` on, and of its bias if that is all of them.
   template <class Bias>
   void check_gradients(const std::string& name, const Bias& bias, Index head, Index first) const {
     const Problem& p = problem_;
@@ -287,7 +290,7 @@ class Attention {
                             kBound);
   }
 
-  /// The queries of head 0, which were turned at every call, from the same seed and the formula.
+  /// Checks the queries of head 0, which every call rotates, against the same random numbers and the formula.
   void check_rotation(const std::string& name) const {
     const bench::Arrays<float> before(case_.heads(), case_.tokens, kHeadDim, kHeadDim);
     bench::Random random(5);
@@ -298,7 +301,8 @@ class Attention {
       const auto x = double(before.q(position, 2 * i)), y = double(before.q(position, 2 * i + 1));
       const double expected = x * std::cos(angle) - y * std::sin(angle), actual = double(problem_.x.q(position, 2 * i));
       if (std::abs(actual - expected) <= 4e-6) continue;
-      bench::fail(name, "query " + std::to_string(position) + ", pair " + std::to_string(i) + " is not turned right");
+      bench::fail(name,
+                  "query " + std::to_string(position) + ", pair " + std::to_string(i) + " is not rotated correctly");
     }
   }
 
@@ -311,7 +315,8 @@ class Attention {
   alibi::Workspace workspace_;
 };
 
-/// Roughly what a call takes: 0.65 ns for a pair of query and key and head, masked ones included, if every key is read.
+/// The approximate time of a call: 0.65 ns for each pair of query and key of a head, including masked ones, if every
+/// key is read.
 double expected_seconds(const Case& c) {
   const auto n = double(c.tokens);
   const double pairs = double(c.heads()) * n * (c.method == Method::alibi ? std::min(n, 3000.) : n);
@@ -346,7 +351,7 @@ void add_all() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  Eigen::setNbThreads(1);  // whole matrices on one core, should Eigen have been built with OpenMP
+  Eigen::setNbThreads(1);  // whole matrices use one core, even if Eigen was built with OpenMP
   add_all();
   return bench::main(argc, argv);
 }

@@ -1,5 +1,5 @@
-# Time of a token against the length evaluated. Run by pictures.sh, which says what is in `table`, and where to draw:
-# `png`.
+# Time of a token against the evaluated length. Run by pictures.sh, which sets `table` (the data) and `png` (the
+# picture).
 set encoding utf8
 set terminal pngcairo size 1700, 1080 font 'DejaVu Sans,15' background 'white'
 set output png
@@ -19,20 +19,20 @@ set xtics ('512' 512, '1,024' 1024, '2,048' 2048, '4,096' 4096, '8,192' 8192, '1
            '65,536' 65536)
 set yrange [bottom : top]
 
-# Those that read every key cost nearly the same: markers and dashes show what lies beneath.
+# The methods that read every key cost nearly the same. Marker sizes and line widths keep the covered ones visible.
 array name[7] = ['t5_materialised', 'alibi_materialised', 'rotary', 't5_fused', 'none', 'alibi_dense', 'alibi']
 array text[7] = ['T5 bias: materialised, whole matrices in Eigen', 'ALiBi: materialised, whole matrices in Eigen', \
-                 'rotary: alibi, turns q and k at every call', 'T5 bias: alibi, from a table of 129 distances', \
+                 'rotary: alibi, rotates q and k at every call', 'T5 bias: alibi, from a table of 129 distances', \
                  'sinusoidal: alibi without a bias', 'ALiBi: alibi, every key (tolerance 0)', \
-                 'ALiBi: alibi, default (leaves out at most 2^{-24})']
+                 'ALiBi: alibi, default (prunes at most 2^{-24})']
 array colour[7] = ['#fdb863', '#b35806', '#998ec3', '#35978f', '#808080', '#2166ac', '#1b7837']
 array shape[7] = [4, 5, 12, 2, 6, 9, 7]
 array size[7] = [2.6, 1.5, 2.6, 1.9, 2.4, 1.6, 1.8]
 array width[7] = [6, 3, 6, 4, 3, 2.5, 4.5]
 
 set multiplot
-set label 10 "{/=20 What extrapolation costs: 8 heads, head\\_dim 64, float, one thread}" at screen 0.5, 0.965 center
-set label 11 '{/=15 red cross: twice as many tokens would take more than 4 GiB of materialised bias and scores}' \
+set label 10 "{/=20 Cost of extrapolation: 8 heads, head\\_dim 64, float, one thread}" at screen 0.5, 0.965 center
+set label 11 '{/=15 red cross: twice as many tokens would need more than 4 GiB of materialised bias and scores}' \
   at screen 0.5, 0.925 center
 set label 12 'trained at 1,024' at 1024, top rotate by -90 left offset 1.5, -0.6 textcolor '#707070'
 
@@ -60,7 +60,7 @@ do for [pass in 'forward forward_backward'] {
          with points pointtype 2 pointsize 4 linewidth 4 linecolor rgb '#b2182b'
 }
 
-# The legend of both, below.
+# The common legend, below both panels.
 unset title; unset xlabel; unset ylabel; unset tics; unset border; unset grid; unset arrow 1
 unset logscale
 set lmargin at screen 0.03; set rmargin at screen 0.99; set bmargin at screen 0.01; set tmargin at screen 0.17

@@ -1,6 +1,8 @@
-// Speed of the forward, causal self-attention, beside plain Eigen. README.md in this folder defines every unit.
-// g++ 12 calls the undefined operand of its own AVX-512 intrinsics uninitialised where Eigen's product inlines them;
-// it obeys only from above the first include.
+// Times the forward of causal self-attention, and compares with plain Eigen. README.md in this folder defines every
+// unit.
+//
+// g++ 12 reports the undefined operand of its own AVX-512 intrinsics as uninitialised where Eigen's product inlines
+// them. The pragma takes effect only above the first include.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -24,7 +26,7 @@ using bench::Index;
 struct Case {
   Index heads = 1, tokens = 4096, head_dim = 64;
   Index value_dim = head_dim;
-  bool bias = true;          // or slopes of zero
+  bool bias = true;          // false: slopes of zero
   bool token_major = false;  // [tokens, heads, head_dim] in memory, or [heads, tokens, head_dim]
   int threads = 1;
 };
@@ -46,7 +48,7 @@ bench::Arrays<T> arrays(const Case& c) {
   return x;
 }
 
-/// Pairs of a query and a key, the masked ones among them. A call of 2^28 takes a fifth of a second and more.
+/// Pairs of a query and a key, including masked ones. A call of 2^28 takes a fifth of a second or more.
 Index pairs(const Case& c) { return c.heads * c.tokens * c.tokens; }
 
 /// Checks the first result of `call`, then times it.
@@ -64,7 +66,7 @@ void measure(benchmark::State& state, const std::string& name, const Case& c, co
 
 void report_scratch(benchmark::State& state, std::size_t bytes) { state.counters["scratch"] = double(bytes); }
 
-/// Every key is visited: what pruning saves is pruning.cpp's business.
+/// The tolerance is 0, so every key is read. pruning.cpp times pruning.
 template <class T>
 void add_alibi(const Case& c, const char* method = "alibi", bool bf16_dot = false) {
   const std::string name = name_of<T>(method, c);
@@ -82,7 +84,7 @@ void add_alibi(const Case& c, const char* method = "alibi", bool bf16_dot = fals
   bench::add(name, body, pairs(c) < Index(1) << 32 ? 0 : 3);
 }
 
-/// `Method` is one of baselines.hpp, made by make(case).
+/// make(case) returns a baseline of baselines.hpp.
 template <class T, class Make>
 void add_baseline(const char* method, const Case& c, Make make) {
   const std::string name = name_of<T>(method, c);
@@ -139,7 +141,7 @@ void add_all() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  Eigen::setNbThreads(1);  // the baselines on one core, should Eigen have been built with OpenMP
+  Eigen::setNbThreads(1);  // the baselines use one core, even if Eigen was built with OpenMP
   add_all();
   return bench::main(argc, argv,
                      {{"over_float", "alibi/bf16/", "alibi/float/"},

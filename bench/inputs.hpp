@@ -1,4 +1,4 @@
-// Inputs of the benchmarks, and the check of a result before it is timed.
+// The inputs of the benchmarks, and the check of a result before it is timed.
 #pragma once
 
 #include <Eigen/Core>
@@ -21,7 +21,7 @@ using RowMatrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMaj
 template <class T>
 using Vector = Eigen::Matrix<T, Eigen::Dynamic, 1>;
 
-/// What attention over T adds up in; slopes and lse are of this type.
+/// The scalar of the sums of attention over T, and of slopes and lse.
 template <class T>
 using Accumulate = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -33,12 +33,12 @@ constexpr const char* type_name() {
   return "float";
 }
 
-/// A part of a case's name: "/tokens:4096".
+/// A part of the name of a case: "/tokens:4096".
 inline std::string field(const char* name, Index value) {
   return std::string("/") + name + ":" + std::to_string(value);
 }
 
-/// Random numbers from a fixed seed (splitmix64), fast because every repetition makes its inputs anew.
+/// Random numbers from a fixed seed (splitmix64). They must be fast, because every repetition generates its inputs.
 class Random {
  public:
   explicit Random(std::uint64_t seed) : state_(seed) {}
@@ -51,7 +51,7 @@ class Random {
   }
   Index below(Index end) { return Index(bits() % std::uint64_t(end)); }
 
-  /// Mean 0, variance 1, and near enough to normal: the sum of four uniform numbers of 16 bits.
+  /// Mean 0, variance 1, approximately normal: the sum of four uniform numbers of 16 bits.
   double normal() {
     const std::uint64_t x = bits();
     const auto sum = double((x & 0xffff) + (x >> 16 & 0xffff) + (x >> 32 & 0xffff) + (x >> 48));
@@ -69,8 +69,8 @@ class Random {
   std::uint64_t state_;
 };
 
-/// Inputs and output of causal self-attention, one batch. One head has slope 1/256, the flattest of eight. The first
-/// column of values has mean 1, not 0: its sums do not cancel, so that the check sees them drift.
+/// Inputs and output of causal self-attention, one batch. A single head has slope 1/256, the flattest of eight. The
+/// first column of values has mean 1 instead of 0, so that its sums do not cancel and the check detects their drift.
 template <class T>
 struct Arrays {
   Index heads, tokens;
@@ -103,7 +103,7 @@ struct Arrays {
   std::exit(1);
 }
 
-/// True once for every case: its result is checked the first time it runs.
+/// True the first time that it is called for a case, when its result is checked.
 inline bool first_run(const std::string& name) {
   static std::set<std::string> seen;
   return seen.insert(name).second;
@@ -118,7 +118,7 @@ alibi::View<const T> part(alibi::View<const T> x, Index head, Index first, Index
   return x;
 }
 
-/// One head in a form that the definition takes: as it is, or a copy in float, which is exact.
+/// One head in a form for the reference: unchanged, or a copy in float, which is exact.
 template <class T>
 auto widened(const alibi::View<const T>& x) {
   if constexpr (std::is_same_v<T, Accumulate<T>>)
@@ -129,8 +129,8 @@ auto widened(const alibi::View<const T>& x) {
   }
 }
 
-/// How far an output near `expected` may be from the definition on the same inputs: the rounding of the sums, and of
-/// the output to its type. bfloat16 rounds the weights too.
+/// The bound of the error of an output near `expected`: the rounding of the sums, and of the output to its type.
+/// bfloat16 also rounds the weights.
 template <class T>
 double error_bound(double expected) {
   if constexpr (std::is_same_v<T, Eigen::bfloat16>) return 2e-3 + std::abs(expected) / 256;
@@ -138,14 +138,13 @@ double error_bound(double expected) {
   return std::is_same_v<T, float> ? 4e-6 : 1e-13;
 }
 
-/// Fails unless the row at `actual` is near the row at `expected`; `what` says which one it is. `slack` widens the
-/// bound.
+/// Fails unless the row at `actual` is near the row at `expected`. `what` names the row. `slack` widens the bound.
 template <class T>
 void check_row(const std::string& name, const std::string& what, const T* actual, const double* expected,
                Index head_dim, double slack = 1) {
   for (Index d = 0; d < head_dim; d++) {
     const double error = std::abs(double(actual[d]) - expected[d]), bound = slack * error_bound<T>(expected[d]);
-    if (error <= bound) continue;  // and not: error > bound, which lets NaN through
+    if (error <= bound) continue;  // not the negation of error > bound, which would accept NaN
     fail(name,
          what + ", dim " + std::to_string(d) + " is off by " + std::to_string(error / bound) + " times the bound");
   }

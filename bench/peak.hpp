@@ -1,4 +1,4 @@
-// What the machine can do, measured in the process that compares itself with it.
+// The limits of the machine, measured in the same process as the benchmarks.
 #pragma once
 
 #include <benchmark/benchmark.h>
@@ -6,6 +6,7 @@
 #include <Eigen/Core>
 #include <algorithm>
 #include <alibi/executor.hpp>
+#include <alibi/kernel/simd/bf16.hpp>
 #include <alibi/kernel/simd/vec.hpp>
 #include <array>
 #include <chrono>
@@ -17,7 +18,7 @@ namespace bench {
 
 using alibi::Index;
 
-/// Seconds of one call.
+/// The seconds of one call.
 template <class Call>
 double seconds(const Call& call) {
   const auto start = std::chrono::steady_clock::now();
@@ -25,7 +26,7 @@ double seconds(const Call& call) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// Seconds of the fastest of `runs` calls, and of the middle one of `runs` after a first one that does not count.
+/// The seconds of the fastest of `runs` calls, and the median of `runs` calls after a warm-up call.
 template <class Call>
 double fastest(int runs, const Call& call) {
   double best = seconds(call);
@@ -42,12 +43,12 @@ double median(int runs, const Call& call) {
   return *middle;
 }
 
-/// The multiply-adds of a round are as many as there are sums: at least 8, to keep two units with a latency of four
-/// busy, and few enough that none leaves the registers.
+/// The number of sums, and of multiply-adds in a round: at least 8, to keep two units with a latency of four busy, and
+/// few enough to stay in registers.
 inline constexpr int kPeakSums = alibi::kernel::kManyRegisters ? 16 : 10;
 inline constexpr int kPeakRounds = 1 << 20, kPeakRuns = 100;
 
-/// The sum of all packs and lanes, so that none of the work is in vain.
+/// The sum of all vectors and lanes, so that the compiler cannot remove any of the work.
 template <class T>
 EIGEN_ALWAYS_INLINE T total(const alibi::kernel::Vec<T> (&sum)[kPeakSums]) {
   namespace kernel = alibi::kernel;
@@ -57,9 +58,9 @@ EIGEN_ALWAYS_INLINE T total(const alibi::kernel::Vec<T> (&sum)[kPeakSums]) {
   return kernel::reduce_add(all);
 }
 
-/// Nothing but multiply-adds, in registers: each sum grows by the factor times its neighbour, which no compiler can
-/// fold or take out of the loop, and which suits both forms of the instruction. A function of its own, so that nothing
-/// else asks for registers.
+/// Multiply-adds in registers only. Each sum grows by the factor times its neighbour, which no compiler can fold or
+/// move out of the loop, and which suits both forms of the instruction. It is a separate function, so that no other
+/// code needs registers.
 template <class T>
 [[gnu::noinline]] T multiply_adds(int rounds, T factor) {
   namespace kernel = alibi::kernel;
@@ -73,8 +74,8 @@ template <class T>
   return total<T>(sum);
 }
 
-/// GFLOP/s of multiply_adds() on one core, measured when the process first asks for it. The factor could be any number
-/// for all that the compiler knows: else it calls once, and the other runs do nothing.
+/// GFLOP/s of multiply_adds() on one core, measured when the process first needs it. The factor is volatile, because
+/// otherwise the compiler calls the function once and the other runs do nothing.
 template <class T>
 double core_peak() {
   static const double time = fastest(kPeakRuns, [] {
@@ -84,8 +85,8 @@ double core_peak() {
   return 2e-9 * kPeakSums * alibi::kernel::kLanes<T> * kPeakRounds / time;
 }
 
-/// Nothing but dot products of bfloat16 pairs, in registers. `Pair` is kernel::BfloatPair: a template, so that a
-/// machine without the instruction need not compile it.
+/// Dot products of bfloat16 pairs in registers only. `Pair` is kernel::BfloatPair; as a template parameter it is not
+/// compiled on a machine without the instruction.
 template <class Pair>
 [[gnu::noinline]] float pair_products(int rounds, Pair a, Pair b) {
   namespace kernel = alibi::kernel;
@@ -99,7 +100,7 @@ template <class Pair>
   return total<float>(sum);
 }
 
-/// GFLOP/s of pair_products() on one core: four operations a lane.
+/// GFLOP/s of pair_products() on one core, with four operations in each lane.
 template <class Pair = alibi::kernel::BfloatPair>
 double core_dot_peak() {
   static const double time = fastest(kPeakRuns, [] {
@@ -110,17 +111,17 @@ double core_dot_peak() {
   return 4e-9 * kPeakSums * alibi::kernel::kLanes<float> * kPeakRounds / time;
 }
 
-/// What plain_read() reads at a time: a vector for each of its sums.
+/// The bytes that plain_read() reads at a time: a vector for each of its sums.
 inline constexpr std::size_t kReadBlock = sizeof(alibi::kernel::Vec<float>) * kPeakSums;
 
-/// Reads memory once, in order, with nothing but an addition for each vector, which even the first-level cache can
-/// feed; the hardware prefetches.
+/// Reads memory once and in order, with one addition for each vector, which keeps up even with the first-level cache.
+/// The hardware prefetches.
 [[gnu::noinline]] inline float read_blocks(const std::byte* memory, std::size_t blocks) {
   namespace kernel = alibi::kernel;
   kernel::Vec<float> sum[kPeakSums];
 #pragma GCC unroll 16
   for (auto& x : sum) x = kernel::broadcast<float>(0);
-  const auto* p = reinterpret_cast<const float*>(memory);  // vector loads may alias anything
+  const auto* p = reinterpret_cast<const float*>(memory);  // vector loads may alias any type
   for (std::size_t i = 0; i < blocks; i++, p += kReadBlock / sizeof(float))
 #pragma GCC unroll 16
     for (int s = 0; s < kPeakSums; s++)
@@ -128,8 +129,8 @@ inline constexpr std::size_t kReadBlock = sizeof(alibi::kernel::Vec<float>) * kP
   return total<float>(sum);
 }
 
-/// The plain read of memory, but for less than a block at its end: in 32 equal parts, which the executor's threads take
-/// one after another. Returns the sum of what was read, as if it were floats.
+/// The plain read of memory, except for less than a block at its end, in 32 equal parts that the executor's threads
+/// take one after another. Returns the sum of the memory as floats.
 inline float plain_read(const void* memory, std::size_t bytes, const alibi::Executor& executor) {
   constexpr std::size_t kParts = 32;
   const std::size_t blocks = bytes / kReadBlock;

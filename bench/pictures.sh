@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# pictures.sh <directory>: draws its pruning.json into pruning.png (time against tokens) and tiles.png (what each head
-# visits), and its extrapolation.json into extrapolation.png (time of a token against the length evaluated), as far as
-# the figures are there: a filter leaves some out.
+# pictures.sh <directory>: draws pruning.png (time against tokens) and tiles.png (the tiles that each head computes)
+# from its pruning.json, and extrapolation.png (time of a token against the evaluated length) from its
+# extrapolation.json. A picture is skipped if a filter has excluded its cases.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 directory=$1
 
-# Of the cases of eight heads on plain inputs, a block a method, with a line a length: tokens, median seconds, how many
-# times as fast as the dense one. Then what is visited of all that is visible: a line a head, a column a length.
+# For the cases of eight heads with plain inputs, one block for each method, with one line for each length: tokens,
+# median seconds, and the speedup over the dense case. Then the computed share of the tiles: one line for each head, one
+# column for each length.
 table=$(mktemp)
 costs=$(mktemp)
 trap 'rm -f "$table" "$costs"' EXIT
@@ -30,9 +31,9 @@ if [ -s "$directory/pruning.json" ]; then
   ' "$directory/pruning.json" >"$table"
 fi
 
-# A block a pass and method, with a line a length: tokens, median microseconds of a token, and these again in a third
-# column where a materialised bias ends, since at twice the length bias and scores would take more than 4 GiB. Then all
-# lengths and times in one block.
+# One block for each pass and method, with one line for each length: tokens and median microseconds of a token. A third
+# column repeats the time at the last length of a materialised bias: at twice that length, bias and scores would take
+# more than 4 GiB. Then one block with all lengths and times.
 if [ -s "$directory/extrapolation.json" ]; then
   jq --raw-output '
     def median: sort | (.[(length - 1) / 2 | floor] + .[length / 2 | floor]) / 2;
@@ -56,7 +57,7 @@ lengths=$(awk '/^slope/ {print NF - 1}' "$table")
 for picture in pruning tiles; do
   png=$directory/$picture.png
   if [ "${lengths:-0}" -lt 2 ]; then
-    echo "No $png: needed are the cases pruned/heads:8 of at least two lengths."
+    echo "No $png: it needs the cases pruned/heads:8 of at least two lengths."
   else
     gnuplot --default-settings -e "table = '$table'; lengths = $lengths; png = '$png.part'" "$here/$picture.gnuplot"
     mv "$png.part" "$png"
@@ -67,7 +68,7 @@ done
 png=$directory/extrapolation.png
 lengths=$(awk '/^#/ {block = $2 " " $3} block == "forward alibi." && /^[0-9]/ {n++} END {print n + 0}' "$costs")
 if [ "$lengths" -lt 2 ]; then
-  echo "No $png: needed are the cases alibi/forward of at least two lengths."
+  echo "No $png: it needs the cases alibi/forward of at least two lengths."
 else
   gnuplot --default-settings -e "table = '$costs'; png = '$png.part'" "$here/extrapolation.gnuplot"
   mv "$png.part" "$png"

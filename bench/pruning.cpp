@@ -1,7 +1,8 @@
-// What pruning saves: causal self-attention at the default tolerance, at tolerance 0, and in plain Eigen. README.md in
-// this folder defines every unit; pictures.sh draws what comes out.
-// g++ 12 calls the undefined operand of its own AVX-512 intrinsics uninitialised where Eigen's product inlines them;
-// it obeys only from above the first include.
+// Times what pruning saves: causal self-attention at the default tolerance, at tolerance 0, and in plain Eigen.
+// README.md in this folder defines every unit; pictures.sh draws the results.
+//
+// g++ 12 reports the undefined operand of its own AVX-512 intrinsics as uninitialised where Eigen's product inlines
+// them. The pragma takes effect only above the first include.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -28,9 +29,9 @@ constexpr Index kHeadDim = 64;
 
 struct Case {
   Index heads = 8, tokens = 4096;
-  Index mean = 0;           // added to every number of every key: so many standard deviations of theirs
-  Index sink = 1;           // the first key is so many times as long as the others, as that of a trained model is
-  const char* slopes = "";  // what is in place of the authors' slopes: "0" or "2^-20", where no key is far
+  Index mean = 0;           // added to every number of every key, in standard deviations
+  Index sink = 1;           // the length of the first key relative to the others, as in trained models
+  const char* slopes = "";  // replaces the authors' slopes: "0" or "2^-20", with which no key is distant
 };
 
 std::string name_of(const char* method, const Case& c) {
@@ -47,7 +48,7 @@ Arrays arrays(const Case& c) {
   return x;
 }
 
-/// Logits of 10 times the size are rounded to 10 times the error.
+/// Logits that are 10 times as large have 10 times the rounding error.
 void check(const std::string& name, const Case& c, const Arrays& x) {
   bench::check(name, x, double(std::max(c.mean, c.sink)));
 }
@@ -55,7 +56,7 @@ void check(const std::string& name, const Case& c, const Arrays& x) {
 double operations(const Case& c) {
   return 4 * double(kHeadDim) * double(c.heads) * double(c.tokens) * double(c.tokens + 1) / 2;
 }
-/// Whether a call that saves nothing takes seconds.
+/// Whether a call without pruning takes seconds.
 bool slow(const Case& c) { return operations(c) > 2e11; }
 
 /// A call of attention over x, into x.output.
@@ -66,17 +67,17 @@ std::function<void()> call(Arrays& x, alibi::Workspace& workspace, alibi::Option
   };
 }
 
-/// Tiles visited of those that are visible, of all heads and of each of eight, and the bound on what was left out.
+/// Reports the share of tiles that were computed, of all heads and of each of eight, and the bound of the pruned mass.
 void report(benchmark::State& state, const std::vector<alibi::PruningStats>& heads) {
-  double visited = 0, visible = 0, bound = 0;
+  double computed = 0, total = 0, bound = 0;
   for (std::size_t h = 0; h < heads.size(); h++) {
     const auto of_head = double(heads[h].tiles_computed), all = double(heads[h].tiles_total);
-    visited += of_head;
-    visible += all;
+    computed += of_head;
+    total += all;
     bound = std::max(bound, heads[h].mass_bound);
     if (heads.size() == 8) state.counters["head_" + std::to_string(h + 1)] = of_head / all;
   }
-  state.counters["visited"] = visited / visible;
+  state.counters["computed"] = computed / total;
   state.counters["bound"] = bound;
 }
 
@@ -85,10 +86,10 @@ void add_alibi(const char* method, const Case& c, std::optional<double> toleranc
   const auto body = [=](benchmark::State& state) {
     Arrays x = arrays(c);
     alibi::Workspace workspace;
-    std::vector<alibi::PruningStats> pruning(std::size_t(c.heads));
-    const auto attend = call(x, workspace, {.tolerance = tolerance, .pruning_stats = pruning});
+    std::vector<alibi::PruningStats> stats(std::size_t(c.heads));
+    const auto attend = call(x, workspace, {.tolerance = tolerance, .pruning_stats = stats});
     bench::time(state, name, attend, [&] { check(name, c, x); }, slow(c));
-    report(state, pruning);
+    report(state, stats);
   };
   bench::add(name, body, repetitions);
 }
@@ -102,7 +103,7 @@ void add_dense(const Case& c) {
   add_alibi("dense", c, 0, work < 2e11 ? 0 : work < 2e12 ? 3 : 1);
 }
 
-/// As many heads one after the other, each with its own slope; all over the same q, k and v, which costs the same.
+/// Runs the heads one after another, each with its own slope. All use the same q, k and v, which costs the same.
 void add_eigen_blocked(const Case& c) {
   const std::string name = name_of("eigen_blocked", c);
   const auto body = [=](benchmark::State& state) {
@@ -112,13 +113,13 @@ void add_eigen_blocked(const Case& c) {
     const auto all_heads = [&] {
       for (Index head = 0; head < c.heads; head++) attend(x.q, x.k, x.v, slopes[head], x.output);
     };
-    x.slopes = slopes.tail(1);  // of the last head, whose output stays
+    x.slopes = slopes.tail(1);  // of the last head, whose output remains
     bench::time(state, name, all_heads, [&] { bench::check(name, x); }, slow(c));
   };
   bench::add(name, body, slow(c) ? 3 : 0);
 }
 
-/// Where pruning cannot help: what does it cost?
+/// Times the overhead of pruning where it saves nothing.
 void add_in_turn(const Case& c) {
   const std::string name = name_of("in_turn", c);
   const auto body = [=](benchmark::State& state) {
@@ -140,7 +141,7 @@ void add_all() {
     for (const Index tokens : {512, 2048, 4096, 16384, 65536, 131072}) {
       const Case c{.heads = heads, .tokens = tokens};
       add_pruned(c);
-      // More would take minutes. With plain Eigen a head costs what it costs, however many there are.
+      // Larger calls would take minutes. In plain Eigen the cost of a head does not depend on the number of heads.
       if (operations(c) < 5e12) add_dense(c);
       if (heads == 8 && tokens <= 16384) add_eigen_blocked(c);
     }
@@ -156,7 +157,7 @@ void add_all() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  Eigen::setNbThreads(1);  // the baseline on one core, should Eigen have been built with OpenMP
+  Eigen::setNbThreads(1);  // the baseline uses one core, even if Eigen was built with OpenMP
   add_all();
   return bench::main(argc, argv, {{"speedup", "pruned/", "dense/"}, {"over_eigen", "pruned/", "eigen_blocked/"}});
 }

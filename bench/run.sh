@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds and runs every benchmark, optimised for this machine, and draws what pruning saves and what extrapolation costs.
-# Arguments go to Google Benchmark, e.g. --benchmark_filter=<regex> or --benchmark_repetitions=<n>.
+# Builds and runs every benchmark, optimised for this machine, and draws pictures of the benchmarks of pruning and
+# extrapolation. Arguments go to Google Benchmark, e.g. --benchmark_filter=<regex> or --benchmark_repetitions=<n>.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 
@@ -18,6 +18,6 @@ echo "==> pictures"
 bash "$root/bench/pictures.sh" "$build/bench"
 
 echo
-echo "Look at of_peak: the fraction of this machine's multiply-add peak, measured in the same process; and at"
-echo "of_read: the fraction of the speed of a plain read of as many bytes. Every unit is defined in"
-echo "$root/bench/README.md; the same figures as JSON are in $build/bench/."
+echo "of_peak is the fraction of this machine's multiply-add peak, measured in the same process. of_read is the"
+echo "fraction of the speed of a plain read of as many bytes. Every unit is defined in $root/bench/README.md."
+echo "The same figures as JSON are in $build/bench/."

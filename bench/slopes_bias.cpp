@@ -1,4 +1,4 @@
-// What slopes and the forms of the bias cost. README.md in this folder defines every unit.
+// Times the slopes and the forms of the bias. README.md in this folder defines every unit.
 #include <Eigen/Core>
 #include <alibi/bias.hpp>
 #include <alibi/slopes.hpp>
@@ -13,12 +13,12 @@ using bench::RowMatrix;
 using Tensor3 = Eigen::Tensor<float, 3, Eigen::RowMajor>;
 
 void expect(const std::string& name, double actual, double expected, double bound) {
-  const bool same = actual == expected;  // infinities too
+  const bool same = actual == expected;  // also for infinities
   if (same || std::abs(actual - expected) <= bound) return;
   bench::fail(name, "is " + std::to_string(actual) + "; expected " + std::to_string(expected));
 }
 
-/// The causal bias straight from the paper's formula.
+/// The causal bias by the paper's formula.
 double bias_of(double slope, Index query, Index key) {
   return key <= query ? -slope * double(query - key) : -std::numeric_limits<double>::infinity();
 }
@@ -34,7 +34,7 @@ void add_slopes(Index heads) {
   });
 }
 
-/// The lazy bias written into one row after the other: what a caller pays who adds it to scores of his own.
+/// Writes the lazy bias into one row after another: the cost for a caller who adds it to other scores.
 void add_lazy_rows(Index tokens) {
   const std::string name = "bias_expression/rows/tokens:" + std::to_string(tokens);
   bench::add(name, [=](benchmark::State& state) {
@@ -55,7 +55,7 @@ void add_lazy_rows(Index tokens) {
   });
 }
 
-/// The lazy bias summed up and never stored; bidirectional, for a causal one sums to -inf.
+/// Sums the lazy bias without storing it. Bidirectional, because a causal bias sums to -inf.
 void add_lazy_sum(Index tokens) {
   const std::string name = "bias_expression/sum/tokens:" + std::to_string(tokens);
   bench::add(name, [=](benchmark::State& state) {
@@ -92,7 +92,7 @@ void add_matrix(Index heads, Index tokens) {
     }
     report_bytes(state, heads * tokens * tokens);
   });
-  // The limit: the same bytes, allocated anew as those are, each set to one and the same number.
+  // The limit: as many bytes, allocated in the same way, each entry set to the same number.
   bench::add("plain_fill" + shape, [=](benchmark::State& state) {
     for (auto _ : state) {
       Tensor3 bias(heads, tokens, tokens);

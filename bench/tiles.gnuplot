@@ -1,10 +1,10 @@
-# What each head visits. Run by pictures.sh, which says what is in `table`, and where to draw: `png`.
+# The tiles that each head computes. Run by pictures.sh, which sets `table`, the data, and `png`, the picture.
 set encoding utf8
 set terminal pngcairo size 1500, 1000 font 'DejaVu Sans,15' background 'white'
 set output png
 set datafile missing '?'
 
-set title "{/=20 What pruning leaves to do, head by head}\n{/=4  }\n" \
+set title "{/=20 Tiles computed with pruning, by head}\n{/=4  }\n" \
   . "{/=15 8 heads, head\\_dim 64, normal q and k, default tolerance 2^{-24}; a tile is 64 keys}" offset 0, 0.6
 set lmargin 12; set rmargin 17; set tmargin 6; set bmargin 5
 set border 3 linewidth 1.5 linecolor '#606060'
@@ -12,7 +12,7 @@ set tics nomirror out scale 0.6
 set grid xtics ytics linecolor '#e6e6e6' linewidth 1 linetype 1
 set key at graph 1.04, graph 1 left top Left reverse samplen 2.5 spacing 1.5 font ',16' title "tokens" left
 set xlabel 'slope of the head' font ',17'
-set ylabel 'tiles visited, of those that are visible' font ',17' offset -1, 0
+set ylabel 'tiles computed, as a share of all visible tiles' font ',17' offset -1, 0
 set logscale y
 set xrange [-0.3:7.3]
 set yrange [*:1.25]

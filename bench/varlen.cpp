@@ -1,5 +1,5 @@
-// Sequences of unequal lengths, packed and padded, against what they cost one by one. README.md in this folder defines
-// every unit.
+// Times sequences of different lengths, varlen and padded, and compares with one call for each sequence. README.md in
+// this folder defines every unit.
 #include <Eigen/Core>
 #include <algorithm>
 #include <alibi/attention.hpp>
@@ -20,7 +20,7 @@ using bench::Vector;
 
 constexpr Index kSequences = 64, kLongest = 2000, kHeads = 8, kHeadDim = 64;
 
-/// From 1 to 2,000, both among them; the same in every run.
+/// From 1 to 2,000, including both; the same in every run.
 std::vector<Index> lengths() {
   bench::Random random(5);
   std::vector<Index> result(kSequences);
@@ -33,14 +33,14 @@ std::vector<Index> lengths() {
 /// Causal work of one sequence, in GFLOP.
 double work(Index length) { return 4e-9 * kHeadDim * kHeads * double(length) * double(length + 1) / 2; }
 
-/// [sequences, heads, kLongest, head_dim], or [1, heads, all tokens, head_dim]: token after token in memory.
+/// [sequences, heads, kLongest, head_dim], or [1, heads, all tokens, head_dim]. Tokens are contiguous in memory.
 auto view(RowMatrix<float>& x, Index sequences) {
   constexpr Index d = kHeadDim, token = kHeads * d;
   const Index tokens = x.rows() / sequences;
   return alibi::view(x.data(), {sequences, kHeads, tokens, d}, {tokens * token, d, token, 1});
 }
 
-/// One sequence of them: `length` tokens from row `first` on.
+/// One of the sequences: `length` tokens from row `first` on.
 auto sequence(RowMatrix<float>& x, Index first, Index length) {
   auto one = view(x, 1);
   one.data += first * one.token_stride;
@@ -48,7 +48,7 @@ auto sequence(RowMatrix<float>& x, Index first, Index length) {
   return one;
 }
 
-/// Token after token of all sequences; sequence s begins at row begins[s].
+/// The tokens of all sequences, contiguous. Sequence s begins at row begins[s].
 struct Arrays {
   std::vector<Index> begins;
   RowMatrix<float> q, k, v, output;  // [tokens, heads x head_dim]
@@ -63,7 +63,7 @@ struct Arrays {
   }
 };
 
-/// Every eighth sequence, the shortest and the longest.
+/// Checks every eighth sequence, the shortest and the longest.
 void check(const std::string& name, Arrays& x) {
   const std::vector<Index> length = lengths();
   for (std::size_t s = 0; s < length.size(); s++) {
@@ -73,11 +73,11 @@ void check(const std::string& name, Arrays& x) {
   }
 }
 
-/// Options under which every key is read.
+/// Options with which every key is read.
 alibi::Options dense(alibi::Workspace& workspace) { return {.tolerance = 0, .workspace = &workspace}; }
 
-/// GFLOP/s where nothing is padded and all sequences are equally long: as long as the one in which the mean
-/// multiply-add of ours is done, and enough of them for a tenth of our work.
+/// GFLOP/s without padding and with sequences of equal length. The length is the mean length of the batch, weighted by
+/// work. The number of sequences gives a tenth of the batch's work.
 double free_rate() {
   double weighted = 0, sum = 0;
   for (const Index length : lengths()) {
@@ -95,8 +95,8 @@ double free_rate() {
   return double(count) * work(length) / seconds;
 }
 
-/// Times `call(x, workspace)`. Its rival at the free rate is measured right before and after, so that both see the
-/// machine in the same state.
+/// Times `call(x, workspace)`. The rate without padding is measured right before and after it, so that both
+/// measurements meet the machine in the same state.
 template <class Call>
 void add(const std::string& method, const std::function<Arrays()>& arrays, const Call& call) {
   const std::string name = method + bench::field("sequences", kSequences) + bench::field("heads", kHeads) +
@@ -115,16 +115,16 @@ void add(const std::string& method, const std::function<Arrays()>& arrays, const
   bench::add(name, body, 5);
 }
 
-/// n + 1 rising starts of n sequences, back to back.
-std::vector<Index> starts() {
+/// The cumulative lengths, n + 1 ascending offsets of n adjacent sequences.
+std::vector<Index> cu_seqlens() {
   std::vector<Index> result = {0};
   for (const Index length : lengths()) result.push_back(result.back() + length);
   return result;
 }
 
-Arrays packed() { return {starts(), starts().back()}; }
+Arrays varlen_arrays() { return {cu_seqlens(), cu_seqlens().back()}; }
 
-/// The token range of every sequence in its row of kLongest, padded on the left or on the right.
+/// The token range of every sequence in its row of kLongest tokens, padded on the left or on the right.
 std::vector<alibi::KeyRange> ranges(bool left) {
   std::vector<alibi::KeyRange> result;
   for (const Index length : lengths())
@@ -149,11 +149,11 @@ void add_padded(const char* method, bool left) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  add("packed", packed, [starts = starts()](Arrays& x, alibi::Workspace& workspace) {
+  add("varlen", varlen_arrays, [cu_seqlens = cu_seqlens()](Arrays& x, alibi::Workspace& workspace) {
     alibi::attention_varlen_into(view(x.output, 1), view(x.q, 1), view(x.k, 1), view(x.v, 1), x.slopes,
-                                 {.cu_seqlens_q = starts}, dense(workspace));
+                                 {.cu_seqlens_q = cu_seqlens}, dense(workspace));
   });
-  add("one_by_one", packed, [length = lengths()](Arrays& x, alibi::Workspace& workspace) {
+  add("one_by_one", varlen_arrays, [length = lengths()](Arrays& x, alibi::Workspace& workspace) {
     for (std::size_t s = 0; s < length.size(); s++) {
       const auto of = [&](RowMatrix<float>& all) { return sequence(all, x.begins[s], length[s]); };
       alibi::attention_into(of(x.output), of(x.q), of(x.k), of(x.v), x.slopes, dense(workspace));
@@ -161,5 +161,5 @@ int main(int argc, char** argv) {
   });
   add_padded("padded_left", true);
   add_padded("padded_right", false);
-  return bench::main(argc, argv, {{"of_single", "packed/", "one_by_one/"}});
+  return bench::main(argc, argv, {{"of_single", "varlen/", "one_by_one/"}});
 }

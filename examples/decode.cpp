@@ -1,15 +1,17 @@
-// What a token costs as the context grows, with and without pruning: decode [most-tokens] [picture.png]
+// The cost of a token as the context grows, with and without pruning. Usage: decode [most-tokens] [picture.png]
 //
-// Token by token, as an inference engine does it: the new token's key and value go into the cache, its query attends to
-// all that the cache holds. Eight heads with the authors' slopes; at 1,024, 2,048, … tokens of context, 64 tokens are
-// generated one by one and timed. Those between are appended in bulk, as a prompt is, without attending to them.
+// The loop is that of an inference engine: the key and value of the new token are appended to the cache, and its query
+// attends to the whole cache. There are eight heads with the authors' slopes. At 1,024, 2,048, … tokens of context, 64
+// tokens are generated one by one and timed. The tokens between are appended in bulk, as in a prompt, without
+// attention.
 //
-// This is no trained model: keys and values are noise, and a query is noise plus what attention returned for the token
-// before it. What pruning saves depends on how large queries and keys are; these have mean 0 and variance 1. Only
+// There is no trained model: keys and values are noise, and a query is noise plus the attention output of the previous
+// token. The savings of pruning depend on the size of queries and keys; these have mean 0 and variance 1. Only
 // attention is timed, on one thread.
 //
-// Every token attends twice: to every key, and then at the default tolerance, so that the second does not find in the
-// processor's caches what it needs; in a model, other layers come between. Ctrl-C stops, and draws what there is.
+// Every token attends twice: first to every key, then at the default tolerance. The second call therefore does not find
+// its data in the processor's caches, as in a model, where other layers run between. Ctrl-C stops the program and draws
+// the results so far.
 #include <unistd.h>
 
 #include <algorithm>
@@ -50,19 +52,19 @@ double timed(const Call& call) {
   return seconds_since(start);
 }
 
-/// Stands in for a model: q, k and v of `tokens` tokens, side by side, [tokens, 3 x heads x head_dim]. Uniform, of mean
-/// 0 and variance 1; the same numbers in every run.
+/// Replaces a model: q, k and v of `tokens` tokens, side by side, [tokens, 3 x heads x head_dim]. Uniform, of mean 0
+/// and variance 1, with the same numbers in every run.
 Matrix project(Index tokens) { return std::sqrt(3.0F) * Matrix::Random(tokens, 3 * kWidth); }
 
 enum Part : std::uint8_t { kQuery, kKey, kValue };
 
-/// One of the three, [1, heads, tokens, head_dim], read where it lies.
+/// A view of one of the three, [1, heads, tokens, head_dim].
 auto part(const Matrix& projected, Part which) {
   const Index n = projected.rows(), row = projected.cols();
   return alibi::view(projected.data() + which * kWidth, {1, kHeads, n, kHeadDim}, {n * row, kHeadDim, row, 1});
 }
 
-/// A cache that grows, and the last token's output.
+/// A growing cache and the output of the last token.
 class Generation {
  public:
   explicit Generation(Index capacity)
@@ -75,10 +77,10 @@ class Generation {
     cache_.append(part(projected, kKey), part(projected, kValue));
   }
 
-  /// Generates one token, and returns what it cost.
+  /// Generates one token and returns its cost.
   Cost step() {
     Matrix projected = project(1);
-    projected.leftCols(kWidth) += output_;  // of the token before
+    projected.leftCols(kWidth) += output_;  // of the previous token
     cache_.append(part(projected, kKey), part(projected, kValue));
     Cost cost{.context = length()};
     cost.every_key = attend(projected, 0, every_key_);
@@ -91,13 +93,12 @@ class Generation {
  private:
   Reading attend(const Matrix& projected, std::optional<double> tolerance, Matrix& output) {
     const auto into = alibi::view(output.data(), {1, kHeads, 1, kHeadDim}, {kWidth, kHeadDim, kHeadDim, 1});
-    std::vector<alibi::PruningStats> report(kHeads);
+    std::vector<alibi::PruningStats> stats(kHeads);
     Reading reading{.seconds = timed([&] {
-                      alibi::attention_into(
-                          into, part(projected, kQuery), cache_, slopes_,
-                          {.tolerance = tolerance, .pruning_stats = report, .workspace = &workspace_});
+                      alibi::attention_into(into, part(projected, kQuery), cache_, slopes_,
+                                            {.tolerance = tolerance, .pruning_stats = stats, .workspace = &workspace_});
                     })};
-    for (const alibi::PruningStats& head : report) reading.bytes.push_back(kTileBytes * double(head.tiles_computed));
+    for (const alibi::PruningStats& head : stats) reading.bytes.push_back(kTileBytes * double(head.tiles_computed));
     return reading;
   }
 
@@ -107,7 +108,7 @@ class Generation {
   Matrix output_ = Matrix::Zero(1, kWidth), every_key_ = Matrix::Zero(1, kWidth);
 };
 
-/// One line on the terminal that is written over: how far, at what cost, and how long it will take yet.
+/// A progress line on the terminal: the position, the cost, and the remaining time.
 class Progress {
  public:
   explicit Progress(Index most) : most_(most) {}
@@ -133,7 +134,8 @@ class Progress {
   }
 
  private:
-  /// A token of a prompt costs what it has cost so far; one that is generated costs so much a key of its context.
+  /// The remaining tokens of a prompt are assumed to cost the average so far, and generated tokens to cost the average
+  /// for each key of their context.
   double seconds_left(Index tokens) const {
     double left = double(most_ - tokens) * append_seconds_ / std::max(tokens_, 1.0);
     for (Index context = most_; context > tokens; context /= 2)
@@ -148,7 +150,8 @@ class Progress {
   Clock::time_point shown_;
 };
 
-/// A prompt up to the last kGenerated tokens of `context`, and those one by one: what they cost. Less if stopped.
+/// Appends a prompt up to the last kGenerated tokens of `context`, generates these one by one, and returns their costs.
+/// Returns fewer if stopped.
 std::vector<Cost> generate(Generation& generation, Index context, Progress& progress) {
   std::vector<Cost> costs;
   while (generation.length() < context && !stopped) {

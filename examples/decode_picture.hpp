@@ -1,4 +1,4 @@
-// The drawing half of decode.cpp: what a token costs against the length of its context, by gnuplot.
+// Draws the cost of a token against the length of its context, for decode.cpp, by gnuplot.
 #pragma once
 
 #include <Eigen/Core>
@@ -17,11 +17,11 @@ struct Reading {
   double all_bytes() const { return std::accumulate(bytes.begin(), bytes.end(), 0.0); }
 };
 
-/// One token.
+/// The cost of one token.
 struct Cost {
   Eigen::Index context = 0;
   Reading every_key = {}, pruned = {};
-  double difference = 0;  // of the two outputs, the largest
+  double difference = 0;  // the largest, between the two outputs
 };
 
 namespace picture {
@@ -35,8 +35,8 @@ double median(const std::vector<Cost>& costs, const Number& number) {
   return *middle;
 }
 
-/// A line a length of context: tokens, milliseconds with every key and by default, megabytes with every key and by
-/// default, and by default of each head.
+/// One line for each length of context: tokens, milliseconds with every key and by default, megabytes with every key
+/// and by default, and megabytes by default for each head.
 inline void put_data(std::ostream& script, const std::vector<Cost>& costs, const Eigen::VectorXf& slopes,
                      const std::string& png) {
   script << "$costs << END\n";
@@ -104,7 +104,7 @@ unset output
 
 }  // namespace picture
 
-/// The medians of times and bytes, each by itself; the largest of the differences.
+/// The medians of times and bytes, each separately, and the largest of the differences.
 inline Cost middle(const std::vector<Cost>& costs) {
   const auto of = [&](Reading Cost::* which) {
     Reading result{picture::median(costs, [&](const Cost& cost) { return (cost.*which).seconds; })};
@@ -118,7 +118,7 @@ inline Cost middle(const std::vector<Cost>& costs) {
   return {costs.back().context, of(&Cost::every_key), of(&Cost::pruned), difference};
 }
 
-/// Draws at least two of them, of rising context. Throws std::runtime_error where that fails.
+/// Draws at least two costs of ascending context. Throws std::runtime_error if that fails.
 inline void draw(const std::vector<Cost>& costs, const Eigen::VectorXf& slopes, const std::string& png) {
   gnuplot::draw(png, [&](const std::string& path) {
     std::ostringstream script;

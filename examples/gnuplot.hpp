@@ -1,4 +1,4 @@
-// What the pictures of the examples share: pieces of scripts for gnuplot, and running it.
+// The common parts of the examples' pictures: parts of gnuplot scripts, and running gnuplot.
 #pragma once
 
 #include <sys/wait.h>
@@ -17,14 +17,14 @@
 
 namespace gnuplot {
 
-/// In single quotes gnuplot runs no command in backticks and reads no escape.
+/// Quotes a text for gnuplot. In single quotes gnuplot runs no command in backticks and reads no escape.
 inline std::string quoted(const std::string& text) {
   std::string result = "'";
   for (const char c : text) result += c == '\'' ? "''" : std::string(1, c);
   return result + "'";
 }
 
-/// 1/256, or the number itself where it is no such fraction.
+/// 1/256, or the number itself if it is no such fraction.
 inline std::string slope_text(float slope) {
   std::ostringstream text;
   const float inverse = 1 / slope;
@@ -32,7 +32,7 @@ inline std::string slope_text(float slope) {
   return text.str();
 }
 
-/// An array of texts as gnuplot's own variable, from text(0), …, text(size - 1).
+/// Writes an array of the texts text(0), …, text(size - 1) as a gnuplot variable.
 template <class Text>
 void put_array(std::ostream& script, const char* name, std::ptrdiff_t size, const Text& text) {
   script << "array " << name << "[" << size << "] = [";
@@ -40,9 +40,9 @@ void put_array(std::ostream& script, const char* name, std::ptrdiff_t size, cons
   script << "]\n";
 }
 
-/// Throws std::runtime_error where gnuplot is missing or fails.
+/// Throws std::runtime_error if gnuplot is missing or fails.
 inline void run(const std::string& script) {
-  std::signal(SIGPIPE, SIG_IGN);  // a gnuplot that is missing or gives up is an error below, not our death
+  std::signal(SIGPIPE, SIG_IGN);  // so that a gnuplot which exits early is an error below and does not end the program
   std::FILE* pipe = popen("gnuplot --default-settings", "w");
   if (!pipe) throw std::runtime_error("cannot start a shell for gnuplot");
   const bool written = std::fwrite(script.data(), 1, script.size(), pipe) == script.size();
@@ -52,8 +52,8 @@ inline void run(const std::string& script) {
   if (!written || status != 0) throw std::runtime_error("gnuplot failed; its message is above");
 }
 
-/// Draws into a file beside `png` and renames it once it is complete, so that no half a picture is ever left:
-/// script(path) draws into `path`. Throws std::runtime_error where that fails.
+/// Draws into a file beside `png` and renames it when it is complete, so that no incomplete picture remains.
+/// script(path) draws into `path`. Throws std::runtime_error if that fails.
 template <class Script>
 void draw(const std::string& png, const Script& script) {
   const std::string part = png + ".part";

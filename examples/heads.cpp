@@ -1,10 +1,10 @@
-// What a slope does to a head, drawn over a real text: heads [text-file] [picture.png]
+// The effect of a slope on a head, drawn for a real text. Usage: heads [text-file] [picture.png]
 //
-// The first 96 words of the text are the tokens. This is no trained model: a word's query and key are one and the same
-// pattern of random signs, drawn from the word's letters, so that a word attracts itself wherever it stood before. All
-// heads see the same queries and keys: whatever differs from one head to the next is the slope alone.
+// The first 96 words of the text are the tokens. There is no trained model: the query and the key of a word are the
+// same pattern of random signs, derived from its letters, so a word attracts its earlier occurrences. All heads have
+// the same queries and keys and differ only in their slopes.
 //
-// The weights are the library's own: the values are the identity, and so the output of attention is its weights.
+// The weights are computed by the library: the values are the identity, so the output of attention is its weights.
 #include <algorithm>
 #include <alibi/alibi.hpp>
 #include <bit>
@@ -26,9 +26,10 @@ using alibi::Index;
 using Tensor4 = Eigen::Tensor<float, 4, Eigen::RowMajor>;  // [batch, heads, tokens, head_dim]
 
 constexpr Index kHeads = 8, kHeadDim = 64, kMaxTokens = 96;
-constexpr double kAttraction = 3;  // logit of a word with itself; with other words it is around 0
+constexpr double kAttraction = 3;  // logit of a word with itself; with other words it is about 0
 
-/// Whether every character's first byte is followed by as many bytes as it says, which other encodings hardly ever do.
+/// Whether the first byte of every character is followed by the number of bytes that it states, which is rare in other
+/// encodings.
 bool is_utf8(const std::string& text) {
   int awaited = 0;
   for (const char c : text) {
@@ -39,7 +40,7 @@ bool is_utf8(const std::string& text) {
   return awaited == 0;
 }
 
-/// The first words of a file: runs of letters and digits, in lower case.
+/// The first words of a file: sequences of letters and digits, in lower case.
 std::vector<std::string> words_of(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file || std::filesystem::is_directory(path)) throw std::runtime_error("cannot read " + path);
@@ -57,7 +58,8 @@ std::vector<std::string> words_of(const std::string& path) {
   return words;
 }
 
-/// [1, heads, words, head_dim]: signs from a hash (FNV-1a, then xorshift), the same for the same word and every head.
+/// [1, heads, words, head_dim]: signs from a hash (FNV-1a, then xorshift), the same for the same word and for every
+/// head.
 Tensor4 embed(const std::vector<std::string>& words, Index heads) {
   Tensor4 x(1, heads, Index(words.size()), kHeadDim);
   for (Index i = 0; i < Index(words.size()); i++) {
@@ -76,7 +78,7 @@ Tensor4 embed(const std::vector<std::string>& words, Index heads) {
 /// [1, heads, tokens, tokens]: the weight that each head's query (rows) gives to each key (columns).
 Tensor4 attention_weights(const std::vector<std::string>& words, const Eigen::VectorXf& slopes) {
   const auto n = Index(words.size());
-  const Tensor4 q = embed(words, kHeads), k = embed(words, 1);  // eight query heads share one of keys and values
+  const Tensor4 q = embed(words, kHeads), k = embed(words, 1);  // eight query heads share one kv head
   Tensor4 identity(1, 1, n, n);
   identity.setZero();
   for (Index i = 0; i < n; i++) identity(0, 0, i, i) = 1;

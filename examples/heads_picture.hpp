@@ -1,4 +1,4 @@
-// The drawing half of heads.cpp: bias and attention weights of every head in one picture, by gnuplot.
+// Draws the bias and the attention weights of every head in one picture, for heads.cpp, by gnuplot.
 #pragma once
 
 #include <Eigen/Core>
@@ -14,14 +14,14 @@ struct Picture {
   Eigen::VectorXf slopes;
   Eigen::Tensor<float, 3, Eigen::RowMajor> bias;     // [heads, words, words]
   Eigen::Tensor<float, 4, Eigen::RowMajor> weights;  // [1, heads, words, words]
-  std::string source;                                // what the words were taken from
+  std::string source;                                // the source of the words
 };
 
 namespace picture {
 
 using Eigen::Index;
 
-/// At most `most` characters; what lies behind is given as an ellipsis. A character of UTF-8 is never cut.
+/// At most `most` characters, then an ellipsis if there are more. Never cuts a UTF-8 character.
 inline std::string shortened(const std::string& word, std::size_t most) {
   std::string result;
   std::size_t characters = 0;
@@ -33,7 +33,7 @@ inline std::string shortened(const std::string& word, std::size_t most) {
   return result;
 }
 
-/// The last word that stood before too: there, a head weighs likeness against distance.
+/// The last word that occurred before. Its query shows the balance of similarity and distance.
 inline Index telling_query(const std::vector<std::string>& words) {
   for (std::size_t i = words.size(); i-- > 1;)
     for (std::size_t j = 0; j < i; j++)
@@ -41,7 +41,7 @@ inline Index telling_query(const std::vector<std::string>& words) {
   return Index(words.size()) - 1;
 }
 
-/// A block of data for gnuplot, matrix after matrix; `hidden` where a query does not see a key.
+/// A block of data for gnuplot, one matrix after another. Keys that a query does not see have a special number.
 template <class Entry>
 void put_matrices(std::ostream& script, const char* name, Index count, Index rows, Index cols, const Entry& entry) {
   script << name << " << END\n";
@@ -53,22 +53,22 @@ void put_matrices(std::ostream& script, const char* name, Index count, Index row
   script << "END\n";
 }
 
-/// The numbers and the words, as gnuplot's own variables.
+/// Writes the numbers and the words as gnuplot variables.
 inline void put_data(std::ostream& script, const Picture& p, const std::string& png) {
   const auto n = Index(p.words.size()), heads = p.slopes.size(), query = telling_query(p.words);
-  constexpr float kHidden = 1e9F;  // gnuplot complains about NaN in its data, and takes it from an expression
+  constexpr float kHidden = 1e9F;  // gnuplot reports NaN in its data but accepts it from an expression
   const auto bias = [&](Index h, Index i, Index j) { return j <= i ? p.bias(h, i, j) : kHidden; };
   const auto weight = [&](Index h, Index i, Index j) { return j <= i ? p.weights(0, h, i, j) : kHidden; };
   put_matrices(script, "$bias", heads, n, n, bias);
   put_matrices(script, "$weights", heads, n, n, weight);
-  put_matrices(script, "$strip", 1, heads, n, [&](Index, Index h, Index j) { return weight(h, query, j); });
+  put_matrices(script, "$block", 1, heads, n, [&](Index, Index h, Index j) { return weight(h, query, j); });
   gnuplot::put_array(script, "words", n, [&](Index i) { return shortened(p.words[std::size_t(i)], 11); });
   gnuplot::put_array(script, "slopes", heads, [&](Index h) { return gnuplot::slope_text(p.slopes[h]); });
   script << "n = " << n << "\nheads = " << heads << "\nquery = " << query << "\nsource = " << gnuplot::quoted(p.source)
          << "\npng = " << gnuplot::quoted(png) << '\n';
 }
 
-// Everything is placed in pixels of 1800 x 1080: the panels are 192 wide, so that a pair of tokens is 2 x 2 pixels.
+// Everything is placed in pixels of 1800 x 1080. The panels are 192 wide, so that a pair of tokens is 2 x 2 pixels.
 inline constexpr const char* kDrawing = R"gnuplot(
 set encoding utf8
 set terminal pngcairo size 1800, 1080 font 'DejaVu Sans,10.5' background 'white'
@@ -85,7 +85,7 @@ set border linewidth 0.6 linecolor '#606060'
 set tics nomirror out scale 0.4
 set object 1 rectangle from graph 0, 0 to graph 1, 1 fillcolor '#e4e4e4' fillstyle solid noborder behind
 set label 1 noenhanced at screen x(80), y(1048) left font ',18' \
-  sprintf('What a slope does: the first %d words of %s, in %d heads that differ in nothing but their slope m', \
+  sprintf('What a slope does: the first %d words of %s, in %d heads that differ only in their slope m', \
           n, source, heads)
 
 # A row of square panels, one a head: the block of data, what it shows, and the lower edge in pixels.
@@ -110,7 +110,7 @@ set palette defined (0 '#08204a', 0.5 '#3f7fbf', 0.85 '#b8d8ee', 1 '#ffffff')
 set cbrange [-8:0]
 set cbtics ('≤ -8' -8, -6, -4, -2, 0)
 data = '$bias'; bottom = 768
-heading = 'Bias  -m (i - j), added to the logits.  At -8 a key has 1/3000 of the weight it would have had;  grey: hidden by the causal mask'
+heading = 'Bias  -m (i - j), added to the logits.  At -8 a key has 1/3000 of its weight without a bias;  grey: hidden by the causal mask'
 eval panels
 
 set palette defined (0 '#440154', 1 '#3b528b', 2 '#21918c', 3 '#5ec962', 4 '#fde725')
@@ -139,7 +139,7 @@ do for [i = 1:n] {
   set label 10 + i words[i] noenhanced at first i - 1, graph -0.03 rotate by 90 right font ',9.5' \
     textcolor rgb (words[i] eq words[query + 1] ? 0xc00000 : 0x202020)
 }
-plot $strip matrix using 1:2:(visible($3)) with image
+plot $block matrix using 1:2:(visible($3)) with image
 unset multiplot
 unset output
 )gnuplot";
@@ -153,7 +153,7 @@ inline std::string script_for(const Picture& p, const std::string& png) {
 
 }  // namespace picture
 
-/// Throws std::runtime_error where that fails.
+/// Throws std::runtime_error if that fails.
 inline void draw(const Picture& p, const std::string& png) {
   gnuplot::draw(png, [&](const std::string& path) { return picture::script_for(p, path); });
 }

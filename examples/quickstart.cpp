@@ -1,4 +1,4 @@
-// How far back each head looks. With every key's position as its value, attention returns a mean position.
+// Prints how far back each head looks. Every value is the position of its key, so attention returns a mean position.
 #include <alibi/alibi.hpp>
 #include <iostream>
 

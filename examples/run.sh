@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds and runs the examples, the last of them the paper's experiment, reduced to a minute. Argument: a text for the
-# second to look at (default: the LICENSE, plain English).
+# Builds and runs the examples. The last one is the paper's experiment, reduced to a minute. The argument is the text
+# for the second example (default: the LICENSE, plain English).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 

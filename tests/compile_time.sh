@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# How long files that use alibi take to compile, in units of Eigen's Core and Tensor headers on the same machine: one
-# `attention` call, and forward, backward and cache together, header-only and with the compiled library. With --budget:
-# also what the build of the tests took, and an error where something exceeds its budget. Budgets are about a quarter
-# above what was measured with g++ 12 on an AVX-512 machine, whose kernels take longest to compile.
-#     bash tests/compile_time.sh [--budget]
+# Measures how long files that use alibi take to compile, in units of Eigen's Core and Tensor headers on the same
+# machine. The files are one `attention` call, and forward, backward and cache together, each header-only and with the
+# compiled library. With --budget, also checks the build time of the tests, and fails if a file exceeds its budget.
+# Budgets are about a quarter above the times measured with g++ 12 on an AVX-512 machine, whose kernels take longest to
+# compile.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 
@@ -19,19 +19,19 @@ cat >"$work/call.cpp" <<'CPP'
 #include <alibi/attention.hpp>
 #include <alibi/tensor.hpp>
 using Tensor4 = Eigen::Tensor<float, 4, Eigen::RowMajor>;
-Tensor4 call(const Tensor4& q, const Tensor4& k, const Tensor4& v, const Eigen::VectorXf& m) {
-  return alibi::attention(q, k, v, m);
+Tensor4 call(const Tensor4& q, const Tensor4& k, const Tensor4& v, const Eigen::VectorXf& slopes) {
+  return alibi::attention(q, k, v, slopes);
 }
 CPP
 cat >"$work/all.cpp" <<'CPP'
 #include <alibi/alibi.hpp>
 using Tensor4 = Eigen::Tensor<float, 4, Eigen::RowMajor>;
-void all(const Tensor4& q, const Tensor4& k, const Tensor4& v, const Eigen::VectorXf& m, Tensor4& to) {
-  auto [output, lse] = alibi::attention_with_lse(q, k, v, m);
-  auto grad = alibi::attention_backward(output, q, k, v, m, {output, lse});
+void all(const Tensor4& q, const Tensor4& k, const Tensor4& v, const Eigen::VectorXf& slopes, Tensor4& to) {
+  auto [output, lse] = alibi::attention_with_lse(q, k, v, slopes);
+  auto grad = alibi::attention_backward(output, q, k, v, slopes, {output, lse});
   alibi::KvCache<float> cache({.kv_heads = 8, .head_dim = 64, .capacity = 1024});
   cache.append(k, v);
-  to = alibi::attention(q, cache, m) + grad.q;
+  to = alibi::attention(q, cache, slopes) + grad.q;
 }
 CPP
 

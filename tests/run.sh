@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds and runs every test, optimised for this machine. Arguments go to ctest, e.g. -R forward.
+# Builds and runs every test, optimised for this machine. Arguments go to ctest, e.g. -R attention.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 

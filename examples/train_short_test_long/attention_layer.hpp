@@ -1,14 +1,15 @@
-// Attention between the model and the library: the four ways to tell positions apart, and the two ways to compute.
+// Attention between the model and the library: the four position methods, each with two implementations.
 //
 //   s_ij = τ q_i·k_j + b_h(i - j),   P = softmax(s) over j <= i,   o_i = Σ_j P_ij v_j
 //
 //   method       b_h(x)                                   besides
 //   alibi        -m_h x, the authors' slopes
 //   sinusoidal   0                                        the model adds positions to the embeddings
-//   rotary       0                                        q and k are turned by their positions
+//   rotary       0                                        q and k are rotated by their positions
 //   t5           w_h,bucket(x), learned, for all layers
 //
-// q, k and v are read, and their gradients written, where the model has them: side by side in the rows of one matrix.
+// q, k and v are fused: they are side by side in the rows of one matrix. They are read there, and their gradients are
+// written in the same layout.
 #pragma once
 
 #include <Eigen/Core>
@@ -45,16 +46,16 @@ struct Shape {
 
 inline constexpr alibi::T5Buckets kT5Buckets = {};
 
-/// Sequences of one length.
+/// Several sequences of one length.
 struct Extent {
   Index batch = 0, tokens = 0;
   Index rows() const { return batch * tokens; }
 };
 
-/// What a forward leaves for its backward.
+/// The numbers that a forward saves for its backward pass.
 struct Saved {
   Eigen::VectorXf lse;   // library: [batch x heads x tokens]
-  Matrix probabilities;  // naive: [batch x heads x tokens, tokens]; without training a head's alone
+  Matrix probabilities;  // naive: [batch x heads x tokens, tokens]; of one head only, without training
 };
 
 /// q and k together, [batch, 2 heads, tokens, head_dim].
@@ -67,28 +68,28 @@ inline auto queries_and_keys(Matrix& qkv, const Shape& shape, const Extent& exte
 /// Causal attention of one thread.
 class Attention {
  public:
-  /// `training`: a backward is to follow each forward.
+  /// `training`: a backward pass follows each forward.
   Attention(const Shape& shape, const Extent& extent, bool training)
       : shape_(shape), extent_(extent), training_(training) {}
   virtual ~Attention() = default;
 
-  /// Before the first layer. `t5` [heads, buckets]: the learned weights, read with Method::t5 only.
+  /// Called before the first layer. `t5` [heads, buckets]: the learned weights, used with Method::t5 only.
   virtual void begin(const MatrixMap& t5) = 0;
   /// qkv [batch x tokens, 3 dim], output [batch x tokens, dim].
   virtual void forward(const Matrix& qkv, Matrix& output, Saved& saved) = 0;
-  /// The gradients of the same shapes; grad_qkv is overwritten.
+  /// The gradients have the same shapes; grad_qkv is overwritten.
   virtual void backward(const Matrix& grad_output, const Matrix& qkv, const Matrix& output, const Saved& saved,
                         Matrix& grad_qkv) = 0;
-  /// After the last layer: grad_t5 [heads, buckets], overwritten by the sum over all backward() since begin().
+  /// Called after the last layer. grad_t5 [heads, buckets] is overwritten by the sum over all backward() since begin().
   virtual void end(MatrixMap& grad_t5) = 0;
 
  protected:
-  /// q, k or v in the rows of [batch x tokens, 3 dim], as [batch, heads, tokens, head_dim].
-  template <class Packed>
-  auto part(Packed& qkv, Index which) const {
+  /// A view of q, k or v, in the rows of [batch x tokens, 3 dim], as [batch, heads, tokens, head_dim].
+  template <class Qkv>
+  auto part(Qkv& qkv, Index which) const {
     return heads(qkv.data() + which * shape_.dim, 3 * shape_.dim);
   }
-  /// [batch x tokens, dim] as [batch, heads, tokens, head_dim].
+  /// A view of [batch x tokens, dim] as [batch, heads, tokens, head_dim].
   template <class Rows>
   auto whole(Rows& rows) const {
     return heads(rows.data(), shape_.dim);
@@ -107,7 +108,7 @@ class Attention {
   }
 };
 
-/// Plain Eigen, as one writes it from the formulas: each step a whole matrix.
+/// Attention in plain Eigen, written from the formulas. Each step computes a whole matrix.
 class NaiveAttention : public Attention {
  public:
   using Attention::Attention;
@@ -168,8 +169,8 @@ class NaiveAttention : public Attention {
  private:
   float scale() const { return 1 / std::sqrt(float(shape_.head_dim())); }
 
-  template <class Packed>
-  Eigen::Block<Packed> block(Packed& qkv, Index which, Index b, Index h) const {
+  template <class Qkv>
+  Eigen::Block<Qkv> block(Qkv& qkv, Index which, Index b, Index h) const {
     const Index n = extent_.tokens, d = shape_.head_dim();
     return {qkv, b * n, which * shape_.dim + h * d, n, d};
   }
@@ -186,12 +187,12 @@ class NaiveAttention : public Attention {
     }
   }
 
-  Matrix bias_, grad_bias_;  // [heads, tokens], from the farthest key to the query's own, as a row of scores has them
+  Matrix bias_, grad_bias_;  // [heads, tokens], from the most distant key to the query's own, as in a row of scores
   Matrix grad_scores_;
   Eigen::VectorXf row_sums_;
 };
 
-/// This library.
+/// Attention by this library.
 class LibraryAttention : public Attention {
  public:
   using Attention::Attention;
@@ -225,7 +226,7 @@ class LibraryAttention : public Attention {
     const auto grad_q = part(grad_qkv, 0), grad_k = part(grad_qkv, 1), grad_v = part(grad_qkv, 2);
     const auto grad_o = whole(grad_output);
     switch (shape_.method) {
-      case Method::alibi:  // its slopes are not learned
+      case Method::alibi:  // the slopes are not learned
         return alibi::attention_backward_into({grad_q, grad_k, grad_v}, grad_o, q, k, v, slopes_, {o, saved.lse},
                                               {.workspace = &workspace_});
       case Method::t5:

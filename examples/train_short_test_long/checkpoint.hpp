@@ -1,10 +1,11 @@
-// Checkpoints: where a run is, in a file that is whole or not there. As bytes of this machine:
+// Checkpoints: the state of a run, in a file that is either complete or missing. The contents, in the byte order of the
+// machine:
 //
 //   magic, version, settings [name, value ...], step, parameters, both moments of Adam, losses, evaluations, times,
 //   and an FNV-1a hash of all that
 //
-// A file is written beside its place, synchronised to the disk and renamed. Whatever fails on the way, a full disk or a
-// power cut, what was there before is still there.
+// A file is written under a temporary name, synchronised to the disk and renamed. If anything fails, such as a full
+// disk or a power cut, the previous file remains.
 #pragma once
 
 #include <fcntl.h>
@@ -38,23 +39,23 @@ inline std::string_view name_of(Reading reading) { return kReadingNames[std::siz
 /// A row of results.csv.
 struct Evaluation {
   Reading reading = Reading::nonoverlapping;
-  Index length = 0, stride = 0, bytes = 0;  // a window, how far it moves, and what was predicted in all
-  double loss = 0;                          // nats a byte
+  Index length = 0, stride = 0, bytes = 0;  // the length of a window, its step, and the number of predicted bytes
+  double loss = 0;                          // nats per byte
   double tokens_per_second = 0;             // read, not predicted
 };
 
 struct Validation {
   Index step = 0;
-  double loss = 0;  // nats a byte
+  double loss = 0;  // nats per byte
 };
 
 struct Seconds {
   double training = 0;   // by the clock
   double working = 0;    // of all threads, in the model and in the optimiser
-  double attention = 0;  // of these, inside attention
+  double attention = 0;  // the part of `working` inside attention
 };
 
-/// All that a run knows.
+/// The whole state of a run.
 struct State {
   explicit State(const Shape& shape)
       : parameters(shape),
@@ -64,7 +65,7 @@ struct State {
   Index step = 0;  // steps done
   Parameters parameters;
   Eigen::VectorXf first_moment, second_moment;
-  std::vector<double> losses;  // of each step, nats a byte
+  std::vector<double> losses;  // of each step, nats per byte
   std::vector<Validation> validations;
   std::vector<Evaluation> evaluations;
   Seconds seconds;
@@ -72,7 +73,7 @@ struct State {
 
 namespace detail {
 
-/// A file descriptor with the name of its file, for errors.
+/// A file descriptor with the name of its file, for error messages.
 class File {
  public:
   File(const std::filesystem::path& path, int flags) : path_(path), descriptor_(::open(path.c_str(), flags, 0666)) {
@@ -111,7 +112,7 @@ class File {
 
 }  // namespace detail
 
-/// Throws std::runtime_error that names the file and the reason; then the file is what it was before.
+/// Throws std::runtime_error that names the file and the reason; the previous file then remains.
 inline void write_whole(const std::filesystem::path& path, std::string_view bytes) {
   const std::filesystem::path part = path.string() + ".part";
   try {
@@ -126,7 +127,8 @@ inline void write_whole(const std::filesystem::path& path, std::string_view byte
     const bool kept = std::filesystem::exists(path, ignored);
     throw std::runtime_error(error.what() + (kept ? "; " + path.string() + " is left as it was" : std::string()));
   }
-  // The new name reaches the disk with its directory; until then a power cut brings the old file back, whole as well.
+  // The new name reaches the disk with its directory. A power cut before that restores the old file, which is complete
+  // too.
   const int directory =
       ::open(path.has_parent_path() ? path.parent_path().c_str() : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (directory < 0) return;
@@ -139,7 +141,7 @@ namespace detail {
 inline constexpr std::string_view kMagic = "alibi: train short, test long\n";
 inline constexpr std::uint32_t kVersion = 1;
 
-class Packer {
+class Serialiser {
  public:
   template <class T>
   void operator()(const T& value) {
@@ -166,10 +168,10 @@ class Packer {
   std::string bytes_;
 };
 
-/// The same calls, the other way round.
-class Unpacker {
+/// The inverse of Serialiser, with the same calls.
+class Deserialiser {
  public:
-  explicit Unpacker(std::string_view bytes) : bytes_(bytes) {}
+  explicit Deserialiser(std::string_view bytes) : bytes_(bytes) {}
 
   template <class T>
   void operator()(T& value) {
@@ -207,7 +209,7 @@ class Unpacker {
   std::string_view bytes_;
 };
 
-/// What a checkpoint holds behind its settings, in order.
+/// The contents of a checkpoint after its settings, in order.
 template <class Visitor, class AnyState>
 void visit(Visitor& visitor, AnyState& state) {
   visitor(state.step);
@@ -220,11 +222,11 @@ void visit(Visitor& visitor, AnyState& state) {
   visitor(state.seconds);
 }
 
-inline void check_settings(Unpacker& unpack, const Settings& settings) {
+inline void check_settings(Deserialiser& in, const Settings& settings) {
   for (const auto& [name, expected] : fields_of(settings)) {
     std::string found_name, found;
-    unpack(found_name);
-    unpack(found);
+    in(found_name);
+    in(found);
     std::string message;
     if (found_name != name)
       message.append("has a setting ").append(found_name).append("; expected ").append(name);
@@ -239,45 +241,45 @@ inline void check_settings(Unpacker& unpack, const Settings& settings) {
   }
 }
 
-inline void unpack_checkpoint(std::string_view bytes, const Settings& settings, State& state) {
+inline void deserialise_checkpoint(std::string_view bytes, const Settings& settings, State& state) {
   if (!bytes.starts_with(kMagic)) throw std::runtime_error("is no checkpoint of this program");
   std::uint64_t found = 0;
   if (bytes.size() < kMagic.size() + sizeof found) throw std::runtime_error("is damaged: it ends too early");
   const std::string_view content = bytes.substr(0, bytes.size() - sizeof found);
-  Unpacker(bytes.substr(content.size()))(found);
+  Deserialiser(bytes.substr(content.size()))(found);
   if (const std::uint64_t hash = fnv1a(content); hash != found)
     throw std::runtime_error("is damaged: the hash of its content is " + std::to_string(hash) + "; expected " +
                              std::to_string(found));
-  Unpacker unpack(content.substr(kMagic.size()));
+  Deserialiser in(content.substr(kMagic.size()));
   std::uint32_t version = 0;
-  unpack(version);
+  in(version);
   if (version != kVersion)
     throw std::runtime_error("has version " + std::to_string(version) + "; expected " + std::to_string(kVersion));
-  check_settings(unpack, settings);
-  visit(unpack, state);
-  if (!unpack.at_end()) throw std::runtime_error("is longer than expected");
+  check_settings(in, settings);
+  visit(in, state);
+  if (!in.at_end()) throw std::runtime_error("is longer than expected");
 }
 
 }  // namespace detail
 
 inline void save_checkpoint(const std::filesystem::path& path, const Settings& settings, const State& state) {
-  detail::Packer pack;
-  pack.bytes() = detail::kMagic;
-  pack(detail::kVersion);
+  detail::Serialiser out;
+  out.bytes() = detail::kMagic;
+  out(detail::kVersion);
   for (const auto& [name, value] : fields_of(settings)) {
-    pack(name);
-    pack(value);
+    out(name);
+    out(value);
   }
-  detail::visit(pack, state);
-  pack(fnv1a(pack.bytes()));
-  write_whole(path, pack.bytes());
+  detail::visit(out, state);
+  out(fnv1a(out.bytes()));
+  write_whole(path, out.bytes());
 }
 
-/// Throws std::runtime_error that names the file, what it is and what was expected.
+/// Throws std::runtime_error that names the file, what is wrong and what was expected.
 inline void load_checkpoint(const std::filesystem::path& path, const Settings& settings, State& state) {
   const std::string bytes = read_file(path);
   try {
-    detail::unpack_checkpoint(bytes, settings, state);
+    detail::deserialise_checkpoint(bytes, settings, state);
   } catch (const std::runtime_error& error) {
     throw std::runtime_error("the checkpoint " + path.string() + " " + error.what());
   }

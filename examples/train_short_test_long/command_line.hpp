@@ -1,4 +1,4 @@
-// The command line, every number of it checked.
+// The command line. Every number is checked.
 #pragma once
 
 #include <algorithm>
@@ -70,7 +70,7 @@ inline Index integer(const std::string& option, std::string_view value, Index mo
   return number<Index>(option, value, 1, most, "a whole number from 1 to " + std::to_string(most));
 }
 
-/// The place of a name in a list of names.
+/// The index of a name in a list of names.
 template <std::size_t size>
 std::size_t place(const std::string& option, std::string_view value, const std::array<std::string_view, size>& names) {
   const auto found = std::ranges::find(names, value);
@@ -94,7 +94,7 @@ inline std::vector<Method> methods(const std::string& option, std::string_view l
   return result;
 }
 
-/// What holds between several options.
+/// Checks the conditions between several options.
 inline void check(const Settings& s) {
   const Shape& shape = s.shape;
   if (shape.dim % (2 * shape.heads) != 0)
@@ -145,7 +145,7 @@ inline void take(Arguments& a, const std::string& option, std::string_view value
 
 }  // namespace detail
 
-/// Throws std::invalid_argument that names the option, what it was and what was expected.
+/// Throws std::invalid_argument that names the option, its value and what was expected.
 inline Arguments parse(int argc, char** argv, const std::vector<std::filesystem::path>& default_text) {
   Arguments arguments;
   arguments.text = default_text;

@@ -1,9 +1,9 @@
 // Evaluation at any length, without further training, in the two ways of the paper (its appendix B):
 //
-//   nonoverlapping   the text is cut into windows of `length`; every byte is predicted, from those before it in its
-//                    window. Longer windows have fewer bytes near their start, which see little.
-//   sliding          the window moves by `stride`, and of each only the last `stride` bytes are predicted: each from at
-//                    least length - stride bytes. The bytes predicted are the same for every length.
+//   nonoverlapping   The text is cut into windows of `length`. Every byte is predicted from the bytes before it in its
+//                    window. With longer windows, fewer bytes are near the start of a window and have little context.
+//   sliding          The window moves by `stride`, and only the last `stride` bytes of each window are predicted, each
+//                    from at least length - stride bytes. The predicted bytes are the same for every length.
 #pragma once
 
 #include <algorithm>
@@ -21,13 +21,13 @@
 
 namespace experiment {
 
-/// Windows for sliding evaluation; spread over the text, for reading all of it so would take 16 · 4 · 16 times as long
-/// as reading it once.
-constexpr Index kSlidingWindows = 256, kSlidingStrides = 4;  // strides in a training length
+/// The number of windows of a sliding evaluation. They are spread over the text, because reading all of it in this way
+/// would take 16 · 4 · 16 times as long as reading it once.
+constexpr Index kSlidingWindows = 256, kSlidingStrides = 4;  // kSlidingStrides: strides in a training length
 
 class Evaluator {
  public:
-  /// `text` outlives it; at least one window of the longest length, and one byte more.
+  /// `text` must outlive the evaluator, and hold at least one window of the largest length and one more byte.
   Evaluator(const Settings& settings, std::string_view text, const alibi::Executor& executor)
       : shape_(settings.shape),
         length_(settings.length),
@@ -36,7 +36,7 @@ class Evaluator {
         text_(text),
         executor_(executor) {}
 
-  /// Bytes of the validation text in use; 0 if it is too short.
+  /// The used bytes of the validation text; 0 if the text is too short.
   Index bytes() const { return bytes_; }
 
   Evaluation nonoverlapping(const Parameters& parameters, Index length, Index bytes) const {
@@ -61,10 +61,10 @@ class Evaluator {
   }
 
  private:
-  /// Predicts the last `stride` bytes of each window. Meaningless once a stop is requested.
+  /// Predicts the last `stride` bytes of each window. The result is undefined once a stop is requested.
   void score(const Parameters& parameters, const std::vector<const char*>& windows, Evaluation& evaluation) const {
     const auto start = Clock::now();
-    const Index count = Index(windows.size()), group = longest_ / evaluation.length;  // so that every task is as large
+    const Index count = Index(windows.size()), group = longest_ / evaluation.length;  // all tasks have the same size
     std::vector<double> losses(std::size_t((count + group - 1) / group));
     std::vector<std::unique_ptr<Pass>> passes(std::size_t(executor_.max_concurrency()));
     executor_.for_each(Index(losses.size()), [&](Index task, int slot) {

@@ -1,14 +1,14 @@
-// The paper's experiment at a small scale: train_short_test_long [options], which --help lists
+// The paper's experiment at a small scale. Usage: train_short_test_long [options]; --help lists the options.
 //
-// Small language models over bytes (model.hpp), the same but for how they know positions, are trained on real text at
+// Small language models over bytes (model.hpp), which differ only in their position method, are trained on real text at
 // one length, and evaluated on other text at 1, 2, 4, 8 and 16 times that length. The full version is the program
-// without options; it takes below half an hour on two cores.
+// without options; it takes less than half an hour on two cores.
 //
-// Ctrl-C stops after the step at hand and keeps a checkpoint, from which --resume goes on: to the same bits as a run
+// Ctrl-C stops after the current step and keeps a checkpoint. --resume continues from it, with the same bits as a run
 // that was never stopped.
 
-// g++ 12 calls the undefined operand of its own AVX-512 intrinsics uninitialised where Eigen's product inlines them;
-// it obeys only from above the first include.
+// g++ 12 reports the undefined operand of its own AVX-512 intrinsics as uninitialised where Eigen's product inlines
+// them. The pragma takes effect only above the first include.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -45,7 +45,7 @@ namespace {
 
 constexpr Index kValidations = 10, kValidationBytes = 1 << 15;
 
-/// One line on the terminal that is written over; elsewhere only what is worth keeping.
+/// A progress line on a terminal; elsewhere only lines that are worth keeping.
 class Progress {
  public:
   void show(const Settings& settings, const State& state) {
@@ -81,7 +81,7 @@ class Progress {
   Clock::time_point shown_;
 };
 
-/// One method's run, from wherever its checkpoint is to the end.
+/// The run of one method, from its checkpoint to the end.
 class Run {
  public:
   Run(const Settings& settings, const Arguments& arguments, const Text& text, const alibi::Executor& executor)
@@ -98,7 +98,7 @@ class Run {
       initialise(state_.parameters, settings_.shape, settings_.seed);
   }
 
-  /// False if it was stopped; then the checkpoint is written.
+  /// Returns false if the run was stopped; the checkpoint is then written.
   bool finish() {
     const bool finished = train() && evaluate();
     progress_.clear();
@@ -172,7 +172,7 @@ class Run {
   Progress progress_;
 };
 
-/// What is there is not overwritten unasked.
+/// Existing results are not overwritten without --resume.
 void check_out(const Arguments& arguments) {
   if (arguments.resume) return;
   std::vector<std::string> names = {"results.csv", "training.csv", "perplexity.png"};
@@ -209,7 +209,7 @@ void print_start(const Text& text, const Arguments& arguments) {
 }
 
 int run(const Arguments& arguments) {
-  if (arguments.picture) gnuplot::run("");  // where it is missing, half an hour earlier than the picture would say so
+  if (arguments.picture) gnuplot::run("");  // detects a missing gnuplot now instead of half an hour later
   const Text text = read_text(arguments.text);
   check_text(text, arguments);
   check_out(arguments);
@@ -254,7 +254,7 @@ int main(int argc, char** argv) {
       std::cout << experiment::kUsage;
       return 0;
     }
-    Eigen::setNbThreads(1);  // should Eigen have been built with OpenMP: the threads here are the experiment's own
+    Eigen::setNbThreads(1);  // even if Eigen was built with OpenMP: the experiment has its own threads
     experiment::catch_signals();
     return experiment::run(arguments);
   } catch (const std::exception& error) {

@@ -5,8 +5,8 @@
 //             x += gelu(norm(x) W_up) W_down
 //   logits = (norm(x) ⊙ g) E'
 //
-// norm divides a row by its root mean square; it needs no gain of its own where a matrix follows. There are no biases.
-// `rows` below is batch x tokens; every matrix is row-major.
+// norm divides a row by its root mean square. It needs no gain before a matrix product. There are no biases. `rows`
+// below is batch x tokens. Every matrix is row-major.
 #pragma once
 
 #include <Eigen/Core>
@@ -36,7 +36,7 @@ inline double seconds_since(Clock::time_point start) {
 constexpr Index kSymbols = 256, kUp = 4;
 constexpr float kNormEpsilon = 1e-5F;
 
-/// The parameters, or anything of their shape: one line of floats, and the matrices that lie in it.
+/// The parameters, or numbers of their shape: one vector of floats, and the matrices in it.
 class Parameters {
  public:
   struct Layer {
@@ -53,29 +53,30 @@ class Parameters {
         gain(take(1, shape.dim)),
         t5(take(shape.heads, kT5Buckets.buckets)) {
     const Index d = shape.dim;
-    for (Index l = 0; l < shape.layers; l++)  // braces: taken from left to right
+    for (Index l = 0; l < shape.layers; l++)  // braces are evaluated from left to right
       layers.push_back(Layer{take(d, 3 * d), take(d, d), take(d, kUp * d), take(kUp * d, d)});
   }
-  // The maps of a copy would show the original.
+  // Not copyable, because the maps of a copy would refer to the original.
   Parameters(const Parameters&) = delete;
   Parameters& operator=(const Parameters&) = delete;
 
-  /// How many floats.
+  /// The number of floats.
   static Index size_of(const Shape& shape) {
     const Index d = shape.dim;
-    return padded(kSymbols * d) + padded(d) + padded(shape.heads * kT5Buckets.buckets) +
-           shape.layers * (padded(3 * d * d) + padded(d * d) + 2 * padded(kUp * d * d));
+    return round_up(kSymbols * d) + round_up(d) + round_up(shape.heads * kT5Buckets.buckets) +
+           shape.layers * (round_up(3 * d * d) + round_up(d * d) + 2 * round_up(kUp * d * d));
   }
 
   Eigen::VectorXf flat;
 
  private:
-  // Each matrix starts on a cache line: how Eigen cuts it into vectors, and so every bit, is the same in each run.
-  static Index padded(Index count) { return (count + 15) / 16 * 16; }
+  // Each matrix begins on a cache line. Eigen then cuts it into vectors in the same way in each run, which fixes every
+  // bit.
+  static Index round_up(Index count) { return (count + 15) / 16 * 16; }
 
   MatrixMap take(Index rows, Index cols) {
     float* const data = next_;
-    next_ += padded(rows * cols);
+    next_ += round_up(rows * cols);
     return {data, rows, cols};
   }
 
@@ -88,8 +89,8 @@ class Parameters {
   std::vector<Layer> layers;
 };
 
-/// Normal, each matrix so that it keeps the size of what it multiplies; the two that add to x less, by the number of
-/// times that is done.
+/// Normal numbers, scaled so that each product keeps the size of its input. The two matrices of a layer whose products
+/// are added to x are smaller, by the number of additions.
 inline void initialise(Parameters& parameters, const Shape& shape, std::uint64_t seed) {
   const auto fill = [&](MatrixMap& matrix, double deviation) {
     for (Index i = 0; i < matrix.size(); i++) {
@@ -108,9 +109,9 @@ inline void initialise(Parameters& parameters, const Shape& shape, std::uint64_t
   }
 }
 
-// --- The pieces -----------------------------------------------------------------------------------------------------
+// Parts
 
-/// A matrix with every row divided by its root mean square.
+/// A matrix whose rows are divided by their root mean square.
 struct Normed {
   Matrix rows;              // [rows, dim]
   Eigen::VectorXf inverse;  // [rows], 1 / root mean square
@@ -149,7 +150,7 @@ inline void gelu(const Matrix& x, Matrix& y) {
   }
 }
 
-/// Turns the gradient with respect to y into that with respect to x, in place.
+/// Converts the gradient with respect to y to that with respect to x, in place.
 inline void gelu_backward(const Matrix& x, Matrix& grad) {
   Eigen::Array<float, 1, Eigen::Dynamic> tanh(x.cols());
   for (Index r = 0; r < x.rows(); r++) {
@@ -160,13 +161,13 @@ inline void gelu_backward(const Matrix& x, Matrix& grad) {
   }
 }
 
-// --- The whole ------------------------------------------------------------------------------------------------------
+// Model
 
-/// One thread's forward and backward over sequences of one length, with the memory for it. Sequences are pointers to
-/// tokens + 1 bytes: each byte is predicted from those before it in its sequence.
+/// The forward and backward pass of one thread over sequences of one length, with their memory. Sequences are pointers
+/// to tokens + 1 bytes. Each byte is predicted from the bytes before it in its sequence.
 class Pass {
  public:
-  /// `training`: the activations of every layer are kept for the backward.
+  /// `training`: keeps the activations of every layer for the backward pass.
   Pass(const Shape& shape, const Extent& extent, bool training)
       : shape_(shape), extent_(extent), attention_(make_attention(shape, extent, training)) {
     const Index n = extent.rows(), d = shape.dim;
@@ -180,7 +181,7 @@ class Pass {
   }
 
   const Extent& extent() const { return extent_; }
-  /// Inside attention so far; turning q and k by their positions is not counted as that.
+  /// The time inside attention so far, without the rotation of q and k.
   double attention_seconds() const { return attention_seconds_; }
 
   /// sequences [batch].
@@ -194,7 +195,8 @@ class Pass {
     multiply(logits_, scaled_, transposed(parameters.embedding));
   }
 
-  /// After a forward, once: the sum over the sequences of -ln p(byte), in nats, of the last `scored` bytes of each.
+  /// Called once after a forward. The sum over the sequences of -ln p(byte), in nats, of the last `scored` bytes of
+  /// each.
   double loss(Index scored) {
     double sum = 0;
     for (Index b = 0; b < extent_.batch; b++)
@@ -209,7 +211,7 @@ class Pass {
     return sum;
   }
 
-  /// After loss() of all bytes: the gradient of `scale` times that loss, which overwrites `grad`.
+  /// Called after loss() of all bytes. Overwrites `grad` by the gradient of `scale` times that loss.
   void backward(const Parameters& parameters, float scale, Parameters& grad) {
     // loss = -ln softmax(logits)[byte]
     for (Index b = 0; b < extent_.batch; b++)
@@ -282,7 +284,7 @@ class Pass {
     add_product(x_, a.gelu, layer.down);
   }
 
-  /// grad_x_: the gradient with respect to the x behind the layer, made into that before it.
+  /// Changes grad_x_ from the gradient with respect to x after the layer to that before the layer.
   void backward_layer(const Parameters::Layer& layer, const Activations& a, Parameters::Layer& grad) {
     // x += gelu(hidden) W_down
     multiply(grad.down, transposed(a.gelu), grad_x_);

@@ -1,4 +1,4 @@
-// The drawing half: perplexity against evaluation length, in the manner of the paper's figure 1, by gnuplot.
+// Draws perplexity against evaluation length, as in the paper's figure 1, by gnuplot.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ inline constexpr std::array<const char*, 4> kTitles = {"ALiBi", "sinusoidal", "r
 inline constexpr std::array<const char*, 4> kColours = {"#1b7837", "#b2182b", "#2166ac", "#e08214"};
 inline constexpr std::array<const char*, 4> kPoints = {"7", "9", "5", "13"};
 
-/// What of the plane is drawn: from below the least perplexity to above the greatest one at the training length.
+/// The vertical range: from below the smallest perplexity to above the largest one at the training length.
 struct Range {
   double bottom = 1e300, top = 0;
 };
@@ -35,8 +35,8 @@ inline Range range_of(const std::vector<Outcome>& outcomes) {
   return range;
 }
 
-/// A block of data a method: length, perplexity. And as a string of commands the perplexities above the top, written
-/// there one above the other: drawn to scale, the worst method would press all others into one line.
+/// Writes one block of data for each method: length, perplexity. Also writes commands that print perplexities above the
+/// range at its upper edge, one above the other. If the range included them, all other lines would nearly coincide.
 inline void put_panel(std::ostream& script, const std::vector<Outcome>& outcomes, Reading reading, double top) {
   std::ostringstream labels;
   std::map<Index, int> written;
@@ -128,7 +128,7 @@ unset output
 
 namespace experiment {
 
-/// Throws std::runtime_error where that fails.
+/// Throws std::runtime_error if that fails.
 inline void draw(const std::vector<Outcome>& outcomes, const std::string& png) {
   gnuplot::draw(png, [&](const std::string& path) {
     std::ostringstream script;

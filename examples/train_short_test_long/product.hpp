@@ -1,4 +1,4 @@
-// Matrix products, each form of them compiled once: Eigen's take long to compile, and the model has twenty.
+// Matrix products, each form compiled only once, because Eigen's take long to compile and the model has twenty.
 #pragma once
 
 #include <Eigen/Core>
@@ -11,7 +11,7 @@ using MatrixMap = Eigen::Map<Matrix>;
 using MatrixRef = Eigen::Ref<Matrix, 0, Eigen::OuterStride<>>;
 using ConstMatrixRef = Eigen::Ref<const Matrix, 0, Eigen::OuterStride<>>;
 
-/// A factor of a product: a row-major matrix or a block of one, or with transposed() its transpose.
+/// A factor of a product: a row-major matrix, a block of one, or by transposed() its transpose.
 struct Factor {
   ConstMatrixRef matrix;
   bool is_transposed = false;
@@ -27,10 +27,10 @@ Factor transposed(const M& matrix) {
   return {matrix, true};
 }
 
-/// c = scale a b, or with `adds` c += scale a b; c is of that size and overlaps neither.
+/// c = scale a b, or with `adds` c += scale a b. c has the size of the product and overlaps neither factor.
 void product(MatrixRef c, const Factor& a, const Factor& b, float scale, bool adds);
 
-/// c = scale a b; a Matrix takes its size, a block has to have it.
+/// c = scale a b. A Matrix is resized; a block must have the size of the product.
 template <class C>
 void multiply(C&& c, const Factor& a, const Factor& b, float scale = 1) {
   c.resize(a.rows(), b.cols());

@@ -1,5 +1,5 @@
-// Random numbers as a function of (seed, stream, index), without a state: whoever knows the number of a step knows its
-// random numbers, so that a run can go on from any step. The bits are the same with every standard library.
+// Random numbers as a function of (seed, stream, index), without a state. The number of a step determines its random
+// numbers, so a run can continue from any step. The bits are the same with every standard library.
 #pragma once
 
 #include <cmath>
@@ -8,7 +8,7 @@
 
 namespace experiment {
 
-/// What a random number is for; numbers of different streams have nothing to do with each other.
+/// The purpose of a random number. Numbers of different streams are independent.
 enum class Stream : std::uint64_t { parameters, batches };
 
 /// 64 random bits: two rounds of the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
@@ -27,7 +27,7 @@ inline double random_uniform(std::uint64_t seed, Stream stream, std::uint64_t in
   return (double(random_bits(seed, stream, index) >> 11) + 0.5) * 0x1p-53;
 }
 
-/// Normal, of mean 0 and variance 1 (Box and Muller).
+/// Normal, of mean 0 and variance 1 (Box-Muller).
 inline double random_normal(std::uint64_t seed, Stream stream, std::uint64_t index) {
   const double radius = std::sqrt(-2 * std::log(random_uniform(seed, stream, 2 * index)));
   return radius * std::cos(2 * std::numbers::pi * random_uniform(seed, stream, 2 * index + 1));

@@ -1,4 +1,4 @@
-// What comes out of the runs: training.csv, results.csv, and the table on the terminal.
+// The results of the runs: training.csv, results.csv, and the table on the terminal.
 #pragma once
 
 #include <cmath>
@@ -35,7 +35,7 @@ inline Outcome outcome_of(const Settings& settings, const State& state) {
   return {settings, fnv1a(bytes), state.losses, state.validations, state.evaluations, state.seconds};
 }
 
-/// The loss of a row is the mean since the row before; a hundred rows or so a method.
+/// The loss of a row is the mean since the row before. There are about a hundred rows for each method.
 inline std::string training_csv(const std::vector<Outcome>& outcomes) {
   std::ostringstream csv;
   csv << "method,step,tokens,train_loss_nats,validation_loss_nats\n";

@@ -1,4 +1,5 @@
-// What decides the result of one method's run, to the last bit. A checkpoint is good for exactly these.
+// The settings that determine the result of one method's run to the last bit. A checkpoint is valid only for the same
+// settings.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +12,8 @@
 
 namespace experiment {
 
-/// The batch is cut into so many parts, each with gradients of its own, whatever the number of threads is: so results
-/// do not depend on that.
+/// The number of parts of a batch, each with its own gradients. It does not depend on the number of threads, and
+/// therefore neither do the results.
 constexpr Index kShards = 8;
 
 /// The longest evaluation, in training lengths.
@@ -35,7 +36,7 @@ inline std::string exact_text(double value) {
   return text;
 }
 
-/// By name, in words.
+/// The names and values as text.
 inline std::vector<std::pair<std::string, std::string>> fields_of(const Settings& settings) {
   const Shape& shape = settings.shape;
   return {{"method", std::string(name_of(shape.method))},

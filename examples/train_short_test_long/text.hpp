@@ -1,4 +1,4 @@
-// The text: bytes of a file or of all files below directories, split by file into train and validation.
+// The text: the bytes of a file or of all files below directories, split by file into training and validation text.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +28,7 @@ struct Text {
   std::uint64_t hash() const { return fnv1a(validation, fnv1a(train)); }
 };
 
-/// Every sixteenth file is for validation; of a single file its last sixteenth.
+/// Every sixteenth file is for validation; for a single file, its last sixteenth.
 constexpr std::size_t kValidationShare = 16;
 
 inline std::string read_file(const std::filesystem::path& path) {
@@ -43,8 +43,8 @@ inline std::string read_file(const std::filesystem::path& path) {
   return bytes;
 }
 
-/// The file itself, or all files below a directory in the order of their names, so that the split is the same wherever
-/// the directory lies.
+/// The file itself, or all files below a directory in the order of their names. The split does not depend on the
+/// location of the directory.
 inline std::vector<std::filesystem::path> files_of(const std::filesystem::path& path) {
   std::error_code error;
   const auto kind = std::filesystem::status(path, error).type();
@@ -60,7 +60,7 @@ inline std::vector<std::filesystem::path> files_of(const std::filesystem::path& 
   return files;
 }
 
-/// Throws std::runtime_error that names what cannot be read, and for a text without a byte.
+/// Throws std::runtime_error that names what cannot be read, and for an empty text.
 inline Text read_text(const std::vector<std::filesystem::path>& paths) {
   std::vector<std::filesystem::path> files;
   for (const auto& path : paths) std::ranges::copy(files_of(path), std::back_inserter(files));

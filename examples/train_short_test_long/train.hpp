@@ -1,5 +1,5 @@
-// Training of one model: Adam with warm-up and cosine decay, on batches that depend on seed and step alone. The same
-// bits on any number of threads, and after any number of interruptions.
+// Training of one model: Adam with warm-up and cosine decay, on batches that depend only on seed and step. The bits are
+// the same on any number of threads and after any number of interruptions.
 #pragma once
 
 #include <algorithm>
@@ -21,10 +21,10 @@
 namespace experiment {
 
 constexpr float kBeta1 = 0.9F, kBeta2 = 0.98F, kAdamEpsilon = 1e-8F;
-constexpr double kLargestNorm = 1;         // of a gradient; a longer one is shortened to it
+constexpr double kLargestNorm = 1;         // of a gradient; a longer gradient is scaled to it
 constexpr double kWarmUp = 0.05;           // share of the steps in which the learning rate grows
-constexpr double kLastRate = 0.1;          // share of the learning rate that is left in the end
-constexpr Index kOptimiserPart = 1 << 14;  // parameters that one task looks after
+constexpr double kLastRate = 0.1;          // the final share of the learning rate
+constexpr Index kOptimiserPart = 1 << 14;  // parameters of one task
 
 inline double learning_rate_at(Index step, const Settings& settings) {
   const double warm_up = std::max(1.0, kWarmUp * double(settings.steps));
@@ -35,18 +35,18 @@ inline double learning_rate_at(Index step, const Settings& settings) {
 
 class Trainer {
  public:
-  /// `text` outlives it, and is longer than a sequence.
+  /// `text` must outlive the trainer, and be longer than a sequence.
   Trainer(const Settings& settings, std::string_view text, const alibi::Executor& executor, State& state)
       : settings_(settings), text_(text), executor_(executor), state_(state) {
     for (Index s = 0; s < kShards; s++) gradients_.push_back(std::make_unique<Parameters>(settings.shape));
     passes_.resize(std::size_t(executor.max_concurrency()));
   }
 
-  /// One step; the loss before it becomes the last of state.losses.
+  /// Runs one step. The loss before the step is appended to state.losses.
   void step() {
     const auto start = Clock::now();
     double working = 0;
-    const double loss = differentiate(working);
+    const double loss = compute_gradients(working);
     const auto optimiser = Clock::now();
     update();
     working += seconds_since(optimiser) * double(executor_.max_concurrency());
@@ -57,8 +57,8 @@ class Trainer {
   }
 
  private:
-  /// The loss of the next batch, nats a byte; each shard's part of its gradient goes to gradients_.
-  double differentiate(double& working) {
+  /// The loss of the next batch, in nats per byte. gradients_ receives the part of each shard.
+  double compute_gradients(double& working) {
     std::array<double, kShards> losses{}, seconds{}, attention{};
     executor_.for_each(kShards, [&](Index s, int slot) {
       const auto start = Clock::now();
@@ -89,7 +89,7 @@ class Trainer {
     return result;
   }
 
-  /// body(segment of a line of parameters' places, index of the task), in parallel.
+  /// Calls body(index of the task, first parameter, number of parameters) in parallel.
   template <class Body>
   Index for_each_part(const Body& body) const {
     const Index size = state_.parameters.flat.size(), parts = (size + kOptimiserPart - 1) / kOptimiserPart;
@@ -100,7 +100,7 @@ class Trainer {
     return parts;
   }
 
-  /// Adds the shards' gradients up, in the first of them, and applies Adam (Kingma and Ba, arXiv 1412.6980, algorithm
+  /// Sums the gradients of the shards in the first of them, and applies Adam (Kingma and Ba, arXiv 1412.6980, algorithm
   /// 1).
   void update() {
     std::vector<double> squares(std::size_t(state_.parameters.flat.size() / kOptimiserPart + 1));

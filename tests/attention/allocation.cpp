@@ -1,4 +1,4 @@
-// What attention allocates: nothing once its workspace is warm, and a workspace that hardly grows with the tokens.
+// The allocations of attention: none after the first call with a workspace, whose size hardly grows with the tokens.
 #include "common.hpp"
 
 namespace {
@@ -18,7 +18,7 @@ TEST(Allocation, IsCounted) {
   Eigen::internal::set_is_malloc_allowed(true);
 }
 
-// One head of `queries` and `keys` with queries, keys and values of `head_dim`, in memory of the test.
+// One head of `queries` and `keys`, with queries, keys and values of `head_dim`. The test owns the memory.
 template <class T>
 struct Call {
   test::RowMatrix<T> q, k, v, output;
@@ -42,7 +42,7 @@ class Allocation : public testing::Test {};
 using Scalars = testing::Types<float, double>;
 TYPED_TEST_SUITE(Allocation, Scalars);
 
-TYPED_TEST(Allocation, NoneOnceTheWorkspaceIsWarm) {
+TYPED_TEST(Allocation, NoneAfterTheFirstCall) {
   for (const alibi::Mask& mask : {alibi::Mask{}, {.causal = false}, {.window = 30}}) {
     Call<TypeParam> call(200, 300, 40), smaller(3, 70, 40);
     alibi::Workspace workspace;
@@ -52,7 +52,7 @@ TYPED_TEST(Allocation, NoneOnceTheWorkspaceIsWarm) {
   }
 }
 
-// One head with so little tolerance that its keys are measured; the window keeps the call itself cheap.
+// One head whose tolerance is so small that its keys are measured. The window keeps the call cheap.
 template <class T>
 std::size_t workspace_size(Index queries, Index keys, Index head_dim) {
   alibi::Workspace workspace;
@@ -60,11 +60,12 @@ std::size_t workspace_size(Index queries, Index keys, Index head_dim) {
   return workspace.size();
 }
 
-// Beyond the scratch of its tasks: a few numbers for every tile of keys, and an entry in the list for every task.
+// Besides the scratch of its tasks, the workspace holds a few numbers for each tile of keys and a list entry for each
+// task.
 TYPED_TEST(Allocation, TheWorkspaceHardlyGrowsWithTheTokens) {
   const auto kilobytes = [](Index n) { return double(workspace_size<TypeParam>(n, n, 64)) / 1000; };
   const double small = kilobytes(20'000), large = kilobytes(80'000);
-  EXPECT_LE(large - small, 80) << "some 1.1 bytes a token, where blocks of queries are smallest";
+  EXPECT_LE(large - small, 80) << "about 1.1 bytes a token with the smallest blocks of queries";
   EXPECT_LE(workspace_size<TypeParam>(1, 20'000, 64), workspace_size<TypeParam>(20'000, 20'000, 64));
 }
 

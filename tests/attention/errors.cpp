@@ -1,4 +1,4 @@
-// Bad input: the whole text of each message, and that the output is as it was.
+// Invalid input: the whole text of each message, and that the output is unchanged.
 #include "common.hpp"
 
 namespace {
@@ -8,7 +8,7 @@ using Array = test::Tensor4<float>;
 
 constexpr float kUntouched = 42;
 
-// A call that is right as it stands; each test spoils one thing.
+// A valid call. Each test makes one argument invalid.
 class Errors : public testing::Test {
  protected:
   test::Random random_{1};
@@ -61,7 +61,7 @@ class Errors : public testing::Test {
   }
 };
 
-TEST_F(Errors, NoneAsItStands) { EXPECT_EQ(with(q_, k_, v_), "no error"); }
+TEST_F(Errors, ValidCall) { EXPECT_EQ(with(q_, k_, v_), "no error"); }
 
 TEST_F(Errors, Batch) {
   EXPECT_EQ(with(q_, Array(3, 2, 6, 8), v_), "alibi: k has batch 3; expected 2, the batch of q");
@@ -132,7 +132,7 @@ TEST_F(Errors, NullIsFineWhereThereIsNothing) {
   EXPECT_EQ(into(output_, q_, null(2, 2, 0, 8), null(2, 2, 0, 3), m_), "no error");
 }
 
-// In one buffer: 500 free numbers, v of 72, 500 free; output has 120.
+// In one buffer: 500 unused numbers, 72 of v, 500 unused; the output has 120.
 TEST_F(Errors, OverlappingOutput) {
   std::vector<float> buffer(1072);
   const auto v = alibi::view(buffer.data() + 500, {2, 2, 6, 3}, {36, 18, 3, 1});
@@ -218,8 +218,8 @@ TEST_F(Errors, MatrixWithGapsInATokensHeadDim) {
             "alibi: q is a matrix of inner stride 2; expected 1, each token's head_dim contiguous");
 }
 
-// What the executor's own code throws comes out of attention unchanged. (Tasks of attention throw nothing.)
-TEST_F(Errors, ExceptionOnTheWay) {
+// Attention passes on what the executor's own code throws. (Tasks of attention throw nothing.)
+TEST_F(Errors, ExceptionOfTheExecutor) {
   options_.executor =
       alibi::Executor(2, [](Index, const alibi::Task&) { throw std::invalid_argument("no thread left"); });
   EXPECT_EQ(with(test::Random(2).tensor<float>(2, 4, 5, 8), k_, v_), "no thread left");
@@ -227,7 +227,7 @@ TEST_F(Errors, ExceptionOnTheWay) {
   output_.setConstant(kUntouched);
   try {
     alibi::attention_into(output_, q_, k_, v_, m_, options_);
-    ADD_FAILURE() << "an executor that runs nothing was not found out";
+    ADD_FAILURE() << "an executor that runs nothing was not detected";
   } catch (const std::runtime_error& error) {
     EXPECT_STREQ(error.what(), "alibi: the executor's run(count, task) returned before every task had been called");
   }

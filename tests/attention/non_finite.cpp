@@ -1,4 +1,4 @@
-// NaN and infinity in the input: whom they reach, and that nobody else notices.
+// NaN and infinity in the input: which outputs they reach, and that all other outputs are unchanged.
 #include <alibi/kernel/simd/vec.hpp>
 #include <alibi/reference.hpp>
 
@@ -39,7 +39,7 @@ class ForwardNan : public testing::Test {
     return false;
   }
   static Index block(Index i) { return i / alibi::kernel::kBlock<T>; }
-  // Whether a query of i's block does.
+  // Whether a query of i's block sees a key of [begin, end).
   static bool block_sees(const Mask& mask, Index i, Index begin, Index end) {
     for (Index n = 0; n < kTokens; n++)
       if (block(n) == block(i) && sees(mask, n, begin, end)) return true;
@@ -78,7 +78,7 @@ TYPED_TEST(ForwardNan, InAQueryStaysInItsRow) {
   }
 }
 
-TYPED_TEST(ForwardNan, InAKeyReachesThoseWhoSeeIt) {
+TYPED_TEST(ForwardNan, InAKeyReachesTheQueriesThatSeeIt) {
   for (std::size_t n = 0; n < kMasks.size(); n++) {
     const Mask& mask = kMasks[n];
     const auto expected = this->forward(this->q_, this->k_, this->v_, mask);
@@ -96,9 +96,9 @@ TYPED_TEST(ForwardNan, InAKeyReachesThoseWhoSeeIt) {
   }
 }
 
-// In the same column of queries of the same block that do not see the key, anything goes. Every value has to be read
-// for that: with a tolerance, one that cannot matter is not.
-TYPED_TEST(ForwardNan, InAValueReachesTheColumnOfThoseWhoSeeIt) {
+// Queries of the same block that do not see the key may have any number in the same column. The tolerance is 0, because
+// otherwise a value that cannot matter is not read.
+TYPED_TEST(ForwardNan, InAValueReachesTheColumnOfTheQueriesThatSeeIt) {
   using T = TypeParam;
   std::vector<T> bad = test::nans<T>();
   bad.push_back(std::numeric_limits<T>::infinity());
@@ -125,8 +125,8 @@ TYPED_TEST(ForwardNan, InAValueReachesTheColumnOfThoseWhoSeeIt) {
   }
 }
 
-// Masked is skipped: whole ranges of keys and values that are NaN, for a block that sees none of them.
-TYPED_TEST(ForwardNan, InKeysOutOfSightChangesNothing) {
+// Masked keys are skipped: whole ranges of keys and values are NaN, and a block that sees none of them is unchanged.
+TYPED_TEST(ForwardNan, InMaskedKeysChangesNothing) {
   for (std::size_t n = 0; n < kMasks.size(); n++) {
     const Mask& mask = kMasks[n];
     const auto expected = this->forward(this->q_, this->k_, this->v_, mask);

@@ -1,4 +1,4 @@
-// Laws that attention keeps whatever its numbers are: some to the last bit, some up to rounding.
+// Properties of attention that hold for any numbers, some exactly and some up to rounding.
 
 #include "common.hpp"
 #include "executors.hpp"
@@ -15,7 +15,7 @@ const std::vector<Mask> kMasks = {{}, {.causal = false}, {.window = 20}, {.causa
 const std::vector<Mask> kCausal = {{}, {.window = 20}};
 
 template <class T>
-class ForwardLaws : public testing::Test {
+class ForwardProperties : public testing::Test {
  protected:
   static constexpr Index kBatch = 2, kHeads = 4, kKvHeads = 2, kTokens = 150, kDim = 24, kValueDim = 20;
   using Array = Tensor4<T>;
@@ -53,7 +53,7 @@ class ForwardLaws : public testing::Test {
         std::copy_n(&x(b, heads[std::size_t(h)], 0, 0), x.dimension(2) * x.dimension(3), &part(b, h, 0, 0));
     return part;
   }
-  // Both batch entries swapped.
+  // Swaps both batch entries.
   static Array swapped(const Array& x) {
     Array y = x;
     std::rotate(y.data(), y.data() + y.size() / 2, y.data() + y.size());
@@ -61,10 +61,10 @@ class ForwardLaws : public testing::Test {
   }
 };
 using Scalars = testing::Types<float, double>;
-TYPED_TEST_SUITE(ForwardLaws, Scalars);
+TYPED_TEST_SUITE(ForwardProperties, Scalars);
 
-// q·(k + c) = q·k + q·c: the same for every key of a row, which only the lse sees.
-TYPED_TEST(ForwardLaws, ACommonShiftOfTheKeysMovesTheLseOnly) {
+// q·(k + c) = q·k + q·c: the same addend for every key of a row, which changes only the lse.
+TYPED_TEST(ForwardProperties, ACommonShiftOfTheKeysChangesOnlyTheLse) {
   using T = TypeParam;
   const auto c = this->random_.template matrix<T>(1, this->kDim);
   for (const Mask& mask : kMasks) {
@@ -80,8 +80,8 @@ TYPED_TEST(ForwardLaws, ACommonShiftOfTheKeysMovesTheLseOnly) {
   }
 }
 
-TYPED_TEST(ForwardLaws, HeadsDoNotSeeEachOther) {
-  const std::vector<Index> order = {2, 3, 1, 0}, kv_order = {1, 0};  // groups stay together
+TYPED_TEST(ForwardProperties, HeadsAreIndependent) {
+  const std::vector<Index> order = {2, 3, 1, 0}, kv_order = {1, 0};  // keeps the groups together
   test::Vector<TypeParam> m(4);
   for (Index h = 0; h < 4; h++) m[h] = this->m_[order[std::size_t(h)]];
   for (const Mask& mask : kMasks) {
@@ -91,7 +91,7 @@ TYPED_TEST(ForwardLaws, HeadsDoNotSeeEachOther) {
   }
 }
 
-TYPED_TEST(ForwardLaws, BatchEntriesDoNotSeeEachOther) {
+TYPED_TEST(ForwardProperties, BatchEntriesAreIndependent) {
   for (const Mask& mask : kMasks) {
     const auto permuted = alibi::attention(this->swapped(this->q_), this->swapped(this->k_), this->swapped(this->v_),
                                            this->m_, {.mask = mask});
@@ -99,7 +99,7 @@ TYPED_TEST(ForwardLaws, BatchEntriesDoNotSeeEachOther) {
   }
 }
 
-TYPED_TEST(ForwardLaws, GroupedHeadsAreRepeatedKvHeads) {
+TYPED_TEST(ForwardProperties, GroupedHeadsAreRepeatedKvHeads) {
   const std::vector<Index> repeated = {0, 0, 1, 1};
   for (const Mask& mask : kMasks)
     this->expect_same(alibi::attention_with_lse(this->q_, this->heads(this->k_, repeated),
@@ -107,8 +107,8 @@ TYPED_TEST(ForwardLaws, GroupedHeadsAreRepeatedKvHeads) {
                       this->forward(mask));
 }
 
-// Whoever runs the tasks, and in whatever order.
-TYPED_TEST(ForwardLaws, TheExecutorDoesNotShow) {
+// The result does not depend on the executor or on the order of the tasks.
+TYPED_TEST(ForwardProperties, IndependentOfTheExecutor) {
   const auto q = this->random_.template tensor<TypeParam>(1, 2, 1100, 24),
              k = this->random_.template tensor<TypeParam>(1, 2, 1100, 24),
              v = this->random_.template tensor<TypeParam>(1, 2, 1100, 20);
@@ -121,7 +121,7 @@ TYPED_TEST(ForwardLaws, TheExecutorDoesNotShow) {
   }
 }
 
-TYPED_TEST(ForwardLaws, ASingleQueryIsARowOfTheWhole) {
+TYPED_TEST(ForwardProperties, ASingleQueryIsARowOfTheWhole) {
   for (const Mask& mask : kMasks) {
     const auto whole = this->forward(mask);
     for (const Index i : {0, 1, 15, 16, 63, 64, 100, 149}) {
@@ -137,7 +137,7 @@ TYPED_TEST(ForwardLaws, ASingleQueryIsARowOfTheWhole) {
   }
 }
 
-TYPED_TEST(ForwardLaws, ChunkedPrefillIsTheWhole) {
+TYPED_TEST(ForwardProperties, ChunkedPrefillIsTheWhole) {
   for (const Mask& mask : kCausal) {
     const auto whole = this->forward(mask);
     for (Index begin = 0, end = 0; begin < this->kTokens; begin = end) {
@@ -150,8 +150,8 @@ TYPED_TEST(ForwardLaws, ChunkedPrefillIsTheWhole) {
   }
 }
 
-// Keys behind a causal query are never touched.
-TYPED_TEST(ForwardLaws, KeysBeyondChangeNothing) {
+// Keys after a causal query are never read.
+TYPED_TEST(ForwardProperties, KeysAfterTheLastQueryChangeNothing) {
   for (Mask mask : kCausal) {
     mask.query_offset = 0;
     for (const Index queries : {1, 40, 100}) {
@@ -163,13 +163,13 @@ TYPED_TEST(ForwardLaws, KeysBeyondChangeNothing) {
   }
 }
 
-TYPED_TEST(ForwardLaws, AWindowOfTheLengthIsNone) {
+TYPED_TEST(ForwardProperties, AWindowOfAllTokensIsNoWindow) {
   for (const bool causal : {true, false})
     for (const Index window : {this->kTokens, this->kTokens + 1, Index(1) << 62})
       this->expect_same(this->forward({.causal = causal, .window = window}), this->forward({.causal = causal}));
 }
 
-TYPED_TEST(ForwardLaws, ZeroSlopesArePlainAttention) {
+TYPED_TEST(ForwardProperties, ZeroSlopesArePlainAttention) {
   using T = TypeParam;
   const auto q = this->random_.template matrix<T>(70, 24), k = this->random_.template matrix<T>(70, 24),
              v = this->random_.template matrix<T>(70, 20);
@@ -190,8 +190,8 @@ TYPED_TEST(ForwardLaws, ZeroSlopesArePlainAttention) {
   }
 }
 
-// Parts of the keys, each with its (output, lse), are the whole: o = Σ e^lse_n o_n / Σ e^lse_n.
-TYPED_TEST(ForwardLaws, SplitKeysMergeToTheWhole) {
+// Parts of the keys, each with its (output, lse), merge to the whole: o = Σ e^lse_n o_n / Σ e^lse_n.
+TYPED_TEST(ForwardProperties, SplitKeysMergeToTheWhole) {
   for (const Mask& mask : kMasks)
     for (const Index split : {1, 64, 77, 149}) {
       Mask first = mask, second = mask;
@@ -217,7 +217,7 @@ TYPED_TEST(ForwardLaws, SplitKeysMergeToTheWhole) {
     }
 }
 
-TYPED_TEST(ForwardLaws, LinearInTheValues) {
+TYPED_TEST(ForwardProperties, LinearInTheValues) {
   auto other = this->v_, doubled = this->v_, sum = this->v_;
   this->random_.fill(other);
   for (Index i = 0; i < sum.size(); i++) {
@@ -232,7 +232,7 @@ TYPED_TEST(ForwardLaws, LinearInTheValues) {
     for (Index i = 0; i < of_v.size(); i++) added.data()[i] += of_v.data()[i];
     EXPECT_LE(test::distance(attend(sum), added), 2 * test::kBound<TypeParam>);
     for (Index i = 0; i < of_v.size(); i++) of_v.data()[i] *= TypeParam(2);
-    EXPECT_TRUE(same(attend(doubled), of_v)) << "a power of two changes no digit";
+    EXPECT_TRUE(same(attend(doubled), of_v)) << "a factor of 2 is exact";
   }
 }
 

@@ -1,5 +1,5 @@
-// The kernels against the definition, over random calls of every kind. ALIBI_TEST_CASES in the environment sets their
-// number; a failure prints the seed, from which the whole call follows.
+// The kernels against the definition, over random calls of every kind. ALIBI_TEST_CASES in the environment sets the
+// number of calls. A failure prints the seed, which determines the call.
 #include <cstdlib>
 
 #include "forward_case.hpp"

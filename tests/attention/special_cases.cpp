@@ -1,4 +1,4 @@
-// Calls at the edges of what floating-point numbers and positions can do: against the definition, or exactly.
+// Calls with extreme numbers and positions, against the definition or exactly.
 #include "forward_case.hpp"
 
 namespace {
@@ -8,9 +8,9 @@ using test::Index;
 using test::Random;
 
 template <class T>
-class ForwardSpecial : public test::AgainstReference<T> {
+class ForwardSpecialCases : public test::AgainstReference<T> {
  protected:
-  /// Calls of the kind that random_shape() and `change` make, everything else random.
+  /// Random calls that `change` modifies.
   template <class Change>
   void expect_all(Change change) {
     for (std::uint64_t seed = 1; seed <= 60; seed++) {
@@ -22,20 +22,20 @@ class ForwardSpecial : public test::AgainstReference<T> {
       this->expect(call, "seed " + std::to_string(seed));
     }
   }
-  /// One query or a few against many keys: what random_shape() does not reach.
+  /// A few queries against many keys, which random_shape() does not reach.
   static constexpr test::Shape kLong{1, 1, 2, 3, 9'001, 16, 24};
 };
 using Scalars = testing::Types<float, double>;
-TYPED_TEST_SUITE(ForwardSpecial, Scalars);
+TYPED_TEST_SUITE(ForwardSpecialCases, Scalars);
 
-TYPED_TEST(ForwardSpecial, LogitsOfTenThousand) {
+TYPED_TEST(ForwardSpecialCases, LogitsOfTenThousand) {
   this->expect_all([](auto& call, Random&) {
     const double largest = std::max(call.largest_logit(), 1e-3);
     call.q.for_each([&](auto& x) { x *= TypeParam(1e4 / largest); });
   });
 }
 
-TYPED_TEST(ForwardSpecial, IdenticalKeys) {
+TYPED_TEST(ForwardSpecialCases, IdenticalKeys) {
   this->expect_all([](auto& call, Random&) {
     const auto& shape = call.s;
     for (Index b = 0; b < shape.batch; b++)
@@ -45,19 +45,19 @@ TYPED_TEST(ForwardSpecial, IdenticalKeys) {
   });
 }
 
-TYPED_TEST(ForwardSpecial, FarOffsets) {
+TYPED_TEST(ForwardSpecialCases, FarOffsets) {
   for (const Index far : {Index(1) << 26, (Index(1) << 26) + 1, Index(1) << 40, -(Index(1) << 26), -(Index(1) << 40)})
     this->expect_all([&](auto& call, Random&) { call.options.mask.query_offset = far; });
 }
 
-// m |p_i - j| up to 1e6 within a call: all weight on one key, everything else far below the range of exp2.
-TYPED_TEST(ForwardSpecial, SteepSlopes) {
+// m |p_i - j| up to 1e6 within a call: one key has all the weight, and all others are far below the range of exp2.
+TYPED_TEST(ForwardSpecialCases, SteepSlopes) {
   for (const double slope : {30., -30., 1e4, -1e4})
     this->expect_all([&](auto& call, Random&) { call.slopes.setConstant(TypeParam(slope)); });
 }
 
-// Up to the largest number there is the output is finite.
-TYPED_TEST(ForwardSpecial, SlopesBeyondAllReason) {
+// The output is finite for slopes up to the largest number.
+TYPED_TEST(ForwardSpecialCases, SlopesUpToTheLargestNumber) {
   using T = TypeParam;
   for (const T slope : {T(1e30), std::numeric_limits<T>::max(), T(-1e30), std::numeric_limits<T>::lowest()})
     for (const bool causal : {true, false})
@@ -71,9 +71,9 @@ TYPED_TEST(ForwardSpecial, SlopesBeyondAllReason) {
       }
 }
 
-// A row may meet far tiles before its own one, with penalties beside which its reference is rounded by more than the
-// exponential can take: all it sees is its own key nevertheless.
-TYPED_TEST(ForwardSpecial, FarTilesFirst) {
+// A row may read distant tiles before its own tile. Beside such penalties, rounding changes the row's reference by more
+// than the range of the exponential. The row must still give its own key all the weight.
+TYPED_TEST(ForwardSpecialCases, DistantTilesFirst) {
   using T = TypeParam;
   constexpr Index kKeys = 400;
   Random random(4);
@@ -89,7 +89,7 @@ TYPED_TEST(ForwardSpecial, FarTilesFirst) {
     }
 }
 
-TYPED_TEST(ForwardSpecial, LongContext) {
+TYPED_TEST(ForwardSpecialCases, LongContext) {
   for (const double slope : {1 / 256., 0.5, 0., -1 / 256., -0.5})
     for (const bool causal : {true, false}) {
       Random random(1);
@@ -100,8 +100,8 @@ TYPED_TEST(ForwardSpecial, LongContext) {
     }
 }
 
-// Decoding: every place that the last key can have in its tile.
-TYPED_TEST(ForwardSpecial, SingleQueryAtEveryLength) {
+// Decoding, with the last key in every place of its tile.
+TYPED_TEST(ForwardSpecialCases, SingleQueryAtEveryLength) {
   for (Index keys = 1; keys <= 140; keys++) {
     Random random{std::uint64_t(keys)};
     Call<TypeParam> call(random, {1, 1, 12, 1, keys, 128, 16});
@@ -111,7 +111,7 @@ TYPED_TEST(ForwardSpecial, SingleQueryAtEveryLength) {
   }
 }
 
-TYPED_TEST(ForwardSpecial, ALoneKeyGivesItsValueExactly) {
+TYPED_TEST(ForwardSpecialCases, ASingleKeyGivesItsValueExactly) {
   using T = TypeParam;
   Random random(1);
   for (const T slope : {T(0), T(0.70710678), T(-0.3), T(1e4)})
@@ -124,7 +124,7 @@ TYPED_TEST(ForwardSpecial, ALoneKeyGivesItsValueExactly) {
     }
 }
 
-TYPED_TEST(ForwardSpecial, AWindowOfOneGivesTheOwnValueExactly) {
+TYPED_TEST(ForwardSpecialCases, AWindowOfOneGivesTheOwnValueExactly) {
   using T = TypeParam;
   Random random(2);
   for (const T slope : {T(0), T(0.70710678), T(-0.3), T(1e4)})
@@ -136,7 +136,7 @@ TYPED_TEST(ForwardSpecial, AWindowOfOneGivesTheOwnValueExactly) {
       }
 }
 
-TYPED_TEST(ForwardSpecial, RowsThatSeeNothing) {
+TYPED_TEST(ForwardSpecialCases, RowsThatSeeNothing) {
   using T = TypeParam;
   Random random(3);
   const auto q = random.matrix<T>(100, 12), k = random.matrix<T>(100, 12), v = random.matrix<T>(100, 7);

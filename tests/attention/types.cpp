@@ -1,5 +1,5 @@
 // bfloat16 and half: calls of every kind against the definition, in double, on the rounded inputs. ALIBI_TEST_CASES in
-// the environment sets the number of calls of each; a failure prints the seed, from which the whole call follows.
+// the environment sets the number of calls for each type. A failure prints the seed, which determines the call.
 #include <cstdlib>
 #include <iostream>
 
@@ -18,7 +18,7 @@ template <class T>
 inline constexpr int kDigits = kIsHalf<T> ? 11 : 8;
 constexpr double kLseError = 1e-4;
 
-/// The rounding of an output to T.
+/// Half an ulp of T at x: the rounding error of an output.
 template <class T>
 double half_ulp(double x) {
   constexpr int kLeast = kIsHalf<T> ? -14 : -126;
@@ -34,7 +34,7 @@ Tensor4<double> doubles(const test::Strided<T>& x) {
   return y;
 }
 
-/// Errors in units of what they may be: at most 1.
+/// Errors in units of their bounds; at most 1 is correct.
 struct Errors {
   double output = 0, lse = 0;
 };
@@ -60,8 +60,8 @@ class TypesCall {
     for (const auto* x : {&q, &k, &v}) x->for_each([&](T& value) { value = T(random.normal()); });
   }
 
-  // The dot product instruction for bfloat16 has probabilities rounded to 8 digits each, |Δo| <= 2^-8 Σ_j p_j |v_j|.
-  // Without it nothing is rounded but the output.
+  // The dot product instruction for bfloat16 rounds each probability to 8 digits: |Δo| <= 2^-8 Σ_j p_j |v_j|. Without
+  // it only the output is rounded.
   Errors run() {
     alibi::attention_with_lse_into(output.view(), lse, q.view(), k.view(), v.view(), slopes, options);
     const auto reference = [&](const Tensor4<double>& values) {
@@ -126,7 +126,7 @@ TYPED_TEST(Types, RandomCalls) {
   std::cout << "errors, of their bounds: output " << worst.output << ", lse " << worst.lse << '\n';
 }
 
-// The case that the field measures, a long sequence and a shallow slope, with the dot product instruction and without.
+// The usual benchmark case, a long sequence and a shallow slope, with the dot product instruction and without.
 TYPED_TEST(Types, ALongSequence) {
   using T = TypeParam;
   for (const Index head_dim : {64, 128}) {
@@ -150,7 +150,7 @@ TYPED_TEST(Types, ALongSequence) {
   }
 }
 
-// Every head_dim and value_dim: the ends of registers and of pairs.
+// Every head_dim and value_dim, to cover the ends of registers and of pairs.
 TYPED_TEST(Types, EveryDim) {
   for (Index dim = 1; dim <= 130; dim++) {
     test::Random random{std::uint64_t(dim)};
@@ -161,7 +161,7 @@ TYPED_TEST(Types, EveryDim) {
   }
 }
 
-// Numbers that both hold exactly, and weights too: what comes out is the definition's result, to the bit.
+// Both types hold these numbers and weights exactly, so the result equals the definition bit by bit.
 TYPED_TEST(Types, WhatIsExactStaysExact) {
   using T = TypeParam;
   for (const Mask& mask : {Mask{}, Mask{.causal = false}, Mask{.window = 8}, Mask{.causal = false, .window = 3}}) {
@@ -173,7 +173,7 @@ TYPED_TEST(Types, WhatIsExactStaysExact) {
     static_assert(std::is_same_v<std::remove_const_t<decltype(output)>, Tensor4<T>>);
     for (Index i = 0; i < output.size(); i++) EXPECT_EQ(float(output.data()[i]), 1.5f);
   }
-  // A lone key.
+  // A single key.
   test::Random random(3);
   const auto q = random.tensor<T>(1, 2, 1, 24), k = random.tensor<T>(1, 2, 1, 24), v = random.tensor<T>(1, 2, 1, 40);
   EXPECT_TRUE(test::same(alibi::attention(q, k, v, alibi::slopes<float>(2)), v));
@@ -188,7 +188,7 @@ TYPED_TEST(Types, TheLseIsFloat) {
   EXPECT_EQ(lse.dimension(2), 30);
 }
 
-// Where every key that a query sees is NaN or out of sight, and in values that overflow half.
+// Queries that see no key, a NaN in a key, and values near the largest number of the type.
 TYPED_TEST(Types, SpecialNumbers) {
   using T = TypeParam;
   test::Random random(6);

@@ -1,5 +1,5 @@
-// Packed and padded batches: every sequence is a call of attention() of its own, to the last bit; memory of padding is
-// never read; and bad offsets and ranges, with the whole text of each message.
+// Varlen and padded batches. Every sequence gives the same bits as a call of attention() of its own, and the memory of
+// padding is never read. Invalid offsets and ranges give errors, whose whole text is tested.
 #include <alibi/varlen.hpp>
 
 #include "common.hpp"
@@ -16,15 +16,15 @@ template <class T>
 using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 template <class T>
 using Tensor2 = Eigen::Tensor<T, 2, Eigen::RowMajor>;
-using Starts = std::vector<Index>;
+using CumulativeLengths = std::vector<Index>;
 
-Starts starts_of(const std::vector<Index>& lengths) {
-  Starts starts = {0};
-  for (const Index length : lengths) starts.push_back(starts.back() + length);
-  return starts;
+CumulativeLengths cu_seqlens_of(const std::vector<Index>& lengths) {
+  CumulativeLengths cu_seqlens = {0};
+  for (const Index length : lengths) cu_seqlens.push_back(cu_seqlens.back() + length);
+  return cu_seqlens;
 }
 
-/// Lengths of `count` sequences, of all sizes up to `most`, some of them empty.
+/// The lengths of `count` sequences, of all sizes up to `most`; some are empty.
 std::vector<Index> random_lengths(test::Random& random, Index count, Index most) {
   std::vector<Index> lengths;
   for (Index s = 0; s < count; s++) lengths.push_back(Index(std::pow(double(most), random.uniform(0, 1))));
@@ -34,19 +34,19 @@ std::vector<Index> random_lengths(test::Random& random, Index count, Index most)
 }
 
 template <class T>
-class Packed : public testing::Test {
+class Varlen : public testing::Test {
  protected:
   static constexpr Index kHeads = 4, kKvHeads = 2, kDim = 24, kValueDim = 20;
 
   test::Random random_{21};
 
-  Tensor3<T> packed(Index tokens, Index heads, Index dim) {
+  Tensor3<T> varlen_tensor(Index tokens, Index heads, Index dim) {
     Tensor3<T> x(tokens, heads, dim);
     return random_.fill(x);
   }
   test::Vector<Sum<T>> slopes() { return alibi::slopes<Sum<T>>(kHeads); }
 
-  // Tokens [begin, end) of a packed tensor as [1, heads, tokens, dim].
+  // Tokens [begin, end) of a varlen tensor as [1, heads, tokens, dim].
   static Tensor4<T> sequence(const Tensor3<T>& x, Index begin, Index end) {
     Tensor4<T> y(1, x.dimension(1), end - begin, x.dimension(2));
     for (Index h = 0; h < x.dimension(1); h++)
@@ -54,14 +54,15 @@ class Packed : public testing::Test {
     return y;
   }
 
-  // That `output`, `lse` and the report of a packed call are those of calls of their own.
+  // Expects that the output, the lse and the pruning statistics of a varlen call equal those of one call for each
+  // sequence.
   template <class Slopes>
   void expect_separate(const Tensor3<T>& q, const Tensor3<T>& k, const Tensor3<T>& v, const Slopes& slopes,
-                       const Starts& queries, const Starts& keys, const Options& options) {
+                       const CumulativeLengths& queries, const CumulativeLengths& keys, const Options& options) {
     const auto sequences = Index(queries.size()) - 1, heads = q.dimension(1);
-    std::vector<alibi::PruningStats> report(std::size_t(sequences * heads), {-1, -1, 7}), own((std::size_t(heads)));
+    std::vector<alibi::PruningStats> stats(std::size_t(sequences * heads), {-1, -1, 7}), own((std::size_t(heads)));
     Options all = options, one = options;
-    all.pruning_stats = report;
+    all.pruning_stats = stats;
     one.pruning_stats = own;
     const auto [output, lse] = alibi::attention_varlen_with_lse(q, k, v, slopes, {queries, keys}, all);
     ASSERT_EQ(output.dimension(0), q.dimension(0));
@@ -69,7 +70,7 @@ class Packed : public testing::Test {
     ASSERT_EQ(output.dimension(2), v.dimension(2));
     ASSERT_EQ(lse.dimension(0), heads);
     ASSERT_EQ(lse.dimension(1), q.dimension(0));
-    const Starts& of_k = keys.empty() ? queries : keys;
+    const CumulativeLengths& of_k = keys.empty() ? queries : keys;
     Index different = 0;
     for (Index s = 0; s < sequences; s++) {
       const auto at = std::size_t(s);
@@ -82,7 +83,7 @@ class Packed : public testing::Test {
             different += !(double(output(i, h, d)) == double(o(0, h, i - begin, d)));
           different += !(lse(h, i) == l(0, h, i - begin));
         }
-        const alibi::PruningStats &is = report[std::size_t(s * heads + h)], &should = own[std::size_t(h)];
+        const alibi::PruningStats &is = stats[std::size_t(s * heads + h)], &should = own[std::size_t(h)];
         different += is.tiles_computed != should.tiles_computed || is.tiles_total != should.tiles_total ||
                      is.mass_bound != should.mass_bound;
       }
@@ -94,20 +95,22 @@ class Packed : public testing::Test {
   static test::Vector<Sum<T>> row(const test::RowMatrix<Sum<T>>& slopes, Index s) { return slopes.row(s); }
 };
 using Scalars = testing::Types<float, double, Eigen::bfloat16, Eigen::half>;
-TYPED_TEST_SUITE(Packed, Scalars);
+TYPED_TEST_SUITE(Varlen, Scalars);
 
-TYPED_TEST(Packed, SixtyFourSequencesAreSixtyFourCalls) {
-  const Starts starts = starts_of(random_lengths(this->random_, 64, 2000));
-  const Index tokens = starts.back();
-  const auto q = this->packed(tokens, 4, 24), k = this->packed(tokens, 2, 24), v = this->packed(tokens, 2, 20);
-  this->expect_separate(q, k, v, this->slopes(), starts, {}, {});
-  this->expect_separate(q, k, v, this->slopes(), starts, {}, {.tolerance = 0});
+TYPED_TEST(Varlen, SixtyFourSequencesAreSixtyFourCalls) {
+  const CumulativeLengths cu_seqlens = cu_seqlens_of(random_lengths(this->random_, 64, 2000));
+  const Index tokens = cu_seqlens.back();
+  const auto q = this->varlen_tensor(tokens, 4, 24), k = this->varlen_tensor(tokens, 2, 24),
+             v = this->varlen_tensor(tokens, 2, 20);
+  this->expect_separate(q, k, v, this->slopes(), cu_seqlens, {}, {});
+  this->expect_separate(q, k, v, this->slopes(), cu_seqlens, {}, {.tolerance = 0});
 }
 
-TYPED_TEST(Packed, EveryOption) {
-  const Starts starts = starts_of(random_lengths(this->random_, 12, 300));
-  const Index tokens = starts.back();
-  const auto q = this->packed(tokens, 4, 17), k = this->packed(tokens, 2, 17), v = this->packed(tokens, 2, 33);
+TYPED_TEST(Varlen, EveryOption) {
+  const CumulativeLengths cu_seqlens = cu_seqlens_of(random_lengths(this->random_, 12, 300));
+  const Index tokens = cu_seqlens.back();
+  const auto q = this->varlen_tensor(tokens, 4, 17), k = this->varlen_tensor(tokens, 2, 17),
+             v = this->varlen_tensor(tokens, 2, 33);
   test::RowMatrix<Sum<TypeParam>> slopes(12, 4);
   for (Index i = 0; i < slopes.size(); i++) slopes.data()[i] = Sum<TypeParam>(this->random_.uniform(-0.05, 1));
   const std::vector<Mask> masks = {{},
@@ -118,49 +121,53 @@ TYPED_TEST(Packed, EveryOption) {
                                    {.causal = false, .query_offset = -30}};
   for (const Mask& mask : masks)
     for (const std::optional<double> tolerance : {std::optional<double>(), std::optional(1e-3)})
-      this->expect_separate(q, k, v, slopes, starts, {}, {.mask = mask, .scale = 0.3, .tolerance = tolerance});
+      this->expect_separate(q, k, v, slopes, cu_seqlens, {}, {.mask = mask, .scale = 0.3, .tolerance = tolerance});
 }
 
-// Queries at the end of their keys, as in a prefill in chunks; more queries than keys; queries without keys; and keys
-// without queries.
-TYPED_TEST(Packed, KeysOfTheirOwn) {
-  const Starts queries = starts_of({5, 1, 100, 0, 7, 64, 3}), keys = starts_of({200, 65, 40, 30, 0, 64, 1500});
-  const auto q = this->packed(queries.back(), 4, 24), k = this->packed(keys.back(), 4, 24),
-             v = this->packed(keys.back(), 4, 20);
+// Queries at the end of their keys, as in a chunked prefill; more queries than keys; queries without keys; keys without
+// queries.
+TYPED_TEST(Varlen, KeysOfTheirOwn) {
+  const CumulativeLengths queries = cu_seqlens_of({5, 1, 100, 0, 7, 64, 3}),
+                          keys = cu_seqlens_of({200, 65, 40, 30, 0, 64, 1500});
+  const auto q = this->varlen_tensor(queries.back(), 4, 24), k = this->varlen_tensor(keys.back(), 4, 24),
+             v = this->varlen_tensor(keys.back(), 4, 20);
   for (const bool causal : {true, false})
     this->expect_separate(q, k, v, this->slopes(), queries, keys, {.mask = {.causal = causal}});
 }
 
-TYPED_TEST(Packed, TheExecutorDoesNotShow) {
-  const Starts starts = starts_of(random_lengths(this->random_, 20, 1500));
-  const auto q = this->packed(starts.back(), 4, 24), k = this->packed(starts.back(), 2, 24),
-             v = this->packed(starts.back(), 2, 20);
-  const auto expected = alibi::attention_varlen_with_lse(q, k, v, this->slopes(), {starts});
+TYPED_TEST(Varlen, IndependentOfTheExecutor) {
+  const CumulativeLengths cu_seqlens = cu_seqlens_of(random_lengths(this->random_, 20, 1500));
+  const auto q = this->varlen_tensor(cu_seqlens.back(), 4, 24), k = this->varlen_tensor(cu_seqlens.back(), 2, 24),
+             v = this->varlen_tensor(cu_seqlens.back(), 2, 20);
+  const auto expected = alibi::attention_varlen_with_lse(q, k, v, this->slopes(), {cu_seqlens});
   for (const alibi::Executor& executor : test::executors()) {
-    const auto result = alibi::attention_varlen_with_lse(q, k, v, this->slopes(), {starts}, {.executor = executor});
+    const auto result = alibi::attention_varlen_with_lse(q, k, v, this->slopes(), {cu_seqlens}, {.executor = executor});
     EXPECT_TRUE(test::same(result.output, expected.output));
     EXPECT_TRUE(test::same(result.lse, expected.lse));
   }
 }
 
-TYPED_TEST(Packed, NoSequenceAtAll) {
-  const auto q = this->packed(0, 4, 24), k = this->packed(0, 2, 24), v = this->packed(0, 2, 20);
-  for (const Starts& starts : {Starts{0}, Starts{0, 0}, Starts{0, 0, 0, 0}}) {
-    const auto result = alibi::attention_varlen_with_lse(q, k, v, this->slopes(), {starts});
+TYPED_TEST(Varlen, NoSequenceAtAll) {
+  const auto q = this->varlen_tensor(0, 4, 24), k = this->varlen_tensor(0, 2, 24), v = this->varlen_tensor(0, 2, 20);
+  for (const CumulativeLengths& cu_seqlens :
+       {CumulativeLengths{0}, CumulativeLengths{0, 0}, CumulativeLengths{0, 0, 0, 0}}) {
+    const auto result = alibi::attention_varlen_with_lse(q, k, v, this->slopes(), {cu_seqlens});
     EXPECT_EQ(result.output.dimension(0), 0);
     EXPECT_EQ(result.output.dimension(2), 20);
     EXPECT_EQ(result.lse.dimension(0), 4);
   }
 }
 
-// Column-major tensors, maps, views of packed QKV, into memory of the caller, with a workspace used again.
-TYPED_TEST(Packed, EveryKindOfArray) {
+// Column-major tensors, maps, views of a fused QKV, output into memory of the caller, and a workspace that is used
+// again.
+TYPED_TEST(Varlen, EveryKindOfArray) {
   using T = TypeParam;
-  const Starts starts = starts_of({30, 0, 111, 5, 64});
-  const Index tokens = starts.back();
-  const auto q = this->packed(tokens, 4, 24), k = this->packed(tokens, 2, 24), v = this->packed(tokens, 2, 24);
+  const CumulativeLengths cu_seqlens = cu_seqlens_of({30, 0, 111, 5, 64});
+  const Index tokens = cu_seqlens.back();
+  const auto q = this->varlen_tensor(tokens, 4, 24), k = this->varlen_tensor(tokens, 2, 24),
+             v = this->varlen_tensor(tokens, 2, 24);
   const auto m = this->slopes();
-  const auto expected = alibi::attention_varlen_with_lse(q, k, v, m, {starts});
+  const auto expected = alibi::attention_varlen_with_lse(q, k, v, m, {cu_seqlens});
 
   using Mirrored = Eigen::Tensor<T, 3>;
   const auto mirrored = [](const Tensor3<T>& x) {
@@ -168,7 +175,7 @@ TYPED_TEST(Packed, EveryKindOfArray) {
     std::copy_n(x.data(), x.size(), y.data());
     return y;
   };
-  const auto result = alibi::attention_varlen_with_lse(mirrored(q), mirrored(k), mirrored(v), m, {starts});
+  const auto result = alibi::attention_varlen_with_lse(mirrored(q), mirrored(k), mirrored(v), m, {cu_seqlens});
   static_assert(std::is_same_v<std::remove_const_t<decltype(result.output)>, Mirrored>);
   EXPECT_EQ(result.output.dimension(2), tokens);
   EXPECT_EQ(result.lse.dimension(0), tokens);
@@ -176,9 +183,9 @@ TYPED_TEST(Packed, EveryKindOfArray) {
   EXPECT_TRUE(test::same(result.lse, expected.lse));
 
   const Eigen::TensorMap<const Tensor3<T>> q_map(q.data(), tokens, 4, 24);
-  EXPECT_TRUE(test::same(alibi::attention_varlen(q_map, k, v, m, {starts}), expected.output));
+  EXPECT_TRUE(test::same(alibi::attention_varlen(q_map, k, v, m, {cu_seqlens}), expected.output));
 
-  constexpr Index kRow = (4 + 2 + 2) * 24 + 5;  // q, k and v of a token side by side
+  constexpr Index kRow = (4 + 2 + 2) * 24 + 5;  // q, k and v of a token are adjacent
   std::vector<T> memory(std::size_t(tokens * kRow), std::numeric_limits<T>::quiet_NaN());
   const auto part = [&](const Tensor3<T>& x, Index first) {
     for (Index i = 0; i < tokens; i++)
@@ -190,7 +197,7 @@ TYPED_TEST(Packed, EveryKindOfArray) {
   for (int time = 0; time < 2; time++) {
     std::vector<T> heads_first(std::size_t(4 * tokens * 24), std::numeric_limits<T>::quiet_NaN());
     alibi::attention_varlen_into(alibi::view(heads_first.data(), {1, 4, tokens, 24}, {0, tokens * 24, 24, 1}), q_view,
-                                 k_view, v_view, m, {starts}, {.workspace = &workspace});
+                                 k_view, v_view, m, {cu_seqlens}, {.workspace = &workspace});
     Index different = 0;
     for (Index i = 0; i < tokens; i++)
       for (Index h = 0; h < 4; h++)
@@ -203,37 +210,38 @@ TYPED_TEST(Packed, EveryKindOfArray) {
     Tensor3<T> output(tokens, 4, 24);
     auto lse = expected.lse;
     lse.setZero();
-    time == 0 ? alibi::attention_varlen_with_lse_into(output, lse, q, k, v, m, {starts})
+    time == 0 ? alibi::attention_varlen_with_lse_into(output, lse, q, k, v, m, {cu_seqlens})
               : alibi::attention_varlen_with_lse_into(output, std::span(lse.data(), std::size_t(lse.size())), q, k, v,
-                                                      m, {starts}, {.workspace = &workspace});
+                                                      m, {cu_seqlens}, {.workspace = &workspace});
     EXPECT_TRUE(test::same(output, expected.output));
     EXPECT_TRUE(test::same(lse, expected.lse));
     output.setZero();
-    alibi::attention_varlen_into(output, q, k, v, m, {starts});
+    alibi::attention_varlen_into(output, q, k, v, m, {cu_seqlens});
     EXPECT_TRUE(test::same(output, expected.output));
   }
 }
 
-// Neighbours in memory: NaN in one sequence stays there.
-TYPED_TEST(Packed, SequencesDoNotSeeEachOther) {
+// Sequences are adjacent in memory. NaN in one sequence does not reach the others.
+TYPED_TEST(Varlen, SequencesAreIndependent) {
   using T = TypeParam;
-  const Starts starts = starts_of({70, 64, 1, 200});
-  auto q = this->packed(335, 4, 24), k = this->packed(335, 2, 24), v = this->packed(335, 2, 20);
+  const CumulativeLengths cu_seqlens = cu_seqlens_of({70, 64, 1, 200});
+  auto q = this->varlen_tensor(335, 4, 24), k = this->varlen_tensor(335, 2, 24), v = this->varlen_tensor(335, 2, 20);
   const auto expected =
-      alibi::attention_varlen_with_lse(q, k, v, this->slopes(), {starts}, {.mask = {.causal = false}});
+      alibi::attention_varlen_with_lse(q, k, v, this->slopes(), {cu_seqlens}, {.mask = {.causal = false}});
   for (std::size_t s = 0; s < 4; s++) {
     auto q_bad = q, k_bad = k, v_bad = v;
-    const auto spoil = [&](Tensor3<T>& x) {
+    const auto fill_with_nan = [&](Tensor3<T>& x) {
       const Index token = x.dimension(1) * x.dimension(2);
-      std::fill(x.data() + starts[s] * token, x.data() + starts[s + 1] * token, std::numeric_limits<T>::quiet_NaN());
+      std::fill(x.data() + cu_seqlens[s] * token, x.data() + cu_seqlens[s + 1] * token,
+                std::numeric_limits<T>::quiet_NaN());
     };
-    spoil(q_bad), spoil(k_bad), spoil(v_bad);
-    const auto result =
-        alibi::attention_varlen_with_lse(q_bad, k_bad, v_bad, this->slopes(), {starts}, {.mask = {.causal = false}});
+    fill_with_nan(q_bad), fill_with_nan(k_bad), fill_with_nan(v_bad);
+    const auto result = alibi::attention_varlen_with_lse(q_bad, k_bad, v_bad, this->slopes(), {cu_seqlens},
+                                                         {.mask = {.causal = false}});
     Index different = 0;
     for (Index i = 0; i < 335; i++)
       for (Index h = 0; h < 4; h++) {
-        const bool in = starts[s] <= i && i < starts[s + 1];
+        const bool in = cu_seqlens[s] <= i && i < cu_seqlens[s + 1];
         for (Index d = 0; d < 20; d++) {
           const double x = double(result.output(i, h, d));
           different += in ? !std::isnan(x) : !(x == double(expected.output(i, h, d)));
@@ -244,9 +252,9 @@ TYPED_TEST(Packed, SequencesDoNotSeeEachOther) {
   }
 }
 
-// A padded batch: the numbers of each entry in [begin, end), NaN around them.
+// A padded batch: each entry has numbers in [begin, end) and NaN around them.
 template <class T>
-class Padded : public Packed<T> {
+class Padded : public Varlen<T> {
  protected:
   static constexpr Index kTokens = 260;
 
@@ -268,9 +276,9 @@ class Padded : public Packed<T> {
     return y;
   }
 
-  // Queries are real in `queries`, which the call is told only if `tell`.
+  // `queries` are the real queries. The call gets them only if `pass_queries` is true.
   void expect_unpadded(Index query_tokens, const std::vector<KeyRange>& queries, Index key_tokens,
-                       const std::vector<KeyRange>& keys, bool tell, const Options& options) {
+                       const std::vector<KeyRange>& keys, bool pass_queries, const Options& options) {
     const auto batch = Index(keys.size());
     const auto q = with_padding(this->random_, batch, 4, query_tokens, 24, queries),
                k = with_padding(this->random_, batch, 2, key_tokens, 24, keys),
@@ -279,13 +287,14 @@ class Padded : public Packed<T> {
     for (Index i = 0; i < slopes.size(); i++) slopes.data()[i] = Sum<T>(this->random_.uniform(0, 1));
     Options padded = options;
     padded.keys = keys;
-    if (tell) padded.queries = queries;
+    if (pass_queries) padded.queries = queries;
     const auto [output, lse] = alibi::attention_with_lse(q, k, v, slopes, padded);
     Index different = 0;
     for (Index b = 0; b < batch; b++) {
       const KeyRange real = queries[std::size_t(b)], range = keys[std::size_t(b)];
-      Options own = options;  // with ranges of keys alone the queries keep their positions in the arrays
-      if (!tell) own.mask.query_offset = options.mask.query_offset.value_or(key_tokens - query_tokens) - range.begin;
+      Options own = options;  // with ranges of keys alone, the queries keep their positions in the arrays
+      if (!pass_queries)
+        own.mask.query_offset = options.mask.query_offset.value_or(key_tokens - query_tokens) - range.begin;
       const auto [o, l] = alibi::attention_with_lse(part(q, b, real), part(k, b, range), part(v, b, range),
                                                     test::Vector<Sum<T>>(slopes.row(b)), own);
       for (Index h = 0; h < 4; h++)
@@ -339,8 +348,8 @@ TYPED_TEST(Padded, InBetween) {
     this->expect_unpadded(this->kTokens, ranges, this->kTokens, ranges, true, options);
 }
 
-// One rule for ranges of keys alone, whether there are as many queries as keys or not: no row is padding, and each
-// sees the real keys at their distances in the arrays.
+// Ranges of keys alone have the same meaning for any number of queries: no row is padding, and each row sees the real
+// keys at their distances in the arrays.
 TYPED_TEST(Padded, KeysAlone) {
   const std::vector<KeyRange> ranges = {{10, 250}, {0, 100}, {160, 260}, {63, 65}, {0, 260}};
   for (const Index queries : {259, 260, 261, 12})
@@ -360,7 +369,7 @@ TYPED_TEST(Padded, KeysAlone) {
   }
 }
 
-// Decoding a batch of sequences of different lengths: every query is real.
+// Decoding of a batch of sequences of different lengths. Every query is real.
 TYPED_TEST(Padded, FewQueriesOfManyKeys) {
   const std::vector<KeyRange> keys = {{10, 250}, {0, 65}, {260, 260}, {195, 260}, {0, 260}};
   const std::vector<KeyRange> all(5, {0, 3}), some = {{0, 3}, {2, 3}, {1, 3}, {0, 0}, {0, 2}};
@@ -370,39 +379,40 @@ TYPED_TEST(Padded, FewQueriesOfManyKeys) {
   }
 }
 
-// Packed and padded say the same.
-TYPED_TEST(Padded, IsPacked) {
+// A padded batch and its varlen form give the same result.
+TYPED_TEST(Padded, EqualsVarlen) {
   using T = TypeParam;
   const std::vector<KeyRange> ranges = {{0, 100}, {30, 260}, {160, 190}};
   const auto q = this->with_padding(this->random_, 3, 4, 260, 24, ranges),
              k = this->with_padding(this->random_, 3, 2, 260, 24, ranges),
              v = this->with_padding(this->random_, 3, 2, 260, 20, ranges);
-  const Starts starts = starts_of({100, 230, 30});
-  const auto pack = [&](const Tensor4<T>& x) {
+  const CumulativeLengths cu_seqlens = cu_seqlens_of({100, 230, 30});
+  const auto to_varlen = [&](const Tensor4<T>& x) {
     Tensor3<T> y(360, x.dimension(1), x.dimension(3));
     for (Index b = 0; b < 3; b++)
       for (Index h = 0; h < x.dimension(1); h++)
         for (Index i = 0; i < ranges[std::size_t(b)].end - ranges[std::size_t(b)].begin; i++)
           std::copy_n(&x(b, h, ranges[std::size_t(b)].begin + i, 0), x.dimension(3),
-                      &y(starts[std::size_t(b)] + i, h, 0));
+                      &y(cu_seqlens[std::size_t(b)] + i, h, 0));
     return y;
   };
   const auto output = alibi::attention(q, k, v, this->slopes(), {.queries = ranges, .keys = ranges});
-  EXPECT_TRUE(test::same(pack(output), alibi::attention_varlen(pack(q), pack(k), pack(v), this->slopes(), {starts})));
+  EXPECT_TRUE(test::same(to_varlen(output), alibi::attention_varlen(to_varlen(q), to_varlen(k), to_varlen(v),
+                                                                    this->slopes(), {cu_seqlens})));
 }
 
-// A call that is right as it stands; each test spoils one thing. Nothing may have been written by then.
-class PackedErrors : public testing::Test {
+// A valid call. Each test makes one argument invalid. An error must precede every write.
+class VarlenErrors : public testing::Test {
  protected:
   static constexpr float kUntouched = 42;
 
   test::Random random_{1};
   Tensor3<float> q_{10, 4, 8}, k_{12, 2, 8}, v_{12, 2, 3}, output_{10, 4, 3};
-  Starts queries_ = {0, 4, 4, 10}, keys_ = {0, 5, 6, 12};
+  CumulativeLengths queries_ = {0, 4, 4, 10}, keys_ = {0, 5, 6, 12};
   Eigen::VectorXf m_ = alibi::slopes(4);
   Options options_;
 
-  PackedErrors() { random_.fill(q_), random_.fill(k_), random_.fill(v_); }
+  VarlenErrors() { random_.fill(q_), random_.fill(k_), random_.fill(v_); }
 
   template <class Array, class Call>
   static std::string thrown(Array& output, Call call) {
@@ -420,7 +430,7 @@ class PackedErrors : public testing::Test {
   std::string with_slopes(const Slopes& m) {
     return thrown(output_, [&] { alibi::attention_varlen_into(output_, q_, k_, v_, m, {queries_, keys_}, options_); });
   }
-  std::string with(const Starts& queries, const Starts& keys) {
+  std::string with(const CumulativeLengths& queries, const CumulativeLengths& keys) {
     queries_ = queries, keys_ = keys;
     return with_slopes(m_);
   }
@@ -428,12 +438,12 @@ class PackedErrors : public testing::Test {
     options_ = options;
     return with_slopes(m_);
   }
-  const Starts good_queries_ = queries_, good_keys_ = keys_;
+  const CumulativeLengths good_queries_ = queries_, good_keys_ = keys_;
 };
 
-TEST_F(PackedErrors, NoneAsItStands) { EXPECT_EQ(with(queries_, keys_), "no error"); }
+TEST_F(VarlenErrors, ValidCall) { EXPECT_EQ(with(queries_, keys_), "no error"); }
 
-TEST_F(PackedErrors, Unsorted) {
+TEST_F(VarlenErrors, Unsorted) {
   const std::string expected = "; expected no entry below the one before it";
   EXPECT_EQ(with({0, 5, 4, 10}, good_keys_), "alibi: cu_seqlens_q[2] is 4 after 5" + expected);
   EXPECT_EQ(with({0, 4, 11, 10}, good_keys_), "alibi: cu_seqlens_q[3] is 10 after 11" + expected);
@@ -443,7 +453,7 @@ TEST_F(PackedErrors, Unsorted) {
             "alibi: cu_seqlens_k[2] is -9223372036854775808 after 9223372036854775807" + expected);
 }
 
-TEST_F(PackedErrors, OutOfRange) {
+TEST_F(VarlenErrors, OutOfRange) {
   EXPECT_EQ(with({1, 4, 4, 10}, good_keys_), "alibi: cu_seqlens_q begins with 1; expected 0");
   EXPECT_EQ(with({-1, 4, 4, 10}, good_keys_), "alibi: cu_seqlens_q begins with -1; expected 0");
   EXPECT_EQ(with(good_queries_, {2, 5, 6, 12}), "alibi: cu_seqlens_k begins with 2; expected 0");
@@ -453,16 +463,15 @@ TEST_F(PackedErrors, OutOfRange) {
   EXPECT_EQ(with(good_queries_, {}), "alibi: cu_seqlens_q ends with 10; expected 12, the tokens of k");
 }
 
-TEST_F(PackedErrors, Count) {
+TEST_F(VarlenErrors, Count) {
   EXPECT_EQ(with({}, good_keys_),
             "alibi: cu_seqlens_q has 0 entries; expected at least 1, one more than there are sequences");
-  EXPECT_EQ(with({}, {}),
-            "alibi: cu_seqlens_q has 0 entries; expected at least 1, one more than there are sequences");
+  EXPECT_EQ(with({}, {}), "alibi: cu_seqlens_q has 0 entries; expected at least 1, one more than there are sequences");
   EXPECT_EQ(with(good_queries_, {0, 5, 12}), "alibi: cu_seqlens_k has 3 entries; expected 4, as many as cu_seqlens_q");
   EXPECT_EQ(with({0, 10}, good_keys_), "alibi: cu_seqlens_k has 4 entries; expected 2, as many as cu_seqlens_q");
 }
 
-TEST_F(PackedErrors, ThoseOfAttention) {
+TEST_F(VarlenErrors, ThoseOfAttention) {
   EXPECT_EQ(with_slopes(alibi::slopes(2)), "alibi: slopes has heads 2; expected 4, the heads of q");
   EXPECT_EQ(with_options({.tolerance = 1}), "alibi: tolerance is 1; expected at least 0 and below 1");
   EXPECT_EQ(with_options({.mask = {.window = 0}}),
@@ -473,18 +482,18 @@ TEST_F(PackedErrors, ThoseOfAttention) {
   EXPECT_EQ(with_options({}), "alibi: k has head_dim 7; expected 8, the head_dim of q");
 }
 
-TEST_F(PackedErrors, PerSequence) {
+TEST_F(VarlenErrors, PerSequence) {
   EXPECT_EQ(with_slopes(test::RowMatrix<float>(test::RowMatrix<float>::Ones(2, 4))),
             "alibi: slopes has batch 2; expected 3, the number of sequences, or a vector of heads");
   EXPECT_EQ(with_slopes(test::RowMatrix<float>(test::RowMatrix<float>::Ones(3, 4))), "no error");
-  std::vector<alibi::PruningStats> report(4);
-  EXPECT_EQ(with_options({.pruning_stats = report}),
+  std::vector<alibi::PruningStats> stats(4);
+  EXPECT_EQ(with_options({.pruning_stats = stats}),
             "alibi: pruning_stats has 4 entries; expected 12, sequences x heads of q");
-  report.resize(12);
-  EXPECT_EQ(with_options({.pruning_stats = report}), "no error");
+  stats.resize(12);
+  EXPECT_EQ(with_options({.pruning_stats = stats}), "no error");
 }
 
-TEST_F(PackedErrors, AViewOfABatch) {
+TEST_F(VarlenErrors, AViewOfABatch) {
   EXPECT_EQ(thrown(output_,
                    [&] {
                      alibi::attention_varlen_into(output_, alibi::view(q_.data(), {2, 4, 5, 8}, {160, 8, 32, 1}), k_,
@@ -515,7 +524,7 @@ class PaddedErrors : public testing::Test {
   }
 };
 
-TEST_F(PaddedErrors, NoneAsItStands) {
+TEST_F(PaddedErrors, ValidCall) {
   EXPECT_EQ(with({{0, 6}, {6, 6}}), "no error");
   EXPECT_EQ(with({{0, 6}, {3, 4}}, {{0, 5}, {5, 5}}), "no error");
 }
@@ -540,8 +549,8 @@ TEST_F(PaddedErrors, Count) {
 
 TEST_F(PaddedErrors, ThoseOfAttention) {
   EXPECT_EQ(with({{0, 6}, {0, 6}}, {}, {.tolerance = -1}), "alibi: tolerance is -1; expected at least 0 and below 1");
-  std::vector<alibi::PruningStats> report(7);
-  EXPECT_EQ(with({{0, 6}, {0, 6}}, {}, {.pruning_stats = report}),
+  std::vector<alibi::PruningStats> stats(7);
+  EXPECT_EQ(with({{0, 6}, {0, 6}}, {}, {.pruning_stats = stats}),
             "alibi: pruning_stats has 7 entries; expected 8, batch x heads of q");
   k_ = Tensor4<float>(3, 2, 6, 8);
   EXPECT_EQ(with({{0, 6}, {0, 6}}), "alibi: k has batch 3; expected 2, the batch of q");

@@ -1,4 +1,5 @@
-// What backward allocates: nothing once its workspace is warm, and nothing that grows with the square of the tokens.
+// The allocations of the backward pass: none after the first call with a workspace, whose size does not grow with the
+// square of the tokens.
 #include <alibi/backward.hpp>
 #include <alibi/relative_bias.hpp>
 
@@ -10,7 +11,7 @@ using heap::allocations_of;
 using test::Index;
 using test::RowMatrix;
 
-// One head, in memory of the test, with every kind of bias.
+// One head with every kind of bias. The test owns the memory.
 template <class T>
 struct Call {
   RowMatrix<T> q, k, v, output, grad_output, grad_q, grad_k, grad_v, table, grad_table;
@@ -47,7 +48,7 @@ class BackwardAllocation : public testing::Test {};
 using Scalars = testing::Types<float, double>;
 TYPED_TEST_SUITE(BackwardAllocation, Scalars);
 
-TYPED_TEST(BackwardAllocation, NoneOnceTheWorkspaceIsWarm) {
+TYPED_TEST(BackwardAllocation, NoneAfterTheFirstCall) {
   for (const alibi::Mask& mask : {alibi::Mask{}, {.causal = false}, {.window = 30}}) {
     Call<TypeParam> call(200, 300, 40), smaller(3, 70, 40);
     alibi::Workspace workspace;
@@ -57,7 +58,7 @@ TYPED_TEST(BackwardAllocation, NoneOnceTheWorkspaceIsWarm) {
   }
 }
 
-// One head; the window keeps the call itself cheap.
+// One head. The window keeps the call cheap.
 template <class T>
 double bytes_per_token(Index tokens) {
   alibi::Workspace workspace;

@@ -1,4 +1,5 @@
-// Bad input of backward and of tables: the whole text of each message, and that the gradients are as they were.
+// Invalid input of the backward pass and of tables: the whole text of each message, and that the gradients are
+// unchanged.
 #include <alibi/backward.hpp>
 #include <alibi/relative_bias.hpp>
 
@@ -12,7 +13,7 @@ using Table = test::RowMatrix<float>;
 
 constexpr float kUntouched = 42;
 
-// A call that is right as it stands; each test spoils one thing.
+// A valid call. Each test makes one argument invalid.
 class BackwardErrors : public testing::Test {
  protected:
   test::Random random_{1};
@@ -36,7 +37,7 @@ class BackwardErrors : public testing::Test {
     }
     return "no error";
   }
-  /// The message of a call with `to`, the arrays of gradients.
+  /// The message of a call with these arrays for the gradients, or "no error".
   template <class Q, class K, class V, class M, class GradOutput, class Output, class Lse, class Bias>
   std::string run(Q&& grad_q, K&& grad_k, V&& grad_v, M&& grad_bias, const GradOutput& grad_output,
                   const Output& output, const Lse& lse, const Bias& bias) {
@@ -92,7 +93,7 @@ class BackwardErrors : public testing::Test {
   }
 };
 
-TEST_F(BackwardErrors, NoneAsItStands) {
+TEST_F(BackwardErrors, ValidCall) {
   EXPECT_EQ(run(), "no error");
   EXPECT_EQ(with_bias(alibi::relative_bias(table_, -3), grad_table_), "no error");
   EXPECT_EQ(thrown([&] {
@@ -120,12 +121,12 @@ TEST_F(BackwardErrors, GradientsOfTheBias) {
   const Table per_batch = Table::Ones(2, 4);
   EXPECT_EQ(with_bias(per_batch, grad_m_),
             "alibi: the gradient of the bias is [1, 4]; expected [2, 4], the sizes of slopes");
-  Table turned(4, 2);
-  EXPECT_EQ(with_bias(per_batch, turned),
+  Table transposed(4, 2);
+  EXPECT_EQ(with_bias(per_batch, transposed),
             "alibi: the gradient of the bias is [4, 2]; expected [2, 4], the sizes of slopes");
   EXPECT_EQ(with_bias(alibi::relative_bias(table_), grad_m_),
             "alibi: the gradient of the bias is [1, 4]; expected [4, 7], the sizes of the table");
-  Eigen::Tensor<float, 2> column_major(7, 4);  // read in the mirrored order, its sizes would fit
+  Eigen::Tensor<float, 2> column_major(7, 4);  // in mirrored order its sizes would fit
   EXPECT_EQ(with_bias(alibi::relative_bias(table_), column_major),
             "alibi: the gradient of the table is column-major; expected row-major");
   Table wide(4, 9);
@@ -172,7 +173,7 @@ TEST_F(BackwardErrors, Overlaps) {
             "alibi: the gradient of the bias overlaps the table" + own);
 }
 
-// Gradients of a packed [tokens, (q k v), dim] array lie between one another's rows, and share none.
+// The rows of the gradients of a fused [tokens, (q k v), dim] array alternate in memory and do not overlap.
 TEST_F(BackwardErrors, SlicesOfOneArrayDoNotOverlap) {
   std::vector<float> qkv(std::size_t(5 * 24), kUntouched);
   const auto part = [&](Index at) { return alibi::view(qkv.data() + 8 * at, {1, 1, 5, 8}, {0, 0, 24, 1}); };

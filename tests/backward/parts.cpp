@@ -1,6 +1,6 @@
-// Gradients over a part of the keys, as ring attention, split keys and several machines need them: with the output and
-// the lse of all keys, dq and the gradient of the bias add up over the parts, and dk and dv lie side by side.
-// ALIBI_TEST_CASES in the environment sets the number of random calls; a failure prints the seed.
+// Gradients over parts of the keys, as in ring attention, with split keys and on several machines. Given the output and
+// the lse of all keys, dq and the gradient of the bias are sums over the parts, and dk and dv are concatenated.
+// ALIBI_TEST_CASES in the environment sets the number of random calls. A failure prints the seed.
 #include <cstdlib>
 
 #include "common.hpp"
@@ -18,7 +18,7 @@ int cases() {
   return text ? std::atoi(text) : 150;
 }
 
-/// The ends of 2 to 16 parts of `keys` keys, some of them empty.
+/// The ends of 2 to 16 parts of `keys` keys. Some parts are empty.
 std::vector<Index> cuts_of(Random& random, Index keys) {
   std::vector<Index> cuts = {0, keys};
   for (Index part = random.integer(1, 15); part > 0; part--) cuts.push_back(random.integer(0, keys));
@@ -32,9 +32,9 @@ Tensor4<T> part_of(const Tensor4<T>& x, Index begin, Index end) {
                  Eigen::array<Index, 4>{x.dimension(0), x.dimension(1), end - begin, x.dimension(3)});
 }
 
-/// The largest difference, of the largest entry or of `terms`.
+/// The largest difference, relative to the largest entry or to `terms`.
 template <class A, class B>
-double apart(const A& is, const B& should, double terms = 1e-3) {
+double relative_difference(const A& is, const B& should, double terms = 1e-3) {
   double largest = terms;
   for (Index i = 0; i < Index(should.size()); i++) largest = std::max(largest, std::abs(double(should.data()[i])));
   const double difference = test::distance(is, should);
@@ -58,7 +58,7 @@ struct Call {
     if (random.chance(0.3)) options.mask.query_offset = random.integer(-20, keys + 400);
     if (random.chance(0.5)) options.tolerance = 0;
     bias.resize(batch, heads);
-    const double steepest = random.chance(0.3) ? 20 : 1;  // one steep head must not spoil the others
+    const double steepest = random.chance(0.3) ? 20 : 1;  // one steep head must not increase the errors of the others
     for (Index i = 0; i < bias.size(); i++)
       bias.data()[i] = Sum<T>(steepest * std::exp2(-random.uniform(0, 8)) * (random.chance(0.1) ? -0.1 : 1));
   }
@@ -68,10 +68,10 @@ struct Call {
   }
   Index offset() const { return options.mask.query_offset.value_or(k.dimension(2) - q.dimension(2)); }
 
-  /// Gradients q, k, v and of the bias, in parts that one(begin, end, gradients) adds.
+  /// Gradients of q, k, v and the bias, summed over the parts.
   struct Gradients {
     Tensor4<Sum<T>> q, k, v;
-    RowMatrix<double> bias, bias_terms;  // the second by absolute value: what rounding is measured by
+    RowMatrix<double> bias, bias_terms;  // bias_terms: by absolute value, the scale of the rounding
 
     template <class Part>
     void add_bias(const Part& part) {
@@ -93,7 +93,7 @@ class BackwardParts : public testing::Test {
  protected:
   static constexpr double kBound = std::is_same_v<T, double> ? 1e-11 : 5e-5;
 
-  /// A part has the lse as it is given, rounded: what far keys have of it is off by so much of itself.
+  /// A part uses the given lse, which is rounded. The probabilities of distant keys have this relative error.
   template <class Lse>
   static double lse_rounding(const Lse& lse) {
     double largest = 0;
@@ -102,8 +102,8 @@ class BackwardParts : public testing::Test {
     return largest * double(std::numeric_limits<Sum<T>>::epsilon());
   }
 
-  /// Where a part has not all keys of a row, the sum of the row's dS is wrong by the rounding of its output, and counts
-  /// times the distance of the keys.
+  /// If a part lacks keys of a row, the sum of the row's dS has the rounding error of the row's output. It counts times
+  /// the distance of the keys.
   static double output_rounding(const Call<T>& call, const Tensor4<T>& output) {
     double sum = 0;
     for (Index i = 0; i < output.size(); i++)
@@ -116,16 +116,17 @@ class BackwardParts : public testing::Test {
   static void expect_same(const Call<T>& call, const Forward& forward, const Sums& sums, const Whole& whole,
                           const Bias& of_bias) {
     const double rounding = 4 * lse_rounding(forward.lse), bound = kBound + rounding;
-    EXPECT_LE(apart(sums.q, whole.q), bound) << "dq";
-    EXPECT_LE(apart(sums.k, whole.k), bound) << "dk";
-    EXPECT_LE(apart(sums.v, whole.v), bound) << "dv";
+    EXPECT_LE(relative_difference(sums.q, whole.q), bound) << "dq";
+    EXPECT_LE(relative_difference(sums.k, whole.k), bound) << "dk";
+    EXPECT_LE(relative_difference(sums.v, whole.v), bound) << "dv";
     EXPECT_LE(test::distance(sums.bias, of_bias),
               bound * sums.bias_terms.maxCoeff() + output_rounding(call, forward.output))
         << "the gradient of the bias";
   }
 
-  template <class Bias, class BiasPolicyFor>
-  static void run(const Call<T>& call, const std::vector<Index>& cuts, const Bias& bias, const BiasPolicyFor& bias_of) {
+  template <class Bias, class GradientOfBias>
+  static void run(const Call<T>& call, const std::vector<Index>& cuts, const Bias& bias,
+                  const GradientOfBias& gradient_of_bias) {
     const auto forward = alibi::attention_with_lse(call.q, call.k, call.v, bias, call.options);
     const auto whole = alibi::attention_backward(call.grad_output, call.q, call.k, call.v, bias, forward, call.options);
     auto sums = call.zeros();
@@ -135,11 +136,11 @@ class BackwardParts : public testing::Test {
       const auto grad = alibi::attention_backward(call.grad_output, call.q, part_of(call.k, cuts[p], cuts[p + 1]),
                                                   part_of(call.v, cuts[p], cuts[p + 1]), bias, forward, options);
       sums.q += grad.q;
-      sums.add_bias(bias_of(grad));
+      sums.add_bias(gradient_of_bias(grad));
       for (auto [to, from] : {std::pair(&sums.k, &grad.k), std::pair(&sums.v, &grad.v)})
         to->slice(Eigen::array<Index, 4>{0, 0, cuts[p], 0}, from->dimensions()) = *from;
     }
-    expect_same(call, forward, sums, whole, bias_of(whole));
+    expect_same(call, forward, sums, whole, gradient_of_bias(whole));
   }
 };
 using Scalars = testing::Types<float, double, Eigen::bfloat16, Eigen::half>;
@@ -163,7 +164,7 @@ TYPED_TEST(BackwardParts, Tables) {
   }
 }
 
-// The parts as ranges of keys of a padded batch, in which the queries keep their positions.
+// The parts are ranges of keys of a padded batch. The queries keep their positions.
 TYPED_TEST(BackwardParts, Padded) {
   for (int seed = 1; seed <= cases() / 2 && !this->HasFailure(); seed++) {
     Random random{std::uint64_t(seed)};
@@ -186,23 +187,23 @@ TYPED_TEST(BackwardParts, Padded) {
   }
 }
 
-// Sequences side by side, the far keys of each in one call and the near ones in another.
-TYPED_TEST(BackwardParts, Packed) {
+// Sequences of a varlen call, each in four calls over a quarter of its keys.
+TYPED_TEST(BackwardParts, Varlen) {
   using T = TypeParam;
   using Tensor3 = test::Tensor3<T>;
   Random random(7);
-  const std::vector<Index> starts = {0, 70, 70, 200, 420};
+  const std::vector<Index> cu_seqlens = {0, 70, 70, 200, 420};
   Tensor3 q(420, 2, 16), k(420, 2, 16), v(420, 2, 16), grad_output(420, 2, 16);
   for (Tensor3* x : {&q, &k, &v, &grad_output}) random.fill(*x);
   const auto m = alibi::slopes<Sum<T>>(2);
-  const auto forward = alibi::attention_varlen_with_lse(q, k, v, m, {starts});
-  const auto whole = alibi::attention_varlen_backward(grad_output, q, k, v, m, {starts}, forward);
+  const auto forward = alibi::attention_varlen_with_lse(q, k, v, m, {cu_seqlens});
+  const auto whole = alibi::attention_varlen_backward(grad_output, q, k, v, m, {cu_seqlens}, forward);
   test::Tensor3<Sum<T>> sum_q(420, 2, 16);
   sum_q.setZero();
   Vector<double> sum_m = Vector<double>::Zero(2);
-  // Every key is in one of four parts of its sequence: the packed call has one offset, so each sequence is its own.
-  for (std::size_t s = 0; s + 1 < starts.size(); s++) {
-    const Index first = starts[s], length = starts[s + 1] - first;
+  // A varlen call has one offset for all sequences, so each sequence has its own calls.
+  for (std::size_t s = 0; s + 1 < cu_seqlens.size(); s++) {
+    const Index first = cu_seqlens[s], length = cu_seqlens[s + 1] - first;
     const auto rows = [&](const auto& x, Index begin, Index end) {
       return alibi::view(x.data() + begin * 32, {1, 2, end - begin, 16}, {0, 16, 32, 1});
     };
@@ -223,11 +224,11 @@ TYPED_TEST(BackwardParts, Packed) {
       sum_m += grad_m.template cast<double>();
     }
   }
-  EXPECT_LE(apart(sum_q, whole.q), this->kBound);
-  EXPECT_LE(apart(sum_m, whole.slopes), this->kBound);
+  EXPECT_LE(relative_difference(sum_q, whole.q), this->kBound);
+  EXPECT_LE(relative_difference(sum_m, whole.slopes), this->kBound);
 }
 
-// A row of which this part has no visible key, and one whose keys are all far away.
+// Rows for which a part has no visible key, and rows whose visible keys are all distant.
 TYPED_TEST(BackwardParts, RowsWithoutKeys) {
   using T = TypeParam;
   Random random(8);

@@ -1,4 +1,4 @@
-// Laws that the gradients keep whatever the numbers are: some to the last bit, some up to rounding.
+// Properties of the gradients that hold for any numbers, some exactly and some up to rounding.
 #include <alibi/backward.hpp>
 #include <alibi/relative_bias.hpp>
 
@@ -17,7 +17,7 @@ using test::Tensor4;
 
 const std::vector<Mask> kMasks = {{}, {.causal = false}, {.window = 20}, {.causal = false, .window = 20}};
 
-/// Of slopes or of a table.
+/// The gradient of slopes or of a table.
 template <class Gradients>
 auto of_bias(const Gradients& grad) {
   if constexpr (requires { grad.slopes; })
@@ -36,18 +36,18 @@ void expect_same(const A& a, const B& b) {
   EXPECT_TRUE(same(of_bias(a), of_bias(b)));
 }
 
-/// Up to rounding: in units of the largest number of b.
+/// The largest difference, relative to the largest number of b.
 template <class A, class B>
-double apart(const A& a, const B& b) {
+double relative_difference(const A& a, const B& b) {
   const double difference = test::distance(a, b);
   return difference == 0 ? 0 : difference / test::largest(b);
 }
 template <class A, class B>
 void expect_near(const A& a, const B& b, double bound) {
-  EXPECT_LE(apart(a.q, b.q), bound);
-  EXPECT_LE(apart(a.k, b.k), bound);
-  EXPECT_LE(apart(a.v, b.v), bound);
-  EXPECT_LE(apart(of_bias(a), of_bias(b)), 10 * bound) << "the distances cancel";
+  EXPECT_LE(relative_difference(a.q, b.q), bound);
+  EXPECT_LE(relative_difference(a.k, b.k), bound);
+  EXPECT_LE(relative_difference(a.v, b.v), bound);
+  EXPECT_LE(relative_difference(of_bias(a), of_bias(b)), 10 * bound) << "terms of the distances cancel";
 }
 
 // Head h of the result is head heads[h] of x.
@@ -60,7 +60,7 @@ Tensor4<T> heads_of(const Tensor4<T>& x, const std::vector<Index>& heads) {
   return part;
 }
 
-// Both batch entries swapped.
+// Swaps both batch entries.
 template <class T>
 Tensor4<T> swapped(Tensor4<T> x) {
   std::rotate(x.data(), x.data() + x.size() / 2, x.data() + x.size());
@@ -77,7 +77,7 @@ RowMatrix<T> table_of(const test::Vector<T>& m, Index tokens) {
 }
 
 template <class T>
-class BackwardLaws : public testing::Test {
+class BackwardProperties : public testing::Test {
  protected:
   static constexpr Index kTokens = 150;
   static constexpr double kRounding = 4 * test::kBound<T>;
@@ -97,9 +97,9 @@ class BackwardLaws : public testing::Test {
   }
 };
 using Scalars = testing::Types<float, double>;
-TYPED_TEST_SUITE(BackwardLaws, Scalars);
+TYPED_TEST_SUITE(BackwardProperties, Scalars);
 
-// Whoever runs the tasks, and in whatever order.
+// The result does not depend on the executor or on the order of the tasks.
 template <class T, class Bias>
 void expect_any_executor(const Case<T>& of, const Bias& bias, const Mask& mask) {
   const auto expected = of.backward(bias, {.mask = mask});
@@ -107,7 +107,7 @@ void expect_any_executor(const Case<T>& of, const Bias& bias, const Mask& mask) 
     expect_same(of.backward(bias, {.mask = mask, .executor = executor}), expected);
 }
 
-TYPED_TEST(BackwardLaws, TheExecutorDoesNotShow) {
+TYPED_TEST(BackwardProperties, IndependentOfTheExecutor) {
   using T = TypeParam;
   const Case<T> long_head(this->random_, 1, 1, 1, 1500, 24, 20), many_heads(this->random_, 2, 4, 3, 90, 17, 33),
       shared_keys(this->random_, 1, 1, 4, 700, 24, 20);
@@ -122,18 +122,19 @@ TYPED_TEST(BackwardLaws, TheExecutorDoesNotShow) {
   expect_any_executor(long_head, alibi::no_bias, {});
 }
 
-TYPED_TEST(BackwardLaws, HeadsDoNotSeeEachOther) {
-  const std::vector<Index> order = {2, 3, 1, 0}, kv_order = {1, 0};  // groups stay together
+TYPED_TEST(BackwardProperties, HeadsAreIndependent) {
+  const std::vector<Index> order = {2, 3, 1, 0}, kv_order = {1, 0};  // keeps the groups together
   for (const Mask& mask : kMasks) {
     const auto grad = this->permuted(order, kv_order, mask), whole = this->case_.backward(this->m_, {.mask = mask});
     EXPECT_TRUE(same(grad.q, heads_of(whole.q, order)));
-    EXPECT_LE(apart(grad.k, heads_of(whole.k, kv_order)), this->kRounding) << "the heads of a group in another order";
-    EXPECT_LE(apart(grad.v, heads_of(whole.v, kv_order)), this->kRounding);
+    EXPECT_LE(relative_difference(grad.k, heads_of(whole.k, kv_order)), this->kRounding)
+        << "the heads of a group are summed in another order";
+    EXPECT_LE(relative_difference(grad.v, heads_of(whole.v, kv_order)), this->kRounding);
     for (Index h = 0; h < 4; h++) EXPECT_EQ(grad.slopes[h], whole.slopes[order[std::size_t(h)]]);
   }
 }
 
-TYPED_TEST(BackwardLaws, KvHeadsDoNotSeeEachOther) {
+TYPED_TEST(BackwardProperties, KvHeadsAreIndependent) {
   const std::vector<Index> order = {2, 3, 0, 1}, kv_order = {1, 0};
   for (const Mask& mask : kMasks) {
     const auto grad = this->permuted(order, kv_order, mask), whole = this->case_.backward(this->m_, {.mask = mask});
@@ -143,7 +144,7 @@ TYPED_TEST(BackwardLaws, KvHeadsDoNotSeeEachOther) {
   }
 }
 
-TYPED_TEST(BackwardLaws, BatchEntriesDoNotSeeEachOther) {
+TYPED_TEST(BackwardProperties, BatchEntriesAreIndependent) {
   using T = TypeParam;
   RowMatrix<T> m(2, 4), m_swapped(2, 4);
   m << T(0.5), T(0.25), T(0.1), T(0), T(1), T(0.3), T(-0.01), T(2);
@@ -162,8 +163,8 @@ TYPED_TEST(BackwardLaws, BatchEntriesDoNotSeeEachOther) {
   }
 }
 
-// Slopes that a batch shares have the sum of what slopes of their own have.
-TYPED_TEST(BackwardLaws, SharedSlopesSumOverTheBatch) {
+// The gradient of slopes that a batch shares is the sum of the gradients of separate slopes.
+TYPED_TEST(BackwardProperties, SharedSlopesSumOverTheBatch) {
   for (const Mask& mask : kMasks) {
     const RowMatrix<TypeParam> each = this->m_.transpose().replicate(2, 1);
     const auto shared = this->case_.backward(this->m_, {.mask = mask});
@@ -178,11 +179,11 @@ TYPED_TEST(BackwardLaws, SharedSlopesSumOverTheBatch) {
   }
 }
 
-TYPED_TEST(BackwardLaws, GroupedHeadsAreRepeatedKvHeads) {
+TYPED_TEST(BackwardProperties, GroupedHeadsAreRepeatedKvHeads) {
   using T = TypeParam;
   const std::vector<Index> repeated = {0, 0, 1, 1};
-  Case<T> apart_heads = this->case_;
-  apart_heads.k = heads_of(apart_heads.k, repeated), apart_heads.v = heads_of(apart_heads.v, repeated);
+  Case<T> repeated_heads = this->case_;
+  repeated_heads.k = heads_of(repeated_heads.k, repeated), repeated_heads.v = heads_of(repeated_heads.v, repeated);
   const auto summed = [](const Tensor4<T>& x) {
     Tensor4<T> sum = heads_of(x, {0, 2});
     const Tensor4<T> other = heads_of(x, {1, 3});
@@ -191,20 +192,20 @@ TYPED_TEST(BackwardLaws, GroupedHeadsAreRepeatedKvHeads) {
   };
   for (const Mask& mask : kMasks) {
     const auto grouped = this->case_.backward(this->m_, {.mask = mask});
-    auto expected = apart_heads.backward(this->m_, {.mask = mask});
+    auto expected = repeated_heads.backward(this->m_, {.mask = mask});
     expected.k = summed(expected.k), expected.v = summed(expected.v);
     expect_near(grouped, expected, this->kRounding);
   }
 }
 
-TYPED_TEST(BackwardLaws, AWindowOfTheLengthIsNone) {
+TYPED_TEST(BackwardProperties, AWindowOfAllTokensIsNoWindow) {
   for (const bool causal : {true, false})
     for (const Index window : {this->kTokens, this->kTokens + 1, Index(1) << 62})
       expect_same(this->case_.backward(this->m_, {.mask = {.causal = causal, .window = window}}),
                   this->case_.backward(this->m_, {.mask = {.causal = causal}}));
 }
 
-TYPED_TEST(BackwardLaws, ZeroSlopesAreNoBias) {
+TYPED_TEST(BackwardProperties, ZeroSlopesAreNoBias) {
   const test::Vector<TypeParam> zero = test::Vector<TypeParam>::Zero(4);
   for (const Mask& mask : kMasks) {
     const auto slopes = this->case_.backward(zero, {.mask = mask});
@@ -216,16 +217,16 @@ TYPED_TEST(BackwardLaws, ZeroSlopesAreNoBias) {
 }
 
 // dm_h = -Σ_d |d| dtable[h][d]
-TYPED_TEST(BackwardLaws, ATableOfDistancesIsSlopes) {
+TYPED_TEST(BackwardProperties, ATableOfDistancesEqualsSlopes) {
   using T = TypeParam;
   const auto table = table_of(this->m_, this->kTokens);
   const Index first = 1 - this->kTokens;
   for (const Mask& mask : kMasks) {
     const auto slopes = this->case_.backward(this->m_, {.mask = mask});
     const auto grad = this->case_.backward(alibi::relative_bias(table, first), {.mask = mask});
-    EXPECT_LE(apart(grad.q, slopes.q), this->kRounding);
-    EXPECT_LE(apart(grad.k, slopes.k), this->kRounding);
-    EXPECT_LE(apart(grad.v, slopes.v), this->kRounding);
+    EXPECT_LE(relative_difference(grad.q, slopes.q), this->kRounding);
+    EXPECT_LE(relative_difference(grad.k, slopes.k), this->kRounding);
+    EXPECT_LE(relative_difference(grad.v, slopes.v), this->kRounding);
     ASSERT_EQ(grad.table.rows(), 4);
     ASSERT_EQ(grad.table.cols(), table.cols());
     for (Index h = 0; h < 4; h++) {
@@ -235,15 +236,16 @@ TYPED_TEST(BackwardLaws, ATableOfDistancesIsSlopes) {
         terms += double(std::abs(first + t)) * std::abs(double(grad.table(h, t)));
       }
       EXPECT_NEAR(folded, slopes.slopes[h], this->kRounding * terms);
-      for (Index t = 0; mask.causal && t < -first; t++) EXPECT_EQ(grad.table(h, t), 0) << "a causal query looks ahead";
+      for (Index t = 0; mask.causal && t < -first; t++)
+        EXPECT_EQ(grad.table(h, t), 0) << "a causal query sees no later key";
     }
   }
   static_assert(std::is_same_v<std::remove_cvref_t<decltype(this->case_.backward(alibi::relative_bias(table)).table)>,
                                RowMatrix<T>>);
 }
 
-// An entry at the end of a table is shared by all that is beyond; one entry for all changes no gradient.
-TYPED_TEST(BackwardLaws, DistancesBeyondATableAreItsEnds) {
+// The end entries of a table are used for all distances beyond it. A table of one entry changes no other gradient.
+TYPED_TEST(BackwardProperties, DistancesBeyondATableUseItsEnds) {
   using T = TypeParam;
   constexpr Index kFirst = -9, kEntries = 40;
   const RowMatrix<T> table = this->random_.template matrix<T>(4, kEntries);
@@ -263,7 +265,7 @@ TYPED_TEST(BackwardLaws, DistancesBeyondATableAreItsEnds) {
 
     const RowMatrix<T> flat = RowMatrix<T>::Constant(4, 1, T(3));
     const auto shifted = this->case_.backward(alibi::relative_bias(flat), {.mask = mask});
-    EXPECT_LE(apart(shifted.q, this->case_.backward(alibi::no_bias, {.mask = mask}).q), this->kRounding);
+    EXPECT_LE(relative_difference(shifted.q, this->case_.backward(alibi::no_bias, {.mask = mask}).q), this->kRounding);
     double terms = 0;
     for (Index i = 0; i < this->case_.grad_output.size(); i++)
       terms += std::abs(double(this->case_.grad_output.data()[i]));
@@ -271,7 +273,7 @@ TYPED_TEST(BackwardLaws, DistancesBeyondATableAreItsEnds) {
   }
 }
 
-TYPED_TEST(BackwardLaws, LinearInGradOutput) {
+TYPED_TEST(BackwardProperties, LinearInGradOutput) {
   Case<TypeParam> doubled = this->case_, other = this->case_, sum = this->case_;
   this->random_.fill(other.grad_output);
   for (Index i = 0; i < sum.grad_output.size(); i++) {
@@ -285,37 +287,37 @@ TYPED_TEST(BackwardLaws, LinearInGradOutput) {
     const auto grad = this->case_.backward(this->m_, {.mask = mask});
     auto twice = grad, both = grad;
     add(twice.q, grad.q), add(twice.k, grad.k), add(twice.v, grad.v), add(twice.slopes, grad.slopes);
-    expect_same(doubled.backward(this->m_, {.mask = mask}), twice);  // a power of two changes no digit
+    expect_same(doubled.backward(this->m_, {.mask = mask}), twice);  // a factor of 2 is exact
     const auto second = other.backward(this->m_, {.mask = mask});
     add(both.q, second.q), add(both.k, second.k), add(both.v, second.v), add(both.slopes, second.slopes);
     expect_near(sum.backward(this->m_, {.mask = mask}), both, this->kRounding);
   }
 }
 
-// Half an ulp of a row's mass at the most is left out.
-TYPED_TEST(BackwardLaws, TheUsualToleranceHardlyShows) {
+// At most half an ulp of a row's softmax mass is pruned.
+TYPED_TEST(BackwardProperties, TheDefaultToleranceChangesFewUlps) {
   using T = TypeParam;
   const Case<T> of(this->random_, 1, 8, 1, 2048, 64, 64);
   const auto m = alibi::slopes<T>(8);
   const auto pruned = of.backward(m), dense = of.backward(m, {.tolerance = 0});
   const double ulp = double(std::numeric_limits<T>::epsilon());
-  const double worst[] = {apart(pruned.q, dense.q), apart(pruned.k, dense.k), apart(pruned.v, dense.v),
-                          apart(pruned.slopes, dense.slopes)};
+  const double worst[] = {relative_difference(pruned.q, dense.q), relative_difference(pruned.k, dense.k),
+                          relative_difference(pruned.v, dense.v), relative_difference(pruned.slopes, dense.slopes)};
   std::cout << "changed by, of the largest, in ulp: dq " << worst[0] / ulp << ", dk " << worst[1] / ulp << ", dv "
             << worst[2] / ulp << ", dm " << worst[3] / ulp << '\n';
   for (const double x : worst) EXPECT_LE(x, 4 * ulp);
 }
 
-// What is not finite in one row of grad_output: in its own dq, and in dk and dv of the keys it sees. Of other heads,
-// of other entries of the batch and of the other rows' dq nothing.
-TYPED_TEST(BackwardLaws, NanStaysWithItsRow) {
+// A NaN in one row of grad_output reaches the dq of that row, and dk and dv of the keys that it sees. It reaches no
+// other head, no other batch entry, and the dq of no other row.
+TYPED_TEST(BackwardProperties, NanReachesOnlyDependentGradients) {
   using T = TypeParam;
   const Index b = 1, h = 2, i = 70;
   for (const Mask& mask : kMasks) {
     const auto expected = this->case_.backward(this->m_, {.mask = mask});
-    Case<T> spoilt = this->case_;
-    spoilt.grad_output(b, h, i, 3) = std::numeric_limits<T>::quiet_NaN();
-    const auto grad = spoilt.backward(this->m_, {.mask = mask});
+    Case<T> with_nan = this->case_;
+    with_nan.grad_output(b, h, i, 3) = std::numeric_limits<T>::quiet_NaN();
+    const auto grad = with_nan.backward(this->m_, {.mask = mask});
     const auto differ = [](T x, T y) { return std::isnan(x) || x != y; };
     for (Index e = 0; e < 2; e++)
       for (Index of = 0; of < 4; of++)
@@ -340,7 +342,7 @@ TYPED_TEST(BackwardLaws, NanStaysWithItsRow) {
   }
 }
 
-TYPED_TEST(BackwardLaws, NanStaysNearItsRow) {
+TYPED_TEST(BackwardProperties, NanDoesNotReachDistantKeys) {
   using T = TypeParam;
   Case<T> of(this->random_, 1, 1, 1, 1500, 24, 20);
   const auto m = alibi::slopes<T>(1);
@@ -348,13 +350,13 @@ TYPED_TEST(BackwardLaws, NanStaysNearItsRow) {
   of.grad_output(0, 0, 100, 3) = std::numeric_limits<T>::quiet_NaN();
   const auto grad = of.backward(m);
   Index different = 0;
-  for (Index j = 400; j < 1500; j++)  // farther ahead than a block of queries and a tile of keys reach
+  for (Index j = 400; j < 1500; j++)  // farther than a block of queries and a tile of keys extend
     for (Index d = 0; d < 20; d++)
       different += !(grad.k(0, 0, j, d) == expected.k(0, 0, j, d) && grad.v(0, 0, j, d) == expected.v(0, 0, j, d));
   EXPECT_EQ(different, 0);
 }
 
-TYPED_TEST(BackwardLaws, RowsThatSeeNoKeyGiveNothing) {
+TYPED_TEST(BackwardProperties, RowsWithoutVisibleKeysHaveZeroGradients) {
   using T = TypeParam;
   for (const auto& bias : {this->m_, test::Vector<T>(test::Vector<T>::Zero(4))}) {
     const auto none = this->case_.backward(bias, {.mask = {.query_offset = -200}});
@@ -365,19 +367,19 @@ TYPED_TEST(BackwardLaws, RowsThatSeeNoKeyGiveNothing) {
     for (Index i = 0; i < this->kTokens; i++) {
       bool zero = true;
       for (Index d = 0; d < 24; d++) zero = zero && some.q(1, 3, i, d) == 0;
-      // Row 30 sees one key, and has no choice: 0 but for rounding.
+      // Row 30 sees one key, so its gradient is 0 up to rounding.
       if (i != 30) {
         EXPECT_EQ(zero, i < 30) << "row " << i;
       }
     }
-    Case<T> spoilt = this->case_;  // nor does it matter what they hold
+    Case<T> with_nan = this->case_;  // the contents of these rows do not matter
     for (Index i = 0; i < 30; i++)
-      spoilt.q(1, 3, i, 2) = spoilt.grad_output(1, 3, i, 5) = std::numeric_limits<T>::quiet_NaN();
-    expect_same(spoilt.backward(bias, {.mask = {.query_offset = -30}}), some);
+      with_nan.q(1, 3, i, 2) = with_nan.grad_output(1, 3, i, 5) = std::numeric_limits<T>::quiet_NaN();
+    expect_same(with_nan.backward(bias, {.mask = {.query_offset = -30}}), some);
   }
 }
 
-TYPED_TEST(BackwardLaws, NothingAtAll) {
+TYPED_TEST(BackwardProperties, EmptyInput) {
   for (const auto& [batch, tokens] : {std::pair<Index, Index>(0, 5), {1, 0}}) {
     const auto grad = Case<TypeParam>(this->random_, batch, 2, 2, tokens, 8, 4).backward(this->m_);
     EXPECT_EQ(grad.q.size(), 0);
@@ -388,13 +390,13 @@ TYPED_TEST(BackwardLaws, NothingAtAll) {
   }
 }
 
-// The same numbers in fewer digits: what comes out is that of the widened numbers, in float.
+// The gradients of narrow inputs equal those of the same numbers widened to float, and are float.
 template <class T>
 class BackwardTypes : public testing::Test {};
 using Narrow = testing::Types<Eigen::bfloat16, Eigen::half>;
 TYPED_TEST_SUITE(BackwardTypes, Narrow);
 
-TYPED_TEST(BackwardTypes, AreTheWidenedNumbers) {
+TYPED_TEST(BackwardTypes, EqualTheWidenedNumbers) {
   using T = TypeParam;
   test::Random random(33);
   const Case<T> of(random, 2, 2, 2, 150, 24, 20);

@@ -1,6 +1,6 @@
-// Gradients against finite differences of the definition and against the definition's own, over random calls of every
-// kind. ALIBI_TEST_CASES in the environment sets the number of each; a failure prints the seed, from which the whole
-// call follows.
+// Gradients against finite differences of the definition and against the reference gradients, over random calls of
+// every kind. ALIBI_TEST_CASES in the environment sets the number of calls of each. A failure prints the seed, which
+// determines the call.
 #include <iostream>
 #include <numeric>
 
@@ -17,7 +17,7 @@ int cases(int usual) {
   return text ? std::atoi(text) : usual;
 }
 
-/// Runs calls from seeds 1, 2, … until five have failed, and reports the worst errors.
+/// Runs calls from seeds 1, 2, … until five have failed, and prints the worst errors.
 class Runs {
  public:
   explicit Runs(double bound) : bound_(bound) {}
@@ -100,7 +100,7 @@ class Lines {
     return value;
   }
 
-  /// How far a logit moves along u at the most; f is linear in v.
+  /// The largest change of a logit along u. f is linear in v.
   double move(std::size_t a, const std::vector<double>& u) const {
     using test::largest;
     const double product = std::abs(at_.scale) * double(at_.q.dimension(3)) * largest(u);
@@ -109,8 +109,8 @@ class Lines {
                       largest(u) * (table ? 1 : double(at_.k.dimension(2)))}[a];
   }
 
-  /// Central differences of the fourth order, f' + O(t^4 f'''''). With logits that move by 2^-9 the remainder is some
-  /// 1e-11 of f and what rounding makes of the difference some 1e-13.
+  /// Central differences of fourth order, f' + O(t^4 f'''''). The logits change by 2^-9, so the remainder is about
+  /// 1e-11 of f, and the rounding error of the difference about 1e-13.
   double derivative(std::size_t a, const std::vector<double>& u) {
     const double t = 0x1p-9 / std::max(move(a, u), 1e-3);
     return (8 * (f(a, u, t) - f(a, u, -t)) - (f(a, u, 2 * t) - f(a, u, -2 * t))) / (12 * t);
@@ -171,10 +171,9 @@ using Scalars = testing::Types<float, double>;
 TYPED_TEST_SUITE(BackwardReference, Scalars);
 
 TYPED_TEST(BackwardReference, RandomCalls) { this->run(0); }
-TYPED_TEST(BackwardReference, RandomCallsOfTheUsualTolerance) { this->run(std::nullopt); }
+TYPED_TEST(BackwardReference, RandomCallsWithTheDefaultTolerance) { this->run(std::nullopt); }
 
-// Several chunks of queries and keys, dims for which fewer tiles fit a chunk, and keys so far away that the lse is
-// computed anew.
+// Several chunks of queries and keys, dims with fewer tiles in a chunk, and keys so distant that the lse is recomputed.
 TYPED_TEST(BackwardReference, Chunks) {
   struct Large {
     test::Shape shape;
@@ -198,8 +197,8 @@ TYPED_TEST(BackwardReference, Chunks) {
     }
 }
 
-// That the comparison is one: the largest entry of one gradient, off by 1e-4 of itself.
-TEST(BackwardComparison, NoticesASmallError) {
+// Checks that the comparison detects an error: the largest entry of one gradient is wrong by 1e-4 of itself.
+TEST(BackwardComparison, DetectsASmallError) {
   int seen = 0;
   for (int seed = 1; seed <= 100; seed++) {
     test::Random random{std::uint64_t(seed)};

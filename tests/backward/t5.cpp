@@ -1,4 +1,4 @@
-// T5's bias as a table of distances, and the gradient of its weights from that of the table.
+// T5's bias as a table of distances, and the gradient of its weights from the gradient of the table.
 #include <alibi/position/t5_bias.hpp>
 
 #include "common.hpp"
@@ -8,8 +8,7 @@ namespace {
 using test::Index;
 using test::RowMatrix;
 
-// Each entry is the weight of its distance's bucket, each weight's gradient
-// the sum over its entries.
+// Each entry is the weight of its distance's bucket. The gradient of each weight is the sum over its entries.
 TEST(BackwardT5, TablesAndTheirGradients) {
   test::Random random(34);
   for (const alibi::T5Buckets config : {alibi::T5Buckets{}, {.bidirectional = true}, {8, 20, false}, {8, 20, true}}) {

@@ -1,5 +1,5 @@
-// Gradients of packed and padded batches: every sequence is a call of its own, to the last bit; gradients of padding
-// are 0, and its memory is never read.
+// Gradients of varlen and padded batches. Every sequence gives the same bits as a call of its own. The gradients of
+// padding are 0, and its memory is never read.
 #include <alibi/varlen.hpp>
 
 #include "backward_case.hpp"
@@ -24,14 +24,14 @@ Tensor4<T> tokens_of(const Tensor4<T>& x, Index b, const KeyRange& range) {
 }
 
 template <class T>
-class BackwardPacked : public testing::Test {
+class BackwardVarlen : public testing::Test {
  protected:
   test::Random random_{35};
   const std::vector<Options> options_ = {
       {}, {.mask = {.causal = false}}, {.mask = {.window = 20}, .tolerance = 0}, {.mask = {.query_offset = 3}}};
 
   // [tokens, heads, dim]
-  static Tensor3<T> packed(const std::vector<Tensor4<T>>& sequences) {
+  static Tensor3<T> varlen_tensor(const std::vector<Tensor4<T>>& sequences) {
     Index tokens = 0;
     for (const auto& x : sequences) tokens += x.dimension(2);
     Tensor3<T> all(tokens, sequences[0].dimension(1), sequences[0].dimension(3));
@@ -42,7 +42,7 @@ class BackwardPacked : public testing::Test {
     return all;
   }
 
-  // Arrays [batch, heads, tokens, dim] that are NaN outside of the ranges.
+  // An array [batch, heads, tokens, dim] that is NaN outside the ranges.
   Tensor4<T> padded(Index heads, Index tokens, Index dim, const std::vector<KeyRange>& ranges) {
     Tensor4<T> x(Index(ranges.size()), heads, tokens, dim);
     x.setConstant(std::numeric_limits<T>::quiet_NaN());
@@ -53,7 +53,7 @@ class BackwardPacked : public testing::Test {
     return x;
   }
 
-  // That entry b of x is `part` in the range, and 0 outside of it.
+  // Expects that entry b of x is `part` in the range and 0 outside it.
   static void expect_part(const Tensor4<T>& x, Index b, const KeyRange& range, const Tensor4<T>& part,
                           const char* name) {
     Index different = 0;
@@ -67,39 +67,39 @@ class BackwardPacked : public testing::Test {
   }
 };
 using Scalars = testing::Types<float, double>;
-TYPED_TEST_SUITE(BackwardPacked, Scalars);
+TYPED_TEST_SUITE(BackwardVarlen, Scalars);
 
-TYPED_TEST(BackwardPacked, SequencesAreCallsOfTheirOwn) {
+TYPED_TEST(BackwardVarlen, SequencesAreCallsOfTheirOwn) {
   using T = TypeParam;
   const std::vector<Index> lengths = {70, 0, 1, 64, 300, 65, 0};
-  std::vector<Index> starts = {0};
+  std::vector<Index> cu_seqlens = {0};
   std::vector<Case<T>> cases;
   std::vector<Tensor4<T>> q, k, v, grad_output;
   for (const Index length : lengths) {
-    starts.push_back(starts.back() + length);
+    cu_seqlens.push_back(cu_seqlens.back() + length);
     const Case<T>& one = cases.emplace_back(this->random_, 1, 2, 2, length, 24, 20);
     q.push_back(one.q), k.push_back(one.k), v.push_back(one.v), grad_output.push_back(one.grad_output);
   }
-  const auto all_q = this->packed(q), all_k = this->packed(k), all_v = this->packed(v);
+  const auto all_q = this->varlen_tensor(q), all_k = this->varlen_tensor(k), all_v = this->varlen_tensor(v);
   RowMatrix<T> m = this->random_.template matrix<T>(Index(lengths.size()), 4, 0.3).cwiseAbs();
-  m.row(4) *= -1;  // whose lse is so large that it is computed anew
+  m.row(4) *= -1;  // its lse is so large that it is recomputed
   for (const Options& options : this->options_) {
-    const auto forward = alibi::attention_varlen_with_lse(all_q, all_k, all_v, m, {starts}, options);
-    const auto grad =
-        alibi::attention_varlen_backward(this->packed(grad_output), all_q, all_k, all_v, m, {starts}, forward, options);
+    const auto forward = alibi::attention_varlen_with_lse(all_q, all_k, all_v, m, {cu_seqlens}, options);
+    const auto grad = alibi::attention_varlen_backward(this->varlen_tensor(grad_output), all_q, all_k, all_v, m,
+                                                       {cu_seqlens}, forward, options);
     std::vector<Tensor4<T>> grad_q, grad_k, grad_v;
     for (std::size_t s = 0; s < lengths.size(); s++) {
       const auto own = cases[s].backward(test::Vector<T>(m.row(Index(s))), options);
       grad_q.push_back(own.q), grad_k.push_back(own.k), grad_v.push_back(own.v);
       for (Index h = 0; h < 4; h++) EXPECT_EQ(grad.slopes(Index(s), h), own.slopes[h]) << "sequence " << s;
     }
-    EXPECT_TRUE(same(grad.q, this->packed(grad_q)));
-    EXPECT_TRUE(same(grad.k, this->packed(grad_k)));
-    EXPECT_TRUE(same(grad.v, this->packed(grad_v)));
+    EXPECT_TRUE(same(grad.q, this->varlen_tensor(grad_q)));
+    EXPECT_TRUE(same(grad.k, this->varlen_tensor(grad_k)));
+    EXPECT_TRUE(same(grad.v, this->varlen_tensor(grad_v)));
   }
 }
 
-TYPED_TEST(BackwardPacked, PaddedBatchesAreCallsOfTheirOwn) {
+TYPED_TEST(BackwardVarlen, PaddedBatchesAreCallsOfTheirOwn) {
   using T = TypeParam;
   constexpr Index kTokens = 260;
   const std::vector<KeyRange> ranges = {{10, 250}, {63, 65}, {260, 260}, {0, 100}, {61, 260}, {0, 260}};

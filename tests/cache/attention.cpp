@@ -397,7 +397,7 @@ TEST(DecodeFloat, BadInput) {
   for (int n = 0; n < 5; n++) windowed.append(random.tensor<float>(1, 2, 100, 16), random.tensor<float>(1, 2, 100, 16));
   EXPECT_EQ(thrown([&] { alibi::attention(q, windowed, m, Options{.mask = {.window = 51}}); }),
             "alibi: mask.window is 51; expected at most 50, the window of the cache");
-  EXPECT_EQ(thrown([&] { alibi::attention(q, windowed, m, Options{.mask = {.query_offset = 100}}); }).substr(0, 62),
+  EXPECT_EQ(thrown([&] { alibi::attention(q, windowed, m, Options{.mask = {.query_offset = 100}}); }).substr(0, 65),
             "alibi: the first query of sequence 0 has position 100; expected a");
 
   KvCache<float> evicting({.kv_heads = 2,

@@ -97,8 +97,8 @@ class Script {
     }
     for (Index t = 0; t < head.key_bounds.tiles; t++)
       for (Index i = 0; i < Index(64 / sizeof(S)); i++)
-        wrong +=
-            !(head.tile(head.first_tile + t)[head.value_offset + kTile * value_dim + i] == S(0));  // kernels may read these too
+        wrong += !(head.tile(head.first_tile + t)[head.value_offset + kTile * value_dim + i] ==
+                   S(0));  // kernels may read these too
     EXPECT_EQ(wrong, 0) << "wrong numbers in head " << h << " of sequence " << b;
     expect_key_bounds(head, head_dim);
   }
@@ -126,7 +126,7 @@ class Script {
     };
     EXPECT_GE(Real(key_bounds.center_norm), norm([&](Index d) { return Real(key_bounds.center[d]); }));
     EXPECT_EQ(key_bounds.suffix_max, nullptr);
-    EXPECT_EQ(key_bounds.weight, nullptr);
+    EXPECT_EQ(key_bounds.log_mass, nullptr);
     for (Index d = 0; d < head_dim; d++) {
       const double c = double(key_bounds.center[d]);
       EXPECT_EQ(c, double(S(key_bounds.center[d]))) << "kernels multiply with it";
@@ -221,7 +221,7 @@ TYPED_TEST(Storage, TruncateEqualsNeverAppended) {
   KvCache<TypeParam> cache(kConfig);
   for (int i = 0; i < 40; i++) {
     append_in_chunks(cache, this->script_, cache.length(), this->random_.integer(cache.length(), kTokens),
-                       this->random_);
+                     this->random_);
     const Index length = this->random_.integer(0, cache.length());
     cache.truncate(length);
     this->script_.expect_in(cache);
@@ -463,7 +463,7 @@ TEST(Bytes, OutOfMemoryChangesNothing) {
     if (!done) {
       EXPECT_TRUE(state(cache) == before);
       const std::size_t size = 12 * kTile * sizeof(float) + 64;
-      EXPECT_LE(cache.bytes(), 6 * (2 * size + 1000)) << "new tiles have been given back";
+      EXPECT_LE(cache.bytes(), 6 * (2 * size + 1000)) << "new tiles have been released";
     }
   }
   EXPECT_GE(failures, 12u);

@@ -1,4 +1,5 @@
-// Prompts of unequal length: one call for the batch gives what each prompt gives alone, over a cache and over arrays.
+// Prompts of unequal length: one call for the batch gives the same as one call for each prompt, over a cache and over
+// arrays.
 #include "common.hpp"
 
 namespace {
@@ -38,7 +39,7 @@ class Ragged : public testing::Test {
       }
   }
 
-  /// Two chunks of prompts, the second behind the first, whose real tokens `real` says, as counts or as ranges.
+  /// Appends two chunks of prompts, one after the other. `real` gives their real tokens, as counts or as ranges.
   template <class Real>
   void expect_as_alone(const std::vector<Real>& real, const Options& with) {
     const auto batch = Index(real.size());
@@ -68,7 +69,7 @@ class Ragged : public testing::Test {
 using Scalars = testing::Types<float, double, Eigen::bfloat16, Eigen::half>;
 TYPED_TEST_SUITE(Ragged, Scalars);
 
-// Few queries and many, none, and all of them.
+// A few queries, many, none, and all of them.
 TYPED_TEST(Ragged, CountsOverACache) {
   for (const Options& options : {Options{}, Options{.mask = {.causal = false}}, Options{.mask = {.window = 20}}})
     this->expect_as_alone(std::vector<Index>{3, 90, 0, 8, 9, 64}, options);
@@ -78,18 +79,17 @@ TYPED_TEST(Ragged, PromptsPaddedOnTheLeftOverACache) {
   this->expect_as_alone(std::vector<KeyRange>{{87, 90}, {0, 90}, {90, 90}, {20, 85}}, {});
 }
 
-// What else is in the batch changes no bit: few queries take the kernel for few in any company.
-TYPED_TEST(Ragged, PromptsDoNotSeeEachOther) {
+// The rest of the batch changes no bit: a sequence with few queries always takes the kernel for few queries.
+TYPED_TEST(Ragged, PromptsAreIndependent) {
   using T = TypeParam;
   const auto q = this->random_.template tensor<T>(2, 4, 90, 16), k = this->random_.template tensor<T>(2, 2, 90, 16),
              v = this->random_.template tensor<T>(2, 2, 90, 16);
   const auto output_of = [&](const std::vector<Index>& counts) {
     alibi::KvCache<T> cache({.batch = 2, .kv_heads = 2, .head_dim = 16, .capacity = 90});
     cache.append(k, v, counts);
-    std::vector<alibi::PruningStats> report(8);
-    const Tensor4<T> output =
-        alibi::attention(q, cache, alibi::slopes(4), {.pruning_stats = report, .queries = counts});
-    EXPECT_GT(report[0].tiles_computed, 0);
+    std::vector<alibi::PruningStats> stats(8);
+    const Tensor4<T> output = alibi::attention(q, cache, alibi::slopes(4), {.pruning_stats = stats, .queries = counts});
+    EXPECT_GT(stats[0].tiles_computed, 0);
     return Tensor4<T>(this->prompt(output, 0, {0, counts[0]}));
   };
   EXPECT_TRUE(test::same(output_of({5, 90}), output_of({5, 3})));

@@ -2,6 +2,6 @@
 #include "alibi/alibi.hpp"
 
 void column_major(const Eigen::MatrixXf& q, const Eigen::MatrixXf& k, const Eigen::MatrixXf& v,
-                  const Eigen::VectorXf& m) {
-  alibi::attention(q, k, v, m);
+                  const Eigen::VectorXf& slopes) {
+  alibi::attention(q, k, v, slopes);
 }

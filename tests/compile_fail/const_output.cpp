@@ -3,6 +3,7 @@
 
 using Tensor = Eigen::Tensor<float, 4, Eigen::RowMajor>;
 
-void const_output(const Tensor& output, const Tensor& q, const Tensor& k, const Tensor& v, const Eigen::VectorXf& m) {
-  alibi::attention_into(output, q, k, v, m);
+void const_output(const Tensor& output, const Tensor& q, const Tensor& k, const Tensor& v,
+                  const Eigen::VectorXf& slopes) {
+  alibi::attention_into(output, q, k, v, slopes);
 }

@@ -3,6 +3,6 @@
 
 using Tensor = Eigen::Tensor<int, 4, Eigen::RowMajor>;
 
-void integers(const Tensor& q, const Tensor& k, const Tensor& v, const Eigen::VectorXf& m) {
-  alibi::attention(q, k, v, m);
+void integers(const Tensor& q, const Tensor& k, const Tensor& v, const Eigen::VectorXf& slopes) {
+  alibi::attention(q, k, v, slopes);
 }

@@ -4,6 +4,6 @@
 using Tensor = Eigen::Tensor<float, 4, Eigen::RowMajor>;
 
 void lse_scalar(Tensor& output, Eigen::VectorXd& lse, const Tensor& q, const Tensor& k, const Tensor& v,
-                const Eigen::VectorXf& m) {
-  alibi::attention_with_lse_into(output, lse, q, k, v, m);
+                const Eigen::VectorXf& slopes) {
+  alibi::attention_with_lse_into(output, lse, q, k, v, slopes);
 }

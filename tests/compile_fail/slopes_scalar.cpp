@@ -3,6 +3,6 @@
 
 using Tensor = Eigen::Tensor<float, 4, Eigen::RowMajor>;
 
-void slopes_scalar(const Tensor& q, const Tensor& k, const Tensor& v, const Eigen::VectorXi& m) {
-  alibi::attention(q, k, v, m);
+void slopes_scalar(const Tensor& q, const Tensor& k, const Tensor& v, const Eigen::VectorXi& slopes) {
+  alibi::attention(q, k, v, slopes);
 }

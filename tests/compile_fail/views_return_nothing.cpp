@@ -3,6 +3,6 @@
 
 using View = alibi::View<const float>;
 
-void views_return_nothing(const View& q, const View& k, const View& v, const Eigen::VectorXf& m) {
-  alibi::attention(q, k, v, m);
+void views_return_nothing(const View& q, const View& k, const View& v, const Eigen::VectorXf& slopes) {
+  alibi::attention(q, k, v, slopes);
 }

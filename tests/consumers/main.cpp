@@ -6,13 +6,13 @@ int main() {
   q.setRandom();
   k.setRandom();
   v.setRandom();
-  Eigen::VectorXf m = alibi::slopes(8);
-  auto o = alibi::attention(q, k, v, m);
+  Eigen::VectorXf slopes = alibi::slopes(8);
+  auto output = alibi::attention(q, k, v, slopes);
 
-  // Under the causal mask the first query sees one key only, so its output is the first value.
+  // Under the causal mask the first query sees only one key, so its output is the first value.
   for (Eigen::Index head = 0; head < 8; ++head) {
     for (Eigen::Index d = 0; d < 16; ++d) {
-      if (o(0, head, 0, d) != v(0, head, 0, d)) return 1;
+      if (output(0, head, 0, d) != v(0, head, 0, d)) return 1;
     }
   }
   return 0;

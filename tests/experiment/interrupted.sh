@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A run that is interrupted again and again ends with the same bits as one that is not; and bad input is refused with
-# an error that names it, and overwrites nothing: interrupted.sh <program> <work directory>
+# Tests that a run which is interrupted many times ends with the same bits as an uninterrupted run. Also tests that
+# invalid input gives an error that names it, and overwrites nothing. Usage: interrupted.sh <program> <work directory>
 #
-# Interruptions are SIGKILL, SIGINT and a full disk (a limit on the size of files), at moments drawn from a fixed seed.
+# Interruptions are SIGKILL, SIGINT and a full disk (a limit on the size of files), at times drawn from a fixed seed.
 set -euo pipefail
 
 program=$(realpath "${1:?expected: interrupted.sh <program> <work directory>}")
@@ -19,7 +19,7 @@ rm -rf "$work"
 mkdir -p "$work"
 cd "$work"
 
-# Words in an order that repeats only after long, 160 kB.
+# 160 kB of words in an order with a long period.
 awk 'BEGIN {
   n = split("attention with linear biases enables input length extrapolation ; { } ( ) return = + template", word, " ")
   for (x = 1; bytes < 160000; x = (x * 16807) % 2147483647) {
@@ -30,11 +30,11 @@ awk 'BEGIN {
 run=("$program" --text text --methods "alibi,t5" --length 32 --steps 200 --batch 8 --dim 16 --layers 2 --heads 2
   --evaluate 8192 --checkpoint-every 7 --no-picture)
 
-# results.csv without its last column, which is a speed.
+# Compares results.csv without its last column, which is a speed.
 same_results() {
   cmp "$1/training.csv" "$2/training.csv" && cmp <(cut -d, -f1-8 "$1/results.csv") <(cut -d, -f1-8 "$2/results.csv")
 }
-# Per method the exact last loss and the hash of all parameters.
+# For each method, the exact last loss and the hash of all parameters.
 ends_of() { awk '$1 == "training" { found = 1 } found && NF == 6 { print $1, $5, $6 }' "$1"; }
 
 echo "==> uninterrupted, on two threads and on three"
@@ -48,7 +48,7 @@ same_results whole threads || fail "the results depend on the number of threads"
 
 checkpoints() { { cat parts/*.checkpoint 2>/dev/null || true; } | cksum; }
 
-# One run that is to be interrupted after $1 milliseconds by $2, or by a limit of $1 KiB on files if $2 is DISK. Sets
+# Starts a run that is interrupted after $1 milliseconds by $2, or by a limit of $1 KiB on files if $2 is DISK. Sets
 # status.
 interrupted_run() {
   status=0
@@ -90,7 +90,7 @@ while [ "$hits" -lt "$wanted" ] || [ "$killed" -lt 5 ] || [ "$stopped" -lt 5 ] |
       ;;
   esac
   case $status in
-    0)  # it came to its end before the moment: another one
+    0)  # the run finished before the interruption, so start a new one
       same_results whole parts || fail "a run that was interrupted differs"
       rm -rf parts
       ;;
@@ -104,7 +104,7 @@ same_results whole parts || fail "the interrupted run differs from the uninterru
 echo "    $hits interruptions: $killed killed, $stopped stopped, $full with a full disk; the same bits in the end:"
 ends_of parts.log | sed 's/^/    /'
 
-# refused <what its error names> <arguments>...: ends with an error, and leaves the finished run as it is.
+# refused <text in the error> <arguments>...: expects an error, and that the finished run is unchanged.
 finished=$(cat whole/* | cksum)
 refused() {
   local names=$1 status=0
@@ -140,11 +140,11 @@ refused "its length is 32; expected 16" --out whole --resume --length 16
 refused "its dim is 16; expected 32" --out whole --resume --dim 32
 refused "its steps is 200; expected 61" --out whole --resume --steps 61
 
-# A checkpoint with one bit turned, one that ends early, and a file that is none.
-for damage in turned cut foreign; do
+# A checkpoint with one changed byte, a truncated one, and a file that is no checkpoint.
+for damage in changed cut foreign; do
   rm -rf "$damage" && cp -r whole "$damage"
   case $damage in
-    turned) printf '\x55' | dd of=turned/t5.checkpoint bs=1 seek=5000 conv=notrunc status=none ;;
+    changed) printf '\x55' | dd of=changed/t5.checkpoint bs=1 seek=5000 conv=notrunc status=none ;;
     cut) truncate -s -3 cut/t5.checkpoint ;;
     foreign) cp text foreign/t5.checkpoint ;;
   esac

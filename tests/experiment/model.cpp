@@ -1,8 +1,8 @@
-// The backward of the experiment's language model (examples/train_short_test_long) against finite differences of its
-// forward, for every way to tell positions apart, with this library's attention and with plain Eigen.
+// The backward pass of the experiment's language model (examples/train_short_test_long) against finite differences of
+// its forward, for every position method, with this library's attention and with plain Eigen.
 //
-// g++ 12 calls the undefined operand of its own AVX-512 intrinsics uninitialised where Eigen's product inlines them;
-// it obeys only from above the first include.
+// g++ 12 reports the undefined operand of its own AVX-512 intrinsics as uninitialised where Eigen's product inlines
+// them. The pragma takes effect only above the first include.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -45,7 +45,7 @@ class ExperimentModel : public testing::TestWithParam<std::tuple<Backend, Method
     pass_.forward(parameters_, std::vector<const char*>{text_.data(), text_.data() + 200});
     return pass_.loss(kTokens);
   }
-  /// By central differences.
+  /// The derivative by central differences.
   double slope_at(Index parameter) {
     constexpr float kStep = 1e-2F;
     float& value = parameters_.flat[parameter];
@@ -57,7 +57,7 @@ class ExperimentModel : public testing::TestWithParam<std::tuple<Backend, Method
     value = before;
     return (above - below) / (2 * double(kStep));
   }
-  /// Some of all parameters, and first some of T5's, of which there are few.
+  /// A sample of all parameters. The first 20 are T5's, because there are few of them.
   Index sample(Index i) const {
     if (i < 20) return parameters_.t5.data() - parameters_.flat.data() + i;
     return Index(experiment::random_bits(9, Stream::batches, std::uint64_t(i)) %
@@ -80,7 +80,7 @@ TEST_P(ExperimentModel, GradientIsTheSlopeOfTheLoss) {
     largest = std::max(largest, std::abs(expected));
   }
   EXPECT_GT(largest, 1);
-  EXPECT_LE(worst, 1e-3 * largest);  // what differences of a loss in float are good for
+  EXPECT_LE(worst, 1e-3 * largest);  // the accuracy of differences of a loss in float
 }
 
 TEST_P(ExperimentModel, BothAttentionsGiveTheSameLoss) {
@@ -97,7 +97,7 @@ INSTANTIATE_TEST_SUITE_P(Methods, ExperimentModel,
                                           testing::Values(Method::alibi, Method::sinusoidal, Method::rotary,
                                                           Method::t5)));
 
-// Of a text that is just long enough, without reading a byte behind it.
+// The text has the minimum length. The evaluation must not read beyond it.
 TEST(ExperimentEvaluation, PredictsTheSameBytesAtEveryLength) {
   experiment::Settings settings{.shape = {.method = Method::alibi, .dim = 16, .layers = 1, .heads = 2}, .length = 16};
   settings.evaluated = experiment::kLongest * settings.length;

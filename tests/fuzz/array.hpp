@@ -1,4 +1,4 @@
-// Arrays [batch, heads, tokens, head_dim] of some layout, and what fills them.
+// Arrays [batch, heads, tokens, head_dim] of any layout, and functions that fill them.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 
 namespace fuzz {
 
-/// NaN, all bits 1. Of nothing there is no memory, which memset() must not be given.
+/// Sets all bits to 1, which is NaN. An empty array has no memory, and memset() must not be called with null.
 template <class X>
 void set_ones(X* x, Index count) {
   if (count > 0) std::memset(static_cast<void*>(x), 0xff, std::size_t(count) * sizeof(X));
@@ -26,12 +26,12 @@ bool all_ones(const std::vector<X>& x) {
   return std::all_of(bytes, bytes + x.size() * sizeof(X), [](std::uint8_t byte) { return byte == 0xff; });
 }
 
-/// An array in memory of its own, which ends with the array's last number, so that the address sanitizer sees who reads
-/// or writes behind it. What the array has gaps for is NaN.
+/// An array that owns its memory. The memory ends with the last number of the array, so that the address sanitizer
+/// detects every access after it. Gaps of the array are NaN.
 template <class E>
 class Array {
  public:
-  /// The layout is chosen by a byte; only an array that is `read` may have entries that share memory.
+  /// A byte selects the layout. Only an array for reading (`read`) may have entries that share memory.
   Array(Input& in, bool read, Index batch, Index heads, Index tokens, Index head_dim) {
     const auto layout = in.byte();
     const bool tokens_first = layout & 1, backwards = layout & 8;
@@ -58,7 +58,7 @@ class Array {
   E* row(Index b, Index h, Index i) const {
     return view_.data + b * view_.batch_stride + h * view_.head_stride + i * view_.token_stride;
   }
-  /// The number at a place of the array without gaps.
+  /// The number at an index of the array without gaps.
   E& operator[](Index at) const {
     const Index d = at % view_.head_dim, row_of = at / view_.head_dim, i = row_of % view_.tokens,
                 head = row_of / view_.tokens;
@@ -85,11 +85,11 @@ class Array {
     return all;
   }
 
-  /// NaN everywhere, all bits 1.
+  /// Sets all numbers to NaN, all bits 1.
   void erase() { set_ones(memory_); }
-  /// Whether nothing has been written, inside the array or outside.
+  /// Whether nothing has been written, inside or outside the array.
   bool erased() const { return all_ones(memory_); }
-  /// Erases the array; whether nothing had been written outside.
+  /// Erases the array. Returns whether nothing was written outside it.
   bool erase_inside() {
     for_each_row([&](E* x, Index, Index, Index) { set_ones(x, view_.head_dim); });
     return erased();
@@ -111,8 +111,8 @@ bool same_bits(const std::vector<E>& a, const std::vector<E>& b) {
   return a.size() == b.size() && same_bits(a.data(), b.data(), Index(a.size()));
 }
 
-/// Numbers of one kind: normal, small and exact, any bits, or one that repeats; tiles of 64 tokens may be larger or
-/// smaller than others, and all may share a mean.
+/// Fills x with numbers of one kind: normal, small and exact, any bits, special, or one constant. Tiles of 64 tokens
+/// may have different scales, and all numbers may share a mean.
 template <class E>
 void fill(Input& in, const Array<E>& x) {
   enum class Kind { normal, exact, bits, specials, constant };
@@ -123,7 +123,7 @@ void fill(Input& in, const Array<E>& x) {
   double factor = in.one_of(factors);
   if (factor == 0) factor = std::exp2(in.small());
 
-  std::vector<E> pool;  // what repeats
+  std::vector<E> pool;  // numbers that repeat
   if (kind == Kind::bits || kind == Kind::specials || kind == Kind::constant) {
     const Index size = kind == Kind::constant ? 1 : in.integer(1, 60);
     for (Index i = 0; i < size; i++) pool.push_back(kind == Kind::bits ? in.bits<E>() : special<E>(in));
@@ -148,8 +148,8 @@ void fill(Input& in, const Array<E>& x) {
   });
 }
 
-/// Keys from some token on, or up to one, point where a query points, or in turn the other way: Cauchy and Schwarz at
-/// their worst.
+/// Sets the keys from some token on, or up to one, to multiples of a query, perhaps with alternating signs: the worst
+/// case of Cauchy-Schwarz.
 template <class E, class F>
 void align(Input& in, const Array<E>& k, const Array<F>& q) {
   if (!in.one_in(4) || k.size() == 0 || q.size() == 0) return;
@@ -164,9 +164,9 @@ void align(Input& in, const Array<E>& k, const Array<F>& q) {
   });
 }
 
-/// Single numbers that are special.
+/// Inserts single special numbers.
 template <class E>
-void spoil(Input& in, const Array<E>& x) {
+void insert_special(Input& in, const Array<E>& x) {
   if (x.size() == 0) return;
   for (int count = in.byte() % 8 - 4; count > 0; count--) {
     const Index at = in.integer(0, std::min<Index>(x.size() - 1, 65535));

@@ -1,4 +1,4 @@
-// attention_with_lse_into() against the definition; packed and padded batches against it, bit for bit.
+// attention_with_lse_into() against the definition, and varlen and padded batches against it, bit by bit.
 #include <alibi/tensor.hpp>
 #include <alibi/varlen.hpp>
 
@@ -23,7 +23,7 @@ struct Call {
   Array<E> q_array, k_array, v_array, output_array;
   std::vector<T> lse, slopes;
   alibi::Options options;
-  std::vector<alibi::PruningStats> report;
+  std::vector<alibi::PruningStats> stats;
   bool repeats_slopes, flawed = false;
   alibi::View<const E> q, k, v;
   alibi::View<E> output;
@@ -36,7 +36,7 @@ struct Call {
         v_array(in, true, s.batch, s.kv_heads, s.keys, s.value_dim),
         output_array(in, false, s.batch, s.heads(), s.queries, s.value_dim),
         lse(std::size_t(s.batch * s.heads() * s.queries)),
-        report(std::size_t(sequences * s.heads())),
+        stats(std::size_t(sequences * s.heads())),
         repeats_slopes(in.flag()),
         q(q_array.view()),
         k(k_array.view()),
@@ -44,21 +44,21 @@ struct Call {
         output(output_array.view()) {
     slopes = slopes_of<T>(in, repeats_slopes ? s.heads() : sequences * s.heads());
     options = options_of<E>(in, s.queries, s.keys);
-    if (!in.one_in(8)) options.pruning_stats = report;
+    if (!in.one_in(8)) options.pruning_stats = stats;
     fill(in, q_array), fill(in, k_array), fill(in, v_array);
     align(in, k_array, q_array);
-    spoil(in, q_array), spoil(in, k_array), spoil(in, v_array);
+    insert_special(in, q_array), insert_special(in, k_array), insert_special(in, v_array);
     erase();
   }
 
   void erase() {
     output_array.erase();
     set_ones(lse);
-    report.assign(report.size(), {-1, -1, -1});
+    stats.assign(stats.size(), {-1, -1, -1});
   }
   bool untouched() const {
     return output_array.erased() && all_ones(lse) &&
-           std::all_of(report.begin(), report.end(), [](const auto& of) { return of.tiles_total == -1; });
+           std::all_of(stats.begin(), stats.end(), [](const auto& of) { return of.tiles_total == -1; });
   }
   bool right() const {
     return !flawed && s.head_dim > 0 && s.value_dim > 0 && (sequences == 0 || all_finite(slopes)) &&
@@ -84,11 +84,11 @@ struct Call {
     context() = text.str() + more;
   }
 
-  /// Makes the call one that has to be refused, now and then.
+  /// Makes the call invalid for a few byte values.
   void flaw(Input& in) {
     const bool rows = s.batch * s.heads() * s.queries > 0;
     flawed = true;
-    switch (in.byte()) {  // hardly ever a case
+    switch (in.byte()) {  // most values change nothing
       case 1:
         k.batch++;
         return;
@@ -123,8 +123,8 @@ struct Call {
         lse.push_back(0);
         return erase();
       case 11:
-        report.push_back({});
-        options.pruning_stats = report;
+        stats.push_back({});
+        options.pruning_stats = stats;
         return erase();
       case 12:
         q.data = nullptr;
@@ -145,29 +145,28 @@ template <class E>
 struct Written {
   std::vector<E> output;
   std::vector<Sum<E>> lse;
-  std::vector<alibi::PruningStats> report;
+  std::vector<alibi::PruningStats> stats;
 
-  explicit Written(const Call<E>& call) : output(call.output_array.contents()), lse(call.lse), report(call.report) {}
+  explicit Written(const Call<E>& call) : output(call.output_array.contents()), lse(call.lse), stats(call.stats) {}
 };
 
 void expect_same(const alibi::PruningStats& is, const alibi::PruningStats& was, const char* what) {
-  promise(
-      is.tiles_computed == was.tiles_computed && is.tiles_total == was.tiles_total && is.mass_bound == was.mass_bound,
-      "reported ", is.tiles_computed, " of ", is.tiles_total, ", bound ", is.mass_bound, "; ", what, ' ',
-      was.tiles_computed, " of ", was.tiles_total, ", bound ", was.mass_bound);
+  check(is.tiles_computed == was.tiles_computed && is.tiles_total == was.tiles_total && is.mass_bound == was.mass_bound,
+        "pruning stats ", is.tiles_computed, " of ", is.tiles_total, ", bound ", is.mass_bound, "; ", what, ' ',
+        was.tiles_computed, " of ", was.tiles_total, ", bound ", was.mass_bound);
 }
 
-/// Runs `attend` as the call asks, and says whether it was accepted, which has to be right.
+/// Runs `attend`, checks that it is accepted exactly if the call is valid, and returns whether it was.
 template <class E, class Attend>
 bool run(Input& in, Call<E>& call, bool right, const Attend& attend) {
   alibi::Workspace workspace;
-  soil(in, workspace);
+  dirty(in, workspace);
   std::string message;
   call.options.workspace = &workspace;
   const bool done = accepted(attend, message);
   call.options.workspace = nullptr;
-  promise(done == right, done ? "accepted, and should be refused" : "refused: ", message);
-  if (!done) promise(call.untouched(), "written before: ", message);
+  check(done == right, done ? "accepted, and should be refused" : "refused: ", message);
+  if (!done) check(call.untouched(), "written before: ", message);
   return done;
 }
 
@@ -176,7 +175,7 @@ void attend_forward(Call<E>& call) {
   alibi::attention_with_lse_into(call.output, call.lse, call.q, call.k, call.v, call.slope_map(), call.options);
 }
 
-/// Where numbers are beyond the range: NaN where it is NaN without pruning, and nowhere else.
+/// Where numbers are beyond the range, checks that a result is NaN exactly where it is NaN without pruning.
 template <class E>
 void judge_beyond(Call<E>& call, const Written<E>& pruned, const std::vector<std::pair<Index, Index>>& heads_and_rows) {
   const Shape& s = call.s;
@@ -186,16 +185,16 @@ void judge_beyond(Call<E>& call, const Written<E>& pruned, const std::vector<std
   const std::vector<double> v = call.v_array.numbers();
   for (const auto& [h, row] : heads_and_rows) {
     const auto at = std::size_t(h * s.queries + row);
-    promise(is_nan(pruned.lse[at]) == is_nan(dense.lse[at]), "head ", h, ", row ", row, ": the lse is ", pruned.lse[at],
-            "; without pruning ", dense.lse[at]);
+    check(is_nan(pruned.lse[at]) == is_nan(dense.lse[at]), "head ", h, ", row ", row, ": the lse is ", pruned.lse[at],
+          "; without pruning ", dense.lse[at]);
     for (Index d = 0; d < s.value_dim; d++) {
       bool finite = true;
       for (Index j = 0; j < s.keys; j++)
         finite = finite && std::isfinite(v[std::size_t((h / s.group * s.keys + j) * s.value_dim + d)]);
       const E is = pruned.output[at * std::size_t(s.value_dim) + std::size_t(d)],
               was = dense.output[at * std::size_t(s.value_dim) + std::size_t(d)];
-      promise(!finite || is_nan(is) == is_nan(was), "head ", h, ", row ", row, ": output[", d, "] is ", double(is),
-              "; without pruning ", double(was));
+      check(!finite || is_nan(is) == is_nan(was), "head ", h, ", row ", row, ": output[", d, "] is ", double(is),
+            "; without pruning ", double(was));
     }
   }
 }
@@ -204,7 +203,7 @@ template <class E>
 void judge(Call<E>& call, const Written<E>& written) {
   const Shape& s = call.s;
   const double share = share_of<Sum<E>>(call.options.tolerance);
-  if (!call.options.pruning_stats.empty()) judge_reports(written.report, share);
+  if (!call.options.pruning_stats.empty()) check_stats(written.stats, share);
   const std::vector<double> q = call.q_array.numbers(), k = call.k_array.numbers(), v = call.v_array.numbers(),
                             lse(written.lse.begin(), written.lse.end());
   std::vector<double> output(written.output.size());
@@ -222,9 +221,9 @@ void judge(Call<E>& call, const Written<E>& written) {
                     double(call.slope_map()(h / s.heads(), h % s.heads())),
                     call.options.scale.value_or(1 / std::sqrt(double(s.head_dim))),
                     call.options.mask};
-    const double lost = call.options.pruning_stats.empty() ? share : written.report[std::size_t(h)].mass_bound;
-    const Answer answer{output.data() + h * s.queries * s.value_dim, lse.data() + h * s.queries, lost, share < 0x1p-100,
-                        alibi::kernel::kBlock<Sum<E>>};
+    const double pruned_mass = call.options.pruning_stats.empty() ? share : written.stats[std::size_t(h)].mass_bound;
+    const Answer answer{output.data() + h * s.queries * s.value_dim, lse.data() + h * s.queries, pruned_mass,
+                        share < 0x1p-100, alibi::kernel::kBlock<Sum<E>>};
     for (const Index row : Judge(head, call.precision(), answer).run()) beyond.emplace_back(h, row);
   }
   if (!beyond.empty() && share > 0) judge_beyond(call, written, beyond);
@@ -239,21 +238,21 @@ void run_forward(Input& in) {
   const auto attend = [&] { attend_forward(call); };
   if (!run(in, call, call.right(), attend)) return;
   const Written<E> written(call);
-  promise(call.output_array.erase_inside(), "written outside of the output");
+  check(call.output_array.erase_inside(), "written outside the output");
   if (in.one_in(4)) {
     call.erase();
     call.options.executor = executor_of(1 + in.byte() % 7);
     run(in, call, true, attend);
     const Written<E> again(call);
-    promise(same_bits(again.output, written.output), "other bits in the output with another executor");
-    promise(same_bits(again.lse, written.lse), "other bits in the lse with another executor");
-    for (std::size_t i = 0; i < again.report.size(); i++)
-      expect_same(again.report[i], written.report[i], "with another executor");
+    check(same_bits(again.output, written.output), "other bits in the output with another executor");
+    check(same_bits(again.lse, written.lse), "other bits in the lse with another executor");
+    for (std::size_t i = 0; i < again.stats.size(); i++)
+      expect_same(again.stats[i], written.stats[i], "with another executor");
   }
   judge(call, written);
 }
 
-// Packed and padded batches
+// Varlen and padded batches
 
 /// One sequence of a batch.
 struct Part {
@@ -269,7 +268,7 @@ alibi::View<X> part_of(alibi::View<X> x, Index b, const KeyRange& tokens) {
   return x;
 }
 
-/// That the call's output, and the lse at lse_of(b, h, i), are those of a call for this sequence alone.
+/// Checks that the output of the call, and the lse at lse_of(b, h, i), equal those of a call for this sequence alone.
 template <class E, class LseOf>
 void expect_separate(const Call<E>& call, Index sequence, const Part& part, const LseOf& lse_of,
                      std::optional<Index> query_offset = std::nullopt) {
@@ -277,10 +276,10 @@ void expect_separate(const Call<E>& call, Index sequence, const Part& part, cons
   const Index heads = call.s.heads(), queries = part.queries.end - part.queries.begin, dim = call.s.value_dim;
   std::vector<E> output(std::size_t(heads * queries * dim));
   std::vector<T> lse(std::size_t(heads * queries));
-  std::vector<alibi::PruningStats> report(static_cast<std::size_t>(heads));
+  std::vector<alibi::PruningStats> stats(static_cast<std::size_t>(heads));
   alibi::Options options = call.options;
   options.queries = options.keys = {};
-  if (!options.pruning_stats.empty()) options.pruning_stats = report;
+  if (!options.pruning_stats.empty()) options.pruning_stats = stats;
   if (query_offset) options.mask.query_offset = query_offset;
   alibi::attention_with_lse_into(
       alibi::view(output.data(), {1, heads, queries, dim}, {heads * queries * dim, queries * dim, dim, 1}), lse,
@@ -290,18 +289,18 @@ void expect_separate(const Call<E>& call, Index sequence, const Part& part, cons
     for (Index i = 0; i < queries; i++) {
       const Index token = part.queries.begin + i;
       const E *is = call.output_array.row(part.batch, h, token), *alone = output.data() + (h * queries + i) * dim;
-      promise(same_bits(is, alone, dim), "sequence ", sequence, ", head ", h, ", query ", i,
-              ": other bits in the output than alone");
+      check(same_bits(is, alone, dim), "sequence ", sequence, ", head ", h, ", query ", i,
+            ": other bits in the output than alone");
       const T of_batch = lse_of(part.batch, h, token), of_one = lse[std::size_t(h * queries + i)];
-      promise(same_bits(&of_batch, &of_one, 1), "sequence ", sequence, ", head ", h, ", query ", i, ": the lse is ",
-              of_batch, ", alone ", of_one);
+      check(same_bits(&of_batch, &of_one, 1), "sequence ", sequence, ", head ", h, ", query ", i, ": the lse is ",
+            of_batch, ", alone ", of_one);
     }
     if (!options.pruning_stats.empty())
-      expect_same(call.report[std::size_t(sequence * heads + h)], report[std::size_t(h)], "alone");
+      expect_same(call.stats[std::size_t(sequence * heads + h)], stats[std::size_t(h)], "alone");
   }
 }
 
-/// As a tensor; `packed` ones have their tokens first, and no batch.
+/// Copies the array to a tensor: for rank 3 [tokens, heads, head_dim], for rank 4 [batch, heads, tokens, head_dim].
 template <class E, int rank>
 Eigen::Tensor<E, rank, Eigen::RowMajor> tensor_of(const Array<E>& x) {
   const alibi::View<E> of = x.view();
@@ -318,90 +317,91 @@ Eigen::Tensor<E, rank, Eigen::RowMajor> tensor_of(const Array<E>& x) {
   return y;
 }
 
-/// That a tensor holds the bits of the output.
+/// Checks that a tensor holds the bits of the output.
 template <class E, class Tensor>
 void expect_tensor(const Call<E>& call, const Tensor& is) {
   const auto was = tensor_of<E, Tensor::NumDimensions>(call.output_array);
-  promise(is.size() == was.size() && same_bits(is.data(), was.data(), Index(is.size())),
-          "other bits in a new tensor than in the caller's memory");
+  check(is.size() == was.size() && same_bits(is.data(), was.data(), Index(is.size())),
+        "other bits in a new tensor than in the caller's memory");
 }
 
-/// Offsets of sequences, which hardly ever are not as they should be.
-std::vector<Index> starts_of(Input& in, Index sequences, Index tokens) {
-  std::vector<Index> starts = {0, tokens};
-  for (Index i = 1; i < sequences; i++) starts.push_back(in.integer(0, tokens));
-  std::sort(starts.begin(), starts.end());
+/// Cumulative lengths of sequences. A few byte values make them invalid.
+std::vector<Index> cu_seqlens_of(Input& in, Index sequences, Index tokens) {
+  std::vector<Index> cu_seqlens = {0, tokens};
+  for (Index i = 1; i < sequences; i++) cu_seqlens.push_back(in.integer(0, tokens));
+  std::sort(cu_seqlens.begin(), cu_seqlens.end());
   switch (in.byte() % 64) {
     case 1:
-      starts[in.byte() % starts.size()] += in.small();
+      cu_seqlens[in.byte() % cu_seqlens.size()] += in.small();
       break;
     case 2:
-      starts[in.byte() % starts.size()] = in.bits<Index>();
+      cu_seqlens[in.byte() % cu_seqlens.size()] = in.bits<Index>();
       break;
     case 3:
-      std::swap(starts[in.byte() % starts.size()], starts[in.byte() % starts.size()]);
+      std::swap(cu_seqlens[in.byte() % cu_seqlens.size()], cu_seqlens[in.byte() % cu_seqlens.size()]);
       break;
     case 4:
-      starts.pop_back();
+      cu_seqlens.pop_back();
       break;
     case 5:
-      starts.clear();
+      cu_seqlens.clear();
       break;
     case 6:
-      if (tokens == 0) starts.pop_back();
+      if (tokens == 0) cu_seqlens.pop_back();
       break;
     default:;
   }
-  return starts;
+  return cu_seqlens;
 }
-bool are_right(const std::vector<Index>& starts, Index tokens) {
-  return !starts.empty() && starts.front() == 0 && starts.back() == tokens &&
-         std::is_sorted(starts.begin(), starts.end());
+bool are_right(const std::vector<Index>& cu_seqlens, Index tokens) {
+  return !cu_seqlens.empty() && cu_seqlens.front() == 0 && cu_seqlens.back() == tokens &&
+         std::is_sorted(cu_seqlens.begin(), cu_seqlens.end());
 }
 
 template <class E>
-void run_packed(Input& in) {
+void run_varlen(Input& in) {
   Shape s = shape_of(in);
   s.batch = 1;
   const bool one_for_both = in.flag();
   if (one_for_both) s.keys = std::min(s.queries, s.keys), s.queries = s.keys;
-  const std::vector<Index> queries = starts_of(in, 1 + in.byte() % 6, s.queries),
-                           keys = one_for_both ? queries
-                                               : starts_of(in, std::max<Index>(Index(queries.size()) - 1, 1), s.keys);
+  const std::vector<Index> queries = cu_seqlens_of(in, 1 + in.byte() % 6, s.queries),
+                           keys = one_for_both
+                                      ? queries
+                                      : cu_seqlens_of(in, std::max<Index>(Index(queries.size()) - 1, 1), s.keys);
   const Index sequences = std::max<Index>(Index(queries.size()) - 1, 0);
   Call<E> call(in, s, sequences);
   call.flaw(in);
   std::ostringstream text;
-  for (const auto* starts : {&queries, &keys}) {
-    text << (starts == &queries ? ", starts of queries" : ", of keys");
-    for (const Index start : *starts) text << ' ' << start;
+  for (const auto* list : {&queries, &keys}) {
+    text << (list == &queries ? ", cu_seqlens_q" : ", cu_seqlens_k");
+    for (const Index start : *list) text << ' ' << start;
   }
   call.describe("attention_varlen", text.str());
 
   call.flawed = call.flawed && call.lse.size() == std::size_t(s.heads() * s.queries);  // lse is not passed
 
-  alibi::CuSeqlens starts{queries};
-  if (!one_for_both) starts.cu_seqlens_k = keys;
-  // Without starts for the keys those of the queries count, for an empty list too.
+  alibi::CuSeqlens cu_seqlens{queries};
+  if (!one_for_both) cu_seqlens.cu_seqlens_k = keys;
+  // Without cu_seqlens_k, those of the queries are used, also for an empty list.
   const std::vector<Index>& of_keys = keys.empty() ? queries : keys;
   const bool right =
       call.right() && are_right(queries, s.queries) && are_right(of_keys, s.keys) && of_keys.size() == queries.size();
   if (!run(in, call, right, [&] {
-        alibi::attention_varlen_into(call.output, call.q, call.k, call.v, call.slope_map(), starts, call.options);
+        alibi::attention_varlen_into(call.output, call.q, call.k, call.v, call.slope_map(), cu_seqlens, call.options);
       }))
     return;
   const Written<E> written(call);
   const auto [output, lse] =
       alibi::attention_varlen_with_lse(tensor_of<E, 3>(call.q_array), tensor_of<E, 3>(call.k_array),
-                                       tensor_of<E, 3>(call.v_array), call.slope_map(), starts, call.options);
+                                       tensor_of<E, 3>(call.v_array), call.slope_map(), cu_seqlens, call.options);
   expect_tensor(call, output);
-  for (std::size_t i = 0; i < call.report.size(); i++) expect_same(call.report[i], written.report[i], "in memory");
+  for (std::size_t i = 0; i < call.stats.size(); i++) expect_same(call.stats[i], written.stats[i], "in memory");
   for (Index i = 0; i < sequences; i++) {
     const auto at = std::size_t(i);
     expect_separate(call, i, {0, {queries[at], queries[at + 1]}, {of_keys[at], of_keys[at + 1]}},
                     [&lse = lse](Index, Index h, Index token) { return lse(h, token); });
   }
-  promise(call.output_array.erase_inside(), "written outside of the output");
+  check(call.output_array.erase_inside(), "written outside the output");
 }
 
 std::vector<KeyRange> ranges_of(Input& in, Index batch, Index tokens) {
@@ -433,10 +433,10 @@ bool are_right(const std::vector<KeyRange>& ranges, Index batch, Index tokens) {
          });
 }
 
-/// NaN for what must not be read.
+/// Sets the padding, which must not be read, to NaN.
 template <class E>
 void erase_padding(const Array<E>& x, const std::vector<KeyRange>& ranges) {
-  if (x.view().batch > 1 && x.view().batch_stride == 0) return;  // the padding of one is another's tokens
+  if (x.view().batch > 1 && x.view().batch_stride == 0) return;  // the padding of one entry is another's tokens
   x.for_each_row([&](E* row, Index b, Index, Index i) {
     const KeyRange& real = ranges[std::size_t(b)];
     if (i < real.begin || real.end <= i) std::fill_n(row, x.view().head_dim, std::numeric_limits<E>::quiet_NaN());
@@ -446,23 +446,23 @@ void erase_padding(const Array<E>& x, const std::vector<KeyRange>& ranges) {
 template <class E>
 void run_padded(Input& in) {
   const Shape s = shape_of(in);
-  const bool tells = in.flag();
+  const bool pass_queries = in.flag();
   const std::vector<KeyRange> keys = ranges_of(in, s.batch, s.keys);
   std::vector<KeyRange> queries(std::size_t(s.batch), {0, s.queries});
-  if (tells) queries = ranges_of(in, s.batch, s.queries);
+  if (pass_queries) queries = ranges_of(in, s.batch, s.queries);
   Call<E> call(in, s, s.batch);
   call.flaw(in);
   std::ostringstream text;
   text << ", keys";
   for (const KeyRange& x : keys) text << " [" << x.begin << ", " << x.end << ')';
-  text << (tells ? ", queries" : ", queries not told");
+  text << (pass_queries ? ", queries" : ", queries not passed");
   for (const KeyRange& x : queries) text << " [" << x.begin << ", " << x.end << ')';
   call.describe("attention of a padded batch", text.str());
 
   call.flawed = call.flawed && call.lse.size() == std::size_t(s.batch * s.heads() * s.queries);  // lse is not passed
 
   call.options.keys = keys;
-  if (tells) call.options.queries = queries;
+  if (pass_queries) call.options.queries = queries;
   const bool ranges = are_right(keys, s.batch, s.keys) && are_right(queries, s.batch, s.queries);
   const bool right = call.right() && ranges;
   if (ranges) {
@@ -476,12 +476,12 @@ void run_padded(Input& in) {
   const auto [output, lse] = alibi::attention_with_lse(tensor_of<E, 4>(call.q_array), tensor_of<E, 4>(call.k_array),
                                                        tensor_of<E, 4>(call.v_array), call.slope_map(), call.options);
   expect_tensor(call, output);
-  for (std::size_t i = 0; i < call.report.size(); i++) expect_same(call.report[i], written.report[i], "in memory");
+  for (std::size_t i = 0; i < call.stats.size(); i++) expect_same(call.stats[i], written.stats[i], "in memory");
   for (Index b = 0; b < s.batch; b++) {
     const KeyRange real = queries[std::size_t(b)];
-    // With ranges of keys alone the queries keep their positions in the arrays.
+    // With ranges of keys alone, the queries keep their positions in the arrays.
     std::optional<Index> query_offset;
-    if (!tells) {
+    if (!pass_queries) {
       constexpr Index kFar = Index(1) << 61;
       const Index in_arrays = call.options.mask.query_offset.value_or(s.keys - s.queries);
       query_offset = std::clamp(in_arrays - keys[std::size_t(b)].begin, -kFar, kFar);
@@ -492,19 +492,19 @@ void run_padded(Input& in) {
     for (Index h = 0; h < s.heads(); h++)
       for (Index i = 0; i < s.queries; i++) {
         if (real.begin <= i && i < real.end) continue;
-        promise(lse(b, h, i) == -std::numeric_limits<Sum<E>>::infinity(), "the lse of padding is ", lse(b, h, i));
+        check(lse(b, h, i) == -std::numeric_limits<Sum<E>>::infinity(), "the lse of padding is ", lse(b, h, i));
         for (Index d = 0; d < s.value_dim; d++)
-          promise(double(output(b, h, i, d)) == 0, "output[", d, "] of padding is ", double(output(b, h, i, d)));
+          check(double(output(b, h, i, d)) == 0, "output[", d, "] of padding is ", double(output(b, h, i, d)));
       }
   }
-  promise(call.output_array.erase_inside(), "written outside of the output");
+  check(call.output_array.erase_inside(), "written outside the output");
 }
 
 template <class E>
 void run_form(Input& in) {
   switch (in.byte() % 4) {
     case 2:
-      return run_packed<E>(in);
+      return run_varlen<E>(in);
     case 3:
       return run_padded<E>(in);
     default:

@@ -1,5 +1,5 @@
-// A KvCache through any history: appended to, truncated, cloned and asked, against the definition over all keys that
-// were ever appended, the evicted ones too.
+// A KvCache through any history of appends, truncations, clones and queries, against the definition over all keys that
+// were ever appended, including the evicted ones.
 #include <alibi/cached_attention.hpp>
 #include <alibi/kernel/decode/task.hpp>
 #include <alibi/kv_cache.hpp>
@@ -12,14 +12,14 @@ namespace {
 
 using alibi::KvCacheConfig;
 
-/// Whether a call has to be accepted, or refused; or either, where roundings decide.
+/// Whether a call must be accepted or refused; `either` where rounding decides.
 enum class Verdict { right, wrong, either };
 Verdict operator&(Verdict a, Verdict b) {
   if (a == Verdict::wrong || b == Verdict::wrong) return Verdict::wrong;
   return a == Verdict::either ? a : b;
 }
 Verdict verdict(bool right) { return right ? Verdict::right : Verdict::wrong; }
-/// x <= most, where x may be off by 2^-11 of it.
+/// x <= most, where x may be wrong by 2^-11 of it.
 Verdict at_most(double x, double most) {
   if (x <= most) return Verdict::right;
   return x <= most + std::abs(most) * 0x1p-11 ? Verdict::either : Verdict::wrong;
@@ -44,7 +44,7 @@ KvCacheConfig config_of(Input& in, Index& group) {
     config.eviction = eviction;
   }
   if (!(kind & 3) || kind & 4) config.capacity = in.integer(1, 500);
-  switch (in.byte()) {  // what is wrong, hardly ever
+  switch (in.byte()) {  // a few values make the configuration invalid
     case 1:
       config.batch = in.small();
       break;
@@ -133,7 +133,7 @@ class History {
  private:
   struct Sequence {
     Index length = 0;
-    Index kept = 0;  // the longest length that truncate() may refuse to go below
+    Index kept = 0;  // the largest length that truncate() may refuse to go below
   };
   struct Numbers {
     std::vector<double> k, v;  // of all tokens, as stored
@@ -141,8 +141,8 @@ class History {
   Numbers& numbers(Index b, Index kv) { return heads_[std::size_t(b * config_.kv_heads + kv)]; }
   Sequence& sequence(Index b) { return sequences_[std::size_t(b)]; }
 
-  /// All that can be seen of the cache without its keys: an error may change nothing of it.
-  std::vector<double> looks() const {
+  /// Everything observable about the cache except its keys. An error must not change it.
+  std::vector<double> observable_state() const {
     std::vector<double> all = {double(cache_.bytes())};
     for (Index b = 0; b < config_.batch; b++) {
       all.insert(all.end(), {double(cache_.length(b)), double(cache_.min_length(b))});
@@ -152,7 +152,7 @@ class History {
     }
     return all;
   }
-  /// What a query that every cache allows is answered, dense.
+  /// The result for a query that every cache accepts, without pruning.
   std::vector<T> answer() const {
     const Index heads = config_.eviction ? Index(config_.eviction->slopes.size()) : config_.kv_heads * group_,
                 rows = config_.batch * heads;
@@ -175,18 +175,18 @@ class History {
     return lse;
   }
 
-  /// Runs a change, and holds an error to the promise that it changed nothing; whether there was none.
+  /// Runs a change, checks that an error changes nothing, and returns whether there was no error.
   template <class Change>
   bool changed(Verdict expected, const Change& change) {
-    const std::vector<double> before = looks();
+    const std::vector<double> before = observable_state();
     const std::vector<T> answer_before = expected == Verdict::right ? std::vector<T>() : answer();
     std::string message;
     const bool done = accepted(change, message);
-    promise(expected == Verdict::either || done == (expected == Verdict::right),
-            done ? "accepted, and should be refused" : "refused: ", message);
+    check(expected == Verdict::either || done == (expected == Verdict::right),
+          done ? "accepted, and should be refused" : "refused: ", message);
     if (!done) {
-      promise(same_bits(looks(), before), "looks different after: ", message);
-      promise(expected == Verdict::right || same_bits(answer(), answer_before), "answers differently after: ", message);
+      check(same_bits(observable_state(), before), "the state differs after: ", message);
+      check(expected == Verdict::right || same_bits(answer(), answer_before), "answers differently after: ", message);
     }
     return done;
   }
@@ -201,7 +201,7 @@ class History {
     const Array<X> k(in, true, config_.batch, config_.kv_heads, tokens, config_.head_dim),
         v(in, true, config_.batch, config_.kv_heads, tokens, config_.value_dim);
     fill(in, k), fill(in, v);
-    spoil(in, k), spoil(in, v);
+    insert_special(in, k), insert_special(in, v);
     alibi::View<const X> k_view = k.view(), v_view = v.view();
     std::vector<Index> counts(sequences_.size(), tokens);
     const bool counted = in.one_in(4);
@@ -213,7 +213,7 @@ class History {
       right = right && 0 <= count && count <= tokens;
       right = right && (config_.capacity == 0 || count <= config_.capacity - sequence(b).length);
     }
-    switch (in.byte()) {  // what is wrong, hardly ever
+    switch (in.byte()) {  // a few values make the call invalid
       case 1:
         k_view.batch++, v_view.batch++, right = false;
         break;
@@ -281,36 +281,36 @@ class History {
     }
   }
 
-  /// A clone knows the same and is another; what was moved is what it was.
+  /// A clone has the same contents and is independent. A move preserves the contents.
   void copy(Input& in) {
     log("clone");
     const std::vector<T> before = answer();
     Cache other = cache_.clone();
     if (in.flag()) other.truncate(0);
-    promise(same_bits(answer(), before), "answers differently after a change of its clone");
+    check(same_bits(answer(), before), "answers differently after a change of its clone");
     if (in.flag()) cache_ = cache_.clone();
     Cache moved = std::move(cache_);
     cache_ = std::move(moved);
-    promise(same_bits(answer(), before), "a clone answers differently");
+    check(same_bits(answer(), before), "a clone answers differently");
   }
 
   void expect_lengths() {
     for (Index b = 0; b < config_.batch; b++) {
       const Sequence& of = sequence(b);
-      const Index shortest = cache_.min_length(b);
-      promise(cache_.length(b) == of.length, "length ", cache_.length(b), "; expected ", of.length);
-      promise(0 <= shortest && shortest <= std::max<Index>(of.kept, 0), "shortest ", shortest, "; expected at most ",
-              of.kept);
+      const Index min_length = cache_.min_length(b);
+      check(cache_.length(b) == of.length, "length ", cache_.length(b), "; expected ", of.length);
+      check(0 <= min_length && min_length <= std::max<Index>(of.kept, 0), "min_length ", min_length,
+            "; expected at most ", of.kept);
       for (Index h = 0; h < config_.kv_heads; h++) {
         const Index first = cache_.first_key(b, h);
         const double evicted = cache_.evicted_tolerance(b, h);
-        promise(first % 64 == 0 && 0 <= first && first <= of.length, "first key ", first, " of ", of.length);
-        promise(first == 0 || config_.window || evicted > 0, "first key ", first, ", and nothing lets keys leave");
-        promise(evicted == 0 || (first > 0 && evicted == *config_.eviction->tolerance), "evicted ", evicted);
-        // What the query next to min_length() sees, by a window alone, is held.
+        check(first % 64 == 0 && 0 <= first && first <= of.length, "first key ", first, " of ", of.length);
+        check(first == 0 || config_.window || evicted > 0, "first key ", first, ", although no key may leave");
+        check(evicted == 0 || (first > 0 && evicted == *config_.eviction->tolerance), "evicted_tolerance ", evicted);
+        // Everything that the query at min_length() - 1 sees is held, if only a window removes keys.
         if (first > 0 && evicted == 0)
-          promise(first <= std::max<Index>(shortest - *config_.window, 0), "first key ", first, ", shortest ", shortest,
-                  ", window ", *config_.window);
+          check(first <= std::max<Index>(min_length - *config_.window, 0), "first key ", first, ", min_length ",
+                min_length, ", window ", *config_.window);
       }
     }
   }
@@ -321,7 +321,7 @@ class History {
   Verdict verdict_of(const Array<E>& q, const std::vector<T>& slopes, Index heads, const alibi::Options& options);
   template <class E>
   void judge(const Array<E>& q, const std::vector<E>& output, const std::vector<T>& lse,
-             const std::vector<alibi::PruningStats>& report, const std::vector<T>& slopes,
+             const std::vector<alibi::PruningStats>& stats, const std::vector<T>& slopes,
              const alibi::Options& options);
 
   template <class... Parts>
@@ -339,7 +339,7 @@ class History {
   double work_ = 0;
 };
 
-/// Queries are as short as the eviction was promised, but for some.
+/// Makes queries as short as the eviction requires, except for some.
 template <class E>
 void shorten(Input& in, const Array<E>& q, double most) {
   if (in.one_in(16)) return;
@@ -365,7 +365,7 @@ Verdict History<S>::verdict_of(const Array<E>& q, const std::vector<T>& slopes, 
   for (Index b = 0; b < config_.batch; b++) {
     const Index first = options.mask.query_offset.value_or(sequence(b).length - queries);
     if (queries > 0 && cache_.min_length(b) > 0) all = all & verdict(first >= cache_.min_length(b) - 1);
-    for (Index h = 0; h < heads && config_.eviction; h++) {  // what it was promised counts from the first call on
+    for (Index h = 0; h < heads && config_.eviction; h++) {  // the limits of the eviction apply from the first call on
       const alibi::Eviction& eviction = *config_.eviction;
       if (Index(eviction.slopes.size()) != heads) return Verdict::wrong;
       all = all & at_most(eviction.slopes[std::size_t(h)], double(slopes[std::size_t(b * heads + h)]));
@@ -374,7 +374,7 @@ Verdict History<S>::verdict_of(const Array<E>& q, const std::vector<T>& slopes, 
       for (Index i = 0; i < queries; i++) {
         double square = 0;
         for (Index d = 0; d < config_.head_dim; d++) square += std::pow(double(q.row(b, h, i)[d]), 2);
-        // NaN is no norm that could be too large; its row is NaN.
+        // A NaN norm is not too large. Its row is NaN.
         if (!std::isnan(square)) all = all & at_most(std::sqrt(square), eviction.query_norm);
       }
     }
@@ -391,7 +391,7 @@ void History<S>::attend(Input& in) {
   const Array<E> q(in, true, config_.batch, heads, queries, config_.head_dim);
   Array<E> output(in, false, config_.batch, heads, queries, config_.value_dim);
   fill(in, q);
-  spoil(in, q);
+  insert_special(in, q);
   std::vector<T> slopes = slopes_of<T>(in, config_.batch * heads), lse(std::size_t(config_.batch * heads * queries));
   Index longest = 0;
   for (const Sequence& of : sequences_) longest = std::max(longest, of.length);
@@ -403,8 +403,8 @@ void History<S>::attend(Input& in) {
       slopes[i] = std::max(slopes[i], T(config_.eviction->slopes[i % config_.eviction->slopes.size()]));
   }
   if (options.mask.query_offset && !in.one_in(4)) options.mask.query_offset.reset();
-  std::vector<alibi::PruningStats> report(static_cast<std::size_t>(config_.batch * heads), {-1, -1, -1});
-  if (!in.one_in(8)) options.pruning_stats = report;
+  std::vector<alibi::PruningStats> stats(static_cast<std::size_t>(config_.batch * heads), {-1, -1, -1});
+  if (!in.one_in(8)) options.pruning_stats = stats;
   {
     std::ostringstream text;
     text << "attend with " << queries << " queries of " << name_of<E>() << ", heads " << heads;
@@ -424,38 +424,38 @@ void History<S>::attend(Input& in) {
   };
   const Verdict expected = verdict_of(q, slopes, heads, options);
   alibi::Workspace workspace;
-  soil(in, workspace);
+  dirty(in, workspace);
   std::string message;
   const bool done = accepted([&] { call(workspace); }, message);
-  promise(expected == Verdict::either || done == (expected == Verdict::right),
-          done ? "accepted, and should be refused" : "refused: ", message);
+  check(expected == Verdict::either || done == (expected == Verdict::right),
+        done ? "accepted, and should be refused" : "refused: ", message);
   if (!done) {
-    promise(output.erased() && all_ones(lse) &&
-                std::all_of(report.begin(), report.end(), [](const auto& of) { return of.tiles_total == -1; }),
-            "written before: ", message);
+    check(output.erased() && all_ones(lse) &&
+              std::all_of(stats.begin(), stats.end(), [](const auto& of) { return of.tiles_total == -1; }),
+          "written before: ", message);
     return;
   }
   const std::vector<E> written = output.contents();
   const std::vector<T> written_lse = lse;
-  const std::vector<alibi::PruningStats> written_report = report;
-  promise(output.erase_inside(), "written outside of the output");
+  const std::vector<alibi::PruningStats> written_stats = stats;
+  check(output.erase_inside(), "written outside the output");
   if (in.one_in(4)) {
     options.executor = executor_of(1 + in.byte() % 7);
     call(workspace);
-    promise(same_bits(output.contents(), written) && same_bits(lse, written_lse), "other bits with another executor");
-    for (std::size_t i = 0; i < report.size(); i++)
-      promise(report[i].mass_bound == written_report[i].mass_bound &&
-                  report[i].tiles_computed == written_report[i].tiles_computed,
-              "another report with another executor");
+    check(same_bits(output.contents(), written) && same_bits(lse, written_lse), "other bits with another executor");
+    for (std::size_t i = 0; i < stats.size(); i++)
+      check(stats[i].mass_bound == written_stats[i].mass_bound &&
+                stats[i].tiles_computed == written_stats[i].tiles_computed,
+            "other pruning stats with another executor");
   }
-  judge(q, written, written_lse, options.pruning_stats.empty() ? std::vector<alibi::PruningStats>() : written_report,
+  judge(q, written, written_lse, options.pruning_stats.empty() ? std::vector<alibi::PruningStats>() : written_stats,
         slopes, options);
 }
 
 template <class S>
 template <class E>
 void History<S>::judge(const Array<E>& q, const std::vector<E>& output, const std::vector<T>& lse,
-                       const std::vector<alibi::PruningStats>& report, const std::vector<T>& slopes,
+                       const std::vector<alibi::PruningStats>& stats, const std::vector<T>& slopes,
                        const alibi::Options& options) {
   const Index queries = q.view().tokens, heads = q.view().heads;
   const bool decodes = queries <= alibi::kernel::kMaxQueries;
@@ -467,10 +467,10 @@ void History<S>::judge(const Array<E>& q, const std::vector<E>& output, const st
     for (Index h = 0; h < heads; h++) {
       const Index at = b * heads + h, kv = h / (heads / config_.kv_heads);
       const double evicted = cache_.evicted_tolerance(b, kv), share = std::max(share_of<T>(options.tolerance), evicted);
-      if (!report.empty()) {
-        judge_reports({&report[std::size_t(at)], 1}, share);
-        promise(report[std::size_t(at)].mass_bound >= evicted || queries == 0, "bound ",
-                report[std::size_t(at)].mass_bound, ", and evicted were ", evicted);
+      if (!stats.empty()) {
+        check_stats({&stats[std::size_t(at)], 1}, share);
+        check(stats[std::size_t(at)].mass_bound >= evicted || queries == 0, "bound ", stats[std::size_t(at)].mass_bound,
+              ", below evicted_tolerance ", evicted);
       }
       const Numbers& of = numbers(b, kv);
       Head head{all_q.data() + at * queries * config_.head_dim,
@@ -484,10 +484,10 @@ void History<S>::judge(const Array<E>& q, const std::vector<E>& output, const st
                 options.scale.value_or(1 / std::sqrt(double(config_.head_dim))),
                 options.mask};
       if (config_.window && !head.mask.window) head.mask.window = config_.window;
-      const double lost = report.empty() ? share : report[std::size_t(at)].mass_bound;
+      const double pruned_mass = stats.empty() ? share : stats[std::size_t(at)].mass_bound;
       const Answer answer{all_output.data() + at * queries * config_.value_dim,
                           all_lse.data() + at * queries,
-                          lost,
+                          pruned_mass,
                           share < 0x1p-100,
                           decodes ? 1 : alibi::kernel::kBlock<T>,
                           decodes};
@@ -516,7 +516,7 @@ void run_history(Input& in) {
   std::optional<alibi::KvCache<S>> cache;
   std::string message;
   const bool done = accepted([&] { cache.emplace(config); }, message);
-  promise(done == is_right(config), done ? "accepted, and should be refused" : "refused: ", message);
+  check(done == is_right(config), done ? "accepted, and should be refused" : "refused: ", message);
   if (done && config.batch <= 2 && config.kv_heads <= 2) History<S>(std::move(*cache), group).run(in);
 }
 

@@ -1,4 +1,4 @@
-// What a call is made of: its shape and its options, and whether the documentation has it refused.
+// The parts of a call: its shape and its options, and whether the library must accept them.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,7 @@ struct Shape {
   }
 };
 
-/// So large that several tiles can be left out, and so small that hundreds are judged in a second.
+/// A shape large enough for several prunable tiles, and small enough to check hundreds of calls a second.
 inline Shape shape_of(Input& in) {
   constexpr double kMaxWork = 6e5;
   constexpr std::array<Index, 8> batches = {1, 1, 1, 1, 2, 3, 2, 0}, heads = {1, 1, 1, 2, 2, 3, 1, 2};
@@ -123,7 +123,7 @@ inline std::optional<double> tolerance_of(Input& in) {
   }
 }
 
-/// The share that may be left out; none of it below 2^-100, as options.hpp has it for 0.
+/// The share of the softmax mass that may be pruned. A share below 2^-100 prunes nothing, as a tolerance of 0 does.
 template <class T>
 double share_of(const std::optional<double>& tolerance) {
   return tolerance.value_or(double(std::numeric_limits<T>::epsilon()) / 2);
@@ -159,14 +159,14 @@ std::vector<T> slopes_of(Input& in, Index count) {
   return slopes;
 }
 
-/// Backwards, to be as unlike the calling thread as can be.
+/// Runs tasks in descending order, to differ as much as possible from the calling thread.
 inline alibi::Executor executor_of(int slots) {
   return alibi::Executor(slots, [](Index count, alibi::Task task) {
     for (Index i = count; i-- > 0;) task(i);
   });
 }
 
-/// The options of a call but for its report.
+/// The options of a call, except for its pruning statistics.
 template <class E>
 alibi::Options options_of(Input& in, Index queries, Index keys) {
   alibi::Options options{.mask = mask_of(in, queries, keys), .scale = scale_of(in), .tolerance = tolerance_of(in)};
@@ -207,8 +207,8 @@ inline void describe(std::ostream& text, const alibi::Options& options) {
   text << ", max_concurrency " << options.executor.max_concurrency();
 }
 
-/// Scratch full of NaN, or of other numbers than the call before left, or of just the size that is needed.
-inline void soil(Input& in, alibi::Workspace& workspace) {
+/// Fills the scratch with NaN, or with other large numbers, or leaves it at the size that the call needs.
+inline void dirty(Input& in, alibi::Workspace& workspace) {
   constexpr std::size_t kBytes = std::size_t(1) << 21;
   const auto kind = in.byte() % 4;
   if (kind > 1) std::memset(alibi::detail::scratch_memory(workspace, kBytes), kind == 2 ? 0xff : 0x7f, kBytes);
@@ -224,13 +224,14 @@ constexpr const char* name_of() {
     return std::is_same_v<E, Eigen::half> ? "half" : "bfloat16";
 }
 
-/// Holds reports of a call to the promises: nothing beyond the tolerance, and no tile that is not visible.
-inline void judge_reports(std::span<const alibi::PruningStats> reports, double share) {
-  for (const alibi::PruningStats& report : reports) {
-    promise(0 <= report.mass_bound && report.mass_bound <= share, "bound ", report.mass_bound, " with a tolerance of ",
-            share);
-    promise(0 <= report.tiles_computed && report.tiles_computed <= report.tiles_total, "visited ",
-            report.tiles_computed, " of ", report.tiles_total, " visible tiles");
+/// Checks the pruning statistics of a call: the bound is within the tolerance, and no more tiles are computed than are
+/// visible.
+inline void check_stats(std::span<const alibi::PruningStats> all, double share) {
+  for (const alibi::PruningStats& stats : all) {
+    check(0 <= stats.mass_bound && stats.mass_bound <= share, "bound ", stats.mass_bound, " with a tolerance of ",
+          share);
+    check(0 <= stats.tiles_computed && stats.tiles_computed <= stats.tiles_total, "computed ", stats.tiles_computed,
+          " of ", stats.tiles_total, " visible tiles");
   }
 }
 

@@ -1,5 +1,5 @@
-// Runs the inputs that are named on the command line, files or folders of them: the corpus, as a plain test, or what
-// the fuzzer found, in a debugger.
+// Runs the inputs named on the command line, files or folders: the corpus as an ordinary test, or a finding of the
+// fuzzer in a debugger.
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -16,7 +16,7 @@ namespace {
 void run(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   const std::vector<char> bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  std::cout << path.filename().string() << std::endl;  // flushed: a finding aborts
+  std::cout << path.filename().string() << std::endl;  // flushed, because a finding aborts
   LLVMFuzzerTestOneInput(reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size());
 }
 

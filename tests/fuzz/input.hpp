@@ -1,5 +1,5 @@
-// The fuzzer's bytes as decisions and as numbers. Zeros are what a call most likely looks like, and all there is behind
-// the last byte, so that short inputs are plain calls and each byte more makes them less so.
+// Interprets the fuzzer's bytes as decisions and as numbers. A zero byte selects the most common case, and zeros follow
+// the last byte. Short inputs are therefore plain calls, and each further byte makes them less common.
 #pragma once
 
 #include <algorithm>
@@ -20,13 +20,13 @@ namespace fuzz {
 
 using alibi::Index;
 
-/// What the call under test looks like, for the message of fail().
+/// A description of the call under test, for the message of fail().
 inline std::string& context() {
   static std::string text;
   return text;
 }
 
-/// How a finding is reported: libFuzzer keeps the input of a process that aborts.
+/// Reports a finding: libFuzzer keeps the input of a process that aborts.
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::cerr << "\nFINDING: ";
@@ -34,12 +34,12 @@ template <class... Parts>
   std::abort();
 }
 template <class... Parts>
-void promise(bool kept, const Parts&... parts) {
+void check(bool kept, const Parts&... parts) {
   if (!kept) [[unlikely]]
     fail(parts...);
 }
 
-/// Runs `call`; whether it ended, and not with the library's error. Any other exception goes through, a finding too.
+/// Runs `call`. Returns false if it throws the library's error. Any other exception passes through and is a finding.
 template <class Call>
 bool accepted(const Call& call, std::string& message) {
   try {
@@ -47,7 +47,7 @@ bool accepted(const Call& call, std::string& message) {
     return true;
   } catch (const std::invalid_argument& error) {
     message = error.what();
-    promise(message.starts_with("alibi: "), "an error's text is \"", message, '"');
+    check(message.starts_with("alibi: "), "an error's text is \"", message, '"');
     return false;
   }
 }
@@ -66,9 +66,9 @@ class Input {
   /// In [-128, 127].
   int small() { return std::int8_t(byte()); }
   bool flag() { return byte() & 1; }
-  /// True for one byte in n, and not for 0.
+  /// True for one byte value in n, and false for 0.
   bool one_in(int n) { return byte() % n == n - 1; }
-  /// In [low, high]; low for 0.
+  /// In [low, high]; low for a byte of 0.
   Index integer(Index low, Index high) {
     std::uint64_t x = byte();
     if (high - low > 255) x = x << 8 | byte();
@@ -91,7 +91,7 @@ class Input {
   const std::uint8_t *at_, *end_;
 };
 
-/// Numbers that look random, from a seed: inputs are too short to hold all of an array.
+/// Pseudo-random numbers from a seed, because inputs are too short to hold a whole array.
 class Random {
  public:
   explicit Random(std::uint64_t seed) : state_(seed) {}
@@ -102,7 +102,7 @@ class Random {
     x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
     return x ^ (x >> 31);
   }
-  /// Near enough to normal: the sum of four uniform numbers.
+  /// Approximately normal: the sum of four uniform numbers.
   double normal() {
     const std::uint64_t x = bits();
     const auto sum = double((x & 0xffff) + (x >> 16 & 0xffff) + (x >> 32 & 0xffff) + (x >> 48));
@@ -122,7 +122,7 @@ E number(double x) {
     return E(x);
 }
 
-/// The numbers that a kernel may stumble over, or any bits.
+/// Numbers that are difficult for a kernel, or any bits.
 template <class E>
 E special(Input& in) {
   using Limits = std::numeric_limits<E>;

@@ -1,17 +1,20 @@
-// What a result must be, by the library's documentation, against the definition (reference.hpp) in double.
+// The result that the library's documentation requires, against the definition (reference.hpp) in double.
 //
 //   sees no key                           output 0, lse -inf
-//   a NaN in the query or a visible key   NaN, whatever the tolerance
-//   finite, and within the range of T     near the definition: a bound for every row, derived below
-//   an infinity, or beyond that range     NaN where it is NaN without pruning; else nothing is promised
+//   a NaN in the query or a visible key   NaN, for any tolerance
+//   finite, and within the range of T     within a bound of the definition, derived below for each row
+//   an infinity, or beyond that range     NaN where it is NaN without pruning; otherwise nothing is guaranteed
 //
-// and columns of the output in which a value of the row's block is not finite are left out.
+// Columns of the output are ignored if a value of the row's block is not finite there.
 //
-// The bound. Let each logit s_j, its bias measured from the row's nearest key as kernels do, be off by at most d_j in
-// rounding. Then its share of the softmax lies between e^{s_j - d_j} / Σ e^{s + d} and e^{s_j + d_j} / Σ e^{s - d}, and
-// the output is off by at most the sum of what the shares may differ by, times the spread of the values; at most by the
-// spread itself, however large the logits are, since any softmax gives a mean of the values. To this come the share
-// that may be left out times the spread, and rounding of probabilities, sums and outputs.
+// The bound. Let d_j be an upper bound of the rounding error of each logit s_j, with its bias relative to the row's
+// nearest key as in the kernels. The key's share of the softmax mass lies between
+//
+//   e^{s_j - d_j} / Σ e^{s + d}   and   e^{s_j + d_j} / Σ e^{s - d}.
+//
+// The error of the output is at most the sum of the errors of the shares, times the spread of the values. It is at most
+// the spread itself, however large the logits are, because any softmax gives a mean of the values. The bound adds the
+// share that may be pruned, times the spread, and the rounding of probabilities, sums and outputs.
 #pragma once
 
 #include <alibi/kernel/tile/load.hpp>
@@ -27,11 +30,11 @@ namespace fuzz {
 
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-/// How numbers are rounded: arrays of E, sums in T, and for bfloat16 perhaps by the dot product instruction.
+/// How numbers are rounded: arrays of E, sums in T, and for bfloat16 optionally the dot product instruction.
 struct Precision {
-  double unit, tiny, largest;           // of T: half an ulp of 1, the least and the largest number
+  double unit, tiny, largest;           // of T: half an ulp of 1, the smallest and the largest number
   double stored, stored_tiny;           // of E
-  double probability = 0, flushed = 0;  // of the instruction: half an ulp of 1, and what is 0 to it
+  double probability = 0, flushed = 0;  // of the instruction: half an ulp of 1, and the numbers that it treats as 0
   bool pairs() const { return probability > 0; }
 
   template <class E>
@@ -41,14 +44,14 @@ struct Precision {
     Precision p{double(Limits::epsilon()) / 2, double(Limits::denorm_min()), double((Limits::max)()), 0, 0};
     constexpr bool kBfloat = std::is_same_v<E, Eigen::bfloat16>;
     if (sizeof(E) == 2) p.stored = kBfloat ? 0x1p-8 : 0x1p-11;
-    // Conversions to bfloat16 by instruction know no subnormal numbers.
+    // The instructions that convert to bfloat16 flush subnormal numbers.
     if (sizeof(E) == 2) p.stored_tiny = kBfloat ? 0x1p-126 : 0x1p-25;
     if (pairs) p.probability = 0x1p-8, p.flushed = 0x1p-126;
     return p;
   }
 };
 
-/// A query head of one sequence, in doubles, and what it was asked for.
+/// A query head of one sequence in double, and the parameters of the call.
 struct Head {
   const double *q, *k, *v;  // [queries][head_dim], [keys][head_dim], [keys][value_dim]
   Index queries, keys, head_dim, value_dim;
@@ -61,13 +64,13 @@ struct Head {
   const double* key(Index j) const { return k + j * head_dim; }
 };
 
-/// What was answered, and how it may have been come by.
+/// The results of the call, and how the kernel may have computed them.
 struct Answer {
   const double *output, *lse;  // [queries][value_dim], [queries]
-  double lost;                 // share of a row's softmax that may have been left out
+  double pruned_mass;          // upper bound of the pruned share of a row's softmax mass
   bool dense;                  // whether every visible value was read
   Index block;                 // queries that share a block, and with it values that are not finite
-  bool whole_tiles = false;    // whether a row reads all keys of each tile of which it sees one: decode does
+  bool whole_tiles = false;    // whether a row reads all keys of each tile in which it sees a key, as decode does
 };
 
 class Judge {
@@ -83,7 +86,7 @@ class Judge {
     }
   }
 
-  /// Judges every row; returns those of which nothing is promised but whether they are NaN.
+  /// Checks every row. Returns the rows for which only NaN is guaranteed.
   std::vector<Index> run() {
     std::vector<Index> beyond;
     for (row_ = 0; row_ < h_.queries; row_++)
@@ -92,7 +95,7 @@ class Judge {
   }
 
  private:
-  /// The numbers of a key or a query.
+  /// The size of the numbers of a key or a query.
   struct Size {
     double sum = 0, largest = 0;  // of absolute values
     bool nan = false, infinite = false;
@@ -115,8 +118,9 @@ class Judge {
     for (Index j = 0; j < h_.keys; j++)
       if (h_.sees(row_, j)) weights_.push_back({j, 0, 0});
     if (weights_.empty()) {
-      for (Index d = 0; d < h_.value_dim; d++) require(bad_column(d) || output(d) == 0, d, "0, as no key is seen");
-      require(lse() == -kInfinity, -1, "-inf, as no key is seen");
+      for (Index d = 0; d < h_.value_dim; d++)
+        require(bad_column(d) || output(d) == 0, d, "0, because no key is visible");
+      require(lse() == -kInfinity, -1, "-inf, because no key is visible");
       return true;
     }
     Size query;
@@ -127,17 +131,17 @@ class Judge {
       infinite = infinite || keys_[std::size_t(w.key)].infinite;
     }
     if (nan) {
-      for (Index d = 0; d < h_.value_dim; d++) require(std::isnan(output(d)), d, "NaN, as the query or a key is");
-      require(std::isnan(lse()), -1, "NaN, as the query or a key is");
+      for (Index d = 0; d < h_.value_dim; d++) require(std::isnan(output(d)), d, "NaN, because the query or a key is");
+      require(std::isnan(lse()), -1, "NaN, because the query or a key is");
       return true;
     }
-    if (infinite || !weigh(query)) return false;
+    if (infinite || !compute_logits(query)) return false;
     judge_finite();
     return true;
   }
 
-  /// Fills in logits and their errors; false where they are beyond the range of T.
-  bool weigh(const Size& query) {
+  /// Computes the logits and their errors. Returns false if they are beyond the range of T.
+  bool compute_logits(const Size& query) {
     const double m = std::abs(h_.slope), scale = std::abs(h_.scale), base_2 = std::numbers::log2e;
     if (!p_.pairs() && query.largest * scale * base_2 > p_.largest / 2) return false;
     const auto distance = [&](Index j) { return alibi::reference::distance(h_.position(row_), j); };
@@ -157,7 +161,7 @@ class Judge {
       const double away = double(std::abs(distance(w.key) - common_)), bias = m * away, dims = double(h_.head_dim);
       w.logit = h_.scale * dot - h_.slope * double(distance(w.key) - common_);
       w.error = 2 * p_.unit * ((dims + 8) * (size * scale + bias) + 16);
-      // What is lost below the least numbers: of the scale, of the scaled query, of products and of the slope.
+      // Underflow of the scale, the scaled query, the products and the slope.
       const Size& key = keys_[std::size_t(w.key)];
       w.error += 2 * p_.tiny * (size + key.sum + dims + away + 64);
       if (p_.pairs()) w.error += 2 * p_.flushed * scale * (query.sum + key.sum + dims);
@@ -182,7 +186,7 @@ class Judge {
         most += std::exp(x + w.error);
       }
     }
-    double moved = 0;  // the sum of what shares may differ by
+    double moved = 0;  // the sum of the errors of the shares
     for (Weight& w : weights_) {
       const double up = w.error < 1e-3 ? w.share * (1 + 2 * w.error) : std::exp(w.logit - largest_ + w.error);
       const double down = w.error < 1e-3 ? w.share * (1 - w.error) : std::exp(w.logit - largest_ - w.error);
@@ -190,8 +194,8 @@ class Judge {
       moved += std::max(up / least - w.share, w.share - down / most);
     }
     const double tiles = double(weights_.size()) / 64 + 2;
-    const double sums = p_.unit * (160 + 4 * tiles);  // 64 terms one after another, and their tiles; 2^x
-    moved = moved <= 1 ? moved : 1;                   // infinite or NaN, too
+    const double sums = p_.unit * (160 + 4 * tiles);  // 64 terms one after another, then their tiles; 2^x
+    moved = moved <= 1 ? moved : 1;                   // also if infinite or NaN
 
     expected_.resize(std::size_t(h_.value_dim));
     const alibi::View<const double> k{h_.k, 1, 1, h_.keys, h_.head_dim, 0, 0, h_.head_dim},
@@ -205,8 +209,8 @@ class Judge {
   void judge_lse(double expected, double rounding) {
     const double shift = std::abs(h_.slope) * double(common_);
     rounding += 2 * p_.unit * std::abs(expected) + 0x1p-50 * (shift + std::abs(expected));
-    if (!(std::abs(expected) + rounding < p_.largest)) return;  // legitimately infinite
-    const double low = expected + std::log1p(-a_.lost) - rounding, high = expected + rounding;
+    if (!(std::abs(expected) + rounding < p_.largest)) return;  // an infinite lse is correct
+    const double low = expected + std::log1p(-a_.pruned_mass) - rounding, high = expected + rounding;
     require(low <= lse() && lse() <= high, -1, expected, ", in [", low, ", ", high, ']');
   }
 
@@ -217,9 +221,9 @@ class Judge {
         nan = nan || std::isnan(value(w.key, d));
         infinite = infinite || std::isinf(value(w.key, d));
       }
-      // All values are read; what is not finite has to show.
-      if (a_.dense && nan) require(std::isnan(output(d)), d, "NaN, as a value is");
-      if (a_.dense && infinite) require(!std::isfinite(output(d)), d, "not finite, as a value is");
+      // All values are read, so a value that is not finite must appear.
+      if (a_.dense && nan) require(std::isnan(output(d)), d, "NaN, because a value is");
+      if (a_.dense && infinite) require(!std::isfinite(output(d)), d, "not finite, because a value is not");
       return;
     }
     double low = kInfinity, high = -kInfinity, all = 0, weighted = 0;
@@ -229,26 +233,26 @@ class Judge {
       all += std::abs(x);
       weighted += w.share * std::abs(x);
     }
-    if (all * 0x1p9 > p_.largest) return;  // a sum of them may be beyond the range, where their mean is not
+    if (all * 0x1p9 > p_.largest) return;  // their sum may be beyond the range although their mean is not
     const double spread = high - low, size = std::max(high, -low), expected = expected_[std::size_t(d)];
-    double bound = std::min(moved + a_.lost, 1.) * spread;
+    double bound = std::min(moved + a_.pruned_mass, 1.) * spread;
     bound += (sums + p_.probability) * (weighted + moved * size);
     bound += (p_.tiny + p_.flushed) * 2 * double(weights_.size() + 16);
     bound += p_.stored * (std::abs(expected) + bound) + p_.stored_tiny;
     require(std::abs(output(d) - expected) <= bound, d, expected, " within ", bound);
   }
 
-  /// The columns of the row's output in which a value that is not finite may show.
+  /// The columns of the row's output in which a value that is not finite may appear.
   void find_bad_columns() {
     std::fill(bad_columns_.begin(), bad_columns_.end(), false);
     const Index begin = row_ / a_.block * a_.block, end = std::min(begin + a_.block, h_.queries);
     for (const auto& [key, d] : bad_values_) {
-      bool near = false;
-      for (Index i = begin; i < end && !near; i++) near = h_.sees(i, key) || (p_.pairs() && h_.sees(i, key ^ 1));
+      bool reaches = false;
+      for (Index i = begin; i < end && !reaches; i++) reaches = h_.sees(i, key) || (p_.pairs() && h_.sees(i, key ^ 1));
       const Index tile = key / alibi::kernel::kTile * alibi::kernel::kTile;
-      for (Index j = tile; a_.whole_tiles && !near && j < std::min(tile + alibi::kernel::kTile, h_.keys); j++)
-        near = h_.sees(row_, j);
-      if (near) bad_columns_[std::size_t(d)] = true;
+      for (Index j = tile; a_.whole_tiles && !reaches && j < std::min(tile + alibi::kernel::kTile, h_.keys); j++)
+        reaches = h_.sees(row_, j);
+      if (reaches) bad_columns_[std::size_t(d)] = true;
     }
   }
   bool bad_column(Index d) const { return bad_columns_[std::size_t(d)]; }
@@ -276,8 +280,8 @@ class Judge {
   const Head h_;
   const Precision p_;
   const Answer a_;
-  Index row_ = 0, common_ = 0;  // the distance that the row's bias is measured from
-  double largest_ = 0;          // logit
+  Index row_ = 0, common_ = 0;  // common_: the distance that the row's bias is relative to
+  double largest_ = 0;          // the largest logit
   std::vector<Size> keys_;
   std::vector<Weight> weights_;  // of the keys that the row sees
   std::vector<double> expected_;

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Fuzzes for so many seconds, 600 by default, in as many processes as there are cores: calls of attention and histories
-# of caches, held against the definition (judge.hpp), under the address and undefined-behaviour sanitizers.
+# Fuzzes for the given number of seconds, 600 by default, in one process for each core. The inputs are calls of
+# attention and histories of caches. Results are checked against the definition (judge.hpp), under the address and
+# undefined-behaviour sanitizers.
 #
-# A corpus grows in build/fuzz/corpus, from one run to the next; tests/fuzz/corpus is where it begins. What is found
-# ends the run, and lies in build/fuzz/findings: the fuzzer, given such a file, runs it alone and says what is wrong.
+# A corpus in build/fuzz/corpus grows from run to run, starting with tests/fuzz/corpus. A finding ends the run and is
+# stored in build/fuzz/findings. Given such a file, the fuzzer runs it alone and prints what is wrong.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../cmake/setup.sh"
 
@@ -23,7 +24,7 @@ mkdir -p "$corpus" "$findings"
 cp "$root"/tests/fuzz/corpus/* "$corpus"
 before=$(find "$findings" -type f | wc -l)
 
-# Most calls are made of 100 bytes or more: short inputs first would be plain calls only.
+# Most calls need 100 bytes or more, so the length is not limited at first: short inputs are plain calls only.
 echo "==> fuzz for $seconds s, $jobs at a time; log: $log"
 begin=$SECONDS
 status=0
@@ -31,7 +32,7 @@ status=0
   -artifact_prefix="$findings/" "$corpus" >"$log" 2>&1 </dev/null || status=$?
 took=$((SECONDS - begin))
 
-# Processes report as they end: "#<runs>: cov: ...".
+# Processes print a line when they end: "#<runs>: cov: ...".
 runs=$(sed -nE 's/^#([0-9]+): cov: .*/\1/p' "$log" | tail -n 1)
 found=$(($(find "$findings" -type f | wc -l) - before))
 echo "Fuzzed for $took s, ${runs:-0} runs; findings: $found"
@@ -41,7 +42,7 @@ if [ "$status" -ne 0 ] || [ "$found" -ne 0 ]; then
   exit 1
 fi
 
-# What the processes say of edges is no count of different ones; one that runs the whole corpus knows.
+# The edges that the processes print cannot be added up. One process runs the whole corpus to count them.
 run_step "measure coverage" "$fuzz" -runs=0 "$corpus"
 edges=$(sed -nE 's/^#[0-9]+\s+INITED cov: ([0-9]+) .*/\1/p' "$root/build/log/measure-coverage.log")
 all=$(sed -nE 's/.*Loaded 1 modules +\(([0-9]+) inline.*/\1/p' "$root/build/log/measure-coverage.log")

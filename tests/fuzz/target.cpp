@@ -1,4 +1,4 @@
-// The entry of libFuzzer: the first byte says what the others drive.
+// The entry of libFuzzer. The first byte selects the target of the others.
 #include <cstddef>
 
 #include "targets.hpp"

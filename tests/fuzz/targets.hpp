@@ -1,11 +1,11 @@
-// What the fuzzer's bytes may drive.
+// The functions that the fuzzer's bytes can call.
 #pragma once
 
 #include "input.hpp"
 
 namespace fuzz {
 
-void run_attention(Input& in);  // attention over arrays, packed and padded batches
+void run_attention(Input& in);  // attention over arrays, varlen and padded batches
 void run_cache(Input& in);      // a KvCache, through any history
 
 }  // namespace fuzz

@@ -42,7 +42,7 @@ bool expect(bool ok, const char* what, const char* name, const char* other = "")
 }
 
 bool agree(const Result& a, const Result& b) {
-  bool close = true;  // false for a NaN
+  bool close = true;  // false if there is a NaN
   float worst = 0;
   for (std::size_t i = 0; i < kSize; ++i) {
     const float error = std::abs(a.out[i] - b.out[i]);
@@ -51,12 +51,12 @@ bool agree(const Result& a, const Result& b) {
   }
   std::printf("%s against %s: largest difference %g\n", a.name, b.name, static_cast<double>(worst));
 
-  // Units for different vectors have kernels of their own: by name, and in truth, since the linker keeps one of each
-  // name. Scratch grows with the lanes of the kernels that ran; a fused multiply-add rounds differently.
+  // Units for different vectors must have different kernels, by name and in fact, because the linker keeps one kernel
+  // of each name. Scratch grows with the lanes of the kernels that ran. A fused multiply-add rounds differently.
   const bool lanes = a.unit.lanes != b.unit.lanes, fma = a.unit.fma != b.unit.fma;
-  const bool apart = std::strcmp(a.unit.isa, b.unit.isa) != 0;
+  const bool distinct = std::strcmp(a.unit.isa, b.unit.isa) != 0;
   bool ok = expect(close, "results differ", a.name, b.name);
-  ok &= expect(apart || !(lanes || fma), "one namespace for different kernels", a.name, b.name);
+  ok &= expect(distinct || !(lanes || fma), "one namespace for different kernels", a.name, b.name);
   ok &= expect(!lanes || a.unit.scratch != b.unit.scratch, "kernels merged: same scratch", a.name, b.name);
   ok &= expect(!fma || worst > 0, "kernels merged: same bits", a.name, b.name);
   return ok;
@@ -75,7 +75,7 @@ int main() {
     for (const Result& b : all)
       if (&a > &b) ok &= agree(a, b);
 
-  // What the flags promise: otherwise nothing above was put to the test.
+  // Checks the units' instruction sets; otherwise the comparisons above test nothing.
   ok &= expect(scalar.lanes == 1, "expected 1 lane", "scalar");
   ok &= expect(avx2.lanes >= 8 && avx2.fma, "expected at least 8 lanes and fused multiply-adds", "avx2");
   ok &= expect(native.lanes == (__builtin_cpu_supports("avx512f") ? 16 : 8) && native.fma,

@@ -1,6 +1,7 @@
-// The certificate of pruning: no row loses more of its softmax than the tolerance, its output and lse move no further
-// than that allows, and the report says so. ALIBI_TEST_CASES in the environment sets the number of calls of each
-// scalar, each of which is made at every tolerance; a failure prints the seed, from which the whole call follows.
+// Tests the certificate of pruning: the pruned mass of every row is within the tolerance, the output and lse change no
+// more than that allows, and the pruning statistics bound the pruned mass. ALIBI_TEST_CASES in the environment sets the
+// number of calls for each scalar; each call runs at every tolerance. A failure prints the seed, which determines the
+// call.
 #include <cstdlib>
 #include <iostream>
 
@@ -18,7 +19,7 @@ int cases() {
   return text ? std::atoi(text) : 500;
 }
 
-// Seeds of their own for every scalar: the same numbers rounded otherwise would try little else.
+// Each scalar has its own seeds. The same numbers with another rounding would test little more.
 template <class T>
 constexpr std::uint64_t kFirstSeed = std::is_same_v<T, float>             ? 1
                                      : std::is_same_v<T, double>          ? 100'001
@@ -33,19 +34,19 @@ TYPED_TEST(Certificate, Holds) {
     const std::uint64_t seed = kFirstSeed<TypeParam> + std::uint64_t(n);
     test::CertificateCase<TypeParam> call(seed);
     const test::Outcome outcome = call.run();
-    EXPECT_EQ(outcome.broken, "") << "seed " << seed << ", " << call.description();
-    failures += !outcome.broken.empty();
-    all.visible += outcome.visible;
+    EXPECT_EQ(outcome.violation, "") << "seed " << seed << ", " << call.description();
+    failures += !outcome.violation.empty();
+    all.total += outcome.total;
     for (std::size_t t = 0; t < test::kTolerances.size(); t++) {
-      if (outcome.lost[t] > all.lost[t]) all.lost[t] = outcome.lost[t], worst[t] = seed;
-      all.visited[t] += outcome.visited[t];
+      if (outcome.pruned_mass[t] > all.pruned_mass[t]) all.pruned_mass[t] = outcome.pruned_mass[t], worst[t] = seed;
+      all.computed[t] += outcome.computed[t];
     }
   }
   for (std::size_t t = 0; t < test::kTolerances.size(); t++)
-    std::cout << "tolerance " << test::kTolerances[t] << ": lost " << all.lost[t] << " at most, "
-              << all.lost[t] / test::kTolerances[t] << " of it (seed " << worst[t] << "); visited "
-              << 100 * double(all.visited[t]) / double(all.visible) << " % of " << all.visible << " tiles\n";
-  EXPECT_GT(all.lost.back(), 1e-4) << "nothing was lost: the test shows nothing";
+    std::cout << "tolerance " << test::kTolerances[t] << ": pruned mass at most " << all.pruned_mass[t] << ", "
+              << all.pruned_mass[t] / test::kTolerances[t] << " of it (seed " << worst[t] << "); computed "
+              << 100 * double(all.computed[t]) / double(all.total) << " % of " << all.total << " tiles\n";
+  EXPECT_GT(all.pruned_mass.back(), 1e-4) << "nothing was pruned, so the test shows nothing";
 }
 
 }  // namespace

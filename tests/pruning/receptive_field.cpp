@@ -1,4 +1,4 @@
-// How far a head can see, against sums over the logits that are worst for it.
+// The receptive field, against sums over the worst logits.
 #include <alibi/pruning.hpp>
 
 #include "common.hpp"
@@ -12,40 +12,40 @@ const std::vector<double> kSlopes = {8, 2, 1, 0.5, 0.25, 1. / 16, 1. / 64, 1. / 
 const std::vector<double> kScoreBounds = {0, 1e-3, 0.5, 1, 5, 20, 100};
 const std::vector<double> kTolerances = {0x1p-53, 0x1p-24, 1e-5, 1e-3, 1e-2, 0.3, 0.5, 0.9, 0.999};
 
-// What keys at distance >= reach have of the softmax when their logits are +score_bound and those of all nearer keys
-// are -score_bound, far back in an endless sequence: nothing is worse for the nearer ones. In units of e^score_bound.
-long double lost(double slope, double score_bound, Index reach) {
+// The share of the softmax mass of the keys at distance >= reach, beyond along an endless sequence. Their logits are
+// +score_bound and those of all closer keys are -score_bound, which is the worst case. Unit of the sums: e^score_bound.
+long double mass_beyond(double slope, double score_bound, Index reach) {
   constexpr long double kLast = 1e-30L;
-  long double near = 0, far = 0;
+  long double within = 0, beyond = 0;
   for (Index distance = 0;; distance++) {
     const long double weight = std::exp(-(long double)slope * (long double)distance);
     if (distance < reach) {
-      near += std::exp(-2 * (long double)score_bound) * weight;
+      within += std::exp(-2 * (long double)score_bound) * weight;
     } else {
-      far += weight;
-      if (weight < kLast * far * (1 - std::exp(-(long double)slope))) break;
+      beyond += weight;
+      if (weight < kLast * beyond * (1 - std::exp(-(long double)slope))) break;
     }
   }
-  return far / (near + far);
+  return beyond / (within + beyond);
 }
 
-TEST(Horizon, NoMoreThanTheToleranceLiesBeyond) {
+TEST(ReceptiveField, MassBeyondItIsWithinTheTolerance) {
   double worst = 0;
   for (const double slope : kSlopes)
     for (const double score_bound : kScoreBounds)
       for (const double tolerance : kTolerances) {
         const Index reach = alibi::receptive_field(slope, score_bound, tolerance);
-        const double share = double(lost(slope, score_bound, reach));
+        const double share = double(mass_beyond(slope, score_bound, reach));
         EXPECT_LE(share, tolerance * (1 + 1e-12))
             << "slope " << slope << ", score bound " << score_bound << ", tolerance " << tolerance << ": " << reach;
         EXPECT_GE(reach, 1) << "a query sees its own key";
         worst = std::max(worst, share / tolerance);
       }
-  EXPECT_GT(worst, 0.9) << "far from what is possible";
+  EXPECT_GT(worst, 0.9) << "the bound is not tight";
 }
 
-// The least distance with e^{2 B - m w} / (1 - e^{-m}) <= ε, the bound of the header, give or take rounding.
-TEST(Horizon, IsTheLeastThatTheBoundProves) {
+// The result is the smallest distance with e^{2 B - m w} / (1 - e^{-m}) <= ε, the bound of the header, up to rounding.
+TEST(ReceptiveField, IsTheSmallestProvenDistance) {
   for (const double slope : kSlopes)
     for (const double score_bound : kScoreBounds)
       for (const double tolerance : kTolerances) {
@@ -59,27 +59,27 @@ TEST(Horizon, IsTheLeastThatTheBoundProves) {
       }
 }
 
-TEST(Horizon, WithoutASlopeOrATolerance) {
+TEST(ReceptiveField, WithoutASlopeOrATolerance) {
   for (const double slope : {0., -0., -1e-300, -0.5, -1e300})
     for (const double tolerance : {0., 1e-3}) EXPECT_EQ(alibi::receptive_field(slope, 1, tolerance), kEverything);
   for (const double slope : {1e-300, 0.5, 1e300}) EXPECT_EQ(alibi::receptive_field(slope, 1, 0), kEverything);
 }
 
-TEST(Horizon, OfExtremeSlopes) {
+TEST(ReceptiveField, OfExtremeSlopes) {
   for (const double slope : {1e300, 1e100, 1e6}) EXPECT_EQ(alibi::receptive_field(slope, 1, 0x1p-24), 1);
   for (const double slope : {std::numeric_limits<double>::denorm_min(), 1e-300, 1e-20, 1e-18})
     EXPECT_EQ(alibi::receptive_field(slope, 1, 0x1p-24), kEverything) << slope;
   // (2 B + ln 1/ε + ln 1/m) / m = (2 + 16.6355… + 20.7232…) / m
   EXPECT_NEAR(double(alibi::receptive_field(1e-9, 1, 0x1p-24)), 39.3587981703851e9, 2);
   EXPECT_EQ(alibi::receptive_field(0.5, 1e300, 0x1p-24), kEverything);
-  const Index far = alibi::receptive_field(0.5, 1e6, 0x1p-24);
-  EXPECT_GE(far, 4'000'036);  // 2 (2e6 + 16.6355… + 0.9328…)
-  EXPECT_LE(far, 4'000'037);
+  const Index reach = alibi::receptive_field(0.5, 1e6, 0x1p-24);
+  EXPECT_GE(reach, 4'000'036);  // 2 (2e6 + 16.6355… + 0.9328…)
+  EXPECT_LE(reach, 4'000'037);
   EXPECT_GE(alibi::receptive_field(1, 0, 1e-300), 690);
   EXPECT_LE(alibi::receptive_field(1, 0, 1e-300), 692);
 }
 
-TEST(Horizon, IsMonotonic) {
+TEST(ReceptiveField, IsMonotonic) {
   for (const double slope : kSlopes)
     for (const double score_bound : kScoreBounds)
       for (const double tolerance : kTolerances) {
@@ -99,7 +99,7 @@ std::string thrown(double slope, double score_bound, double tolerance) {
   return "no error";
 }
 
-TEST(Horizon, Errors) {
+TEST(ReceptiveField, Errors) {
   const double nan = std::nan("");
   EXPECT_EQ(thrown(0.5, 1, 1), "alibi: tolerance is 1; expected at least 0 and below 1");
   EXPECT_EQ(thrown(0.5, 1, nan), "alibi: tolerance is nan; expected at least 0 and below 1");

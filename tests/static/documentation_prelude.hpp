@@ -1,5 +1,5 @@
-// The variables that code blocks of the documentation use. Declared and never defined: the blocks are compiled, not
-// run.
+// The variables that code blocks of the documentation use. They are declared and never defined, because the blocks are
+// compiled and not run.
 #pragma once
 
 #include <unsupported/Eigen/CXX11/Tensor>
@@ -20,6 +20,6 @@ extern Eigen::ThreadPool pool;
 extern const float *q_data, *k_data, *v_data;
 extern float* output_data;
 
-// For examples/guides.
+// Used by examples/guides.
 #include <thread>
 extern const float* qkv_data;

@@ -1,5 +1,5 @@
-// Every kind of call, header-only: what a file without the compiled library instantiates, and that it agrees with
-// itself.
+// Makes every kind of call header-only: instantiates what a file without the compiled library uses, and checks that the
+// calls agree with each other.
 #include <alibi/alibi.hpp>
 #include <cmath>
 #include <cstdio>
@@ -14,10 +14,10 @@ int failures = 0;
 
 template <class A, class B>
 void expect_near(const char* what, const A& a, const B& b) {
-  float apart = 0;
-  for (Eigen::Index i = 0; i < a.size(); i++) apart = std::max(apart, std::abs(a.data()[i] - b.data()[i]));
-  if (apart <= 1e-5F) return;
-  std::printf("%s: %g apart\n", what, double(apart));
+  float difference = 0;
+  for (Eigen::Index i = 0; i < a.size(); i++) difference = std::max(difference, std::abs(a.data()[i] - b.data()[i]));
+  if (difference <= 1e-5F) return;
+  std::printf("%s: differs by %g\n", what, double(difference));
   failures++;
 }
 
@@ -30,15 +30,16 @@ int main() {
   const auto [output, lse] = alibi::attention_with_lse(q, q, q, slopes);
   const auto grad = alibi::attention_backward(q, q, q, q, slopes, {output, lse});
 
-  // One sequence, packed: [tokens, heads, head_dim].
+  // One sequence as varlen: [tokens, heads, head_dim].
   const Eigen::array<int, 3> order{1, 0, 2};
-  const Tensor3 packed = Tensor3(q.reshape(Eigen::array<Eigen::Index, 3>{2, 70, 8})).shuffle(order);
-  const std::vector<alibi::Index> starts = {0, 70};
-  const auto [output_packed, lse_packed] = alibi::attention_varlen_with_lse(packed, packed, packed, slopes, {starts});
-  expect_near("packed", Tensor3(output_packed.shuffle(order)), output);
-  const auto grad_packed =
-      alibi::attention_varlen_backward(packed, packed, packed, packed, slopes, {starts}, {output_packed, lse_packed});
-  expect_near("packed dq", Tensor3(grad_packed.q.shuffle(order)), grad.q);
+  const Tensor3 varlen = Tensor3(q.reshape(Eigen::array<Eigen::Index, 3>{2, 70, 8})).shuffle(order);
+  const std::vector<alibi::Index> cu_seqlens = {0, 70};
+  const auto [output_varlen, lse_varlen] =
+      alibi::attention_varlen_with_lse(varlen, varlen, varlen, slopes, {cu_seqlens});
+  expect_near("varlen", Tensor3(output_varlen.shuffle(order)), output);
+  const auto grad_varlen = alibi::attention_varlen_backward(varlen, varlen, varlen, varlen, slopes, {cu_seqlens},
+                                                            {output_varlen, lse_varlen});
+  expect_near("varlen dq", Tensor3(grad_varlen.q.shuffle(order)), grad.q);
 
   const std::vector<alibi::KeyRange> all = {{0, 70}};
   expect_near("padded", alibi::attention(q, q, q, slopes, {.keys = all}), output);

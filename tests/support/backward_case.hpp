@@ -1,5 +1,5 @@
-// A call of attention's backward of any kind, from a seed, its gradients against the naive ones, and what rounding
-// makes of those.
+// A random call of the backward pass from a seed, its gradients by the reference, and the scale of their rounding
+// errors.
 #pragma once
 
 #include <alibi/backward.hpp>
@@ -16,16 +16,16 @@ namespace test {
 
 using alibi::reference::Gradients;
 
-/// A bias of any kind, in memory of its own.
+/// A bias of any kind that owns its memory.
 template <class T>
 struct Bias {
   enum class Kind { kSlopes, kSlopesOfHeads, kTable, kNone };
 
   Kind kind = Kind::kNone;
-  RowMatrix<T> numbers = {};  ///< [batch, heads], [1, heads], [heads, entries], or nothing
-  Index first = 0;            ///< of a table
+  RowMatrix<T> numbers = {};  ///< [batch, heads], [1, heads], [heads, entries], or empty
+  Index first = 0;            ///< the first distance of a table
 
-  /// body() of what attention takes for it.
+  /// Calls body() with the bias in the form that attention takes.
   template <class Body>
   auto visit(Body body) const {
     if (kind == Kind::kSlopes) return body(numbers);
@@ -34,7 +34,7 @@ struct Bias {
     return body(alibi::no_bias);
   }
   Bias<double> in_double() const { return {Bias<double>::Kind(int(kind)), numbers.template cast<double>(), first}; }
-  /// A naive gradient, of slopes [batch, heads], in the shape of `numbers`.
+  /// Converts a reference gradient of slopes [batch, heads] to the shape of `numbers`.
   alibi::reference::Matrix shaped(const alibi::reference::Matrix& gradient) const {
     return kind == Kind::kSlopesOfHeads ? gradient.colwise().sum() : gradient;
   }
@@ -60,7 +60,7 @@ Bias<T> random_bias(Random& random, const Shape& s, const RowMatrix<T>& slopes) 
   }
 }
 
-/// The arrays of a call in double, contiguous, and its naive results.
+/// The arrays of a call, contiguous and in double, and the reference results.
 struct Exact {
   Tensor4<double> grad_output, q, k, v;
   Bias<double> bias;
@@ -78,11 +78,12 @@ struct Exact {
     });
   }
 
-  /// The sums that are the gradients, each of its terms by absolute value, dP_ij and D_i too: rounding makes an error
-  /// of some units in the last place of these, not of the gradients, which may have cancelled to nothing.
+  /// The sums that define the gradients, with every term by absolute value, those of dP_ij and D_i too. Rounding causes
+  /// an error of a few units in the last place of these sums. It is not proportional to the gradients, which may cancel
+  /// to 0.
   ///
-  /// The term of a slope counts |p_i - j| from the row's origin, as the reference has it, and 1 more: where an origin
-  /// is, is the kernel's choice.
+  /// The term of a slope counts |p_i - j| from the row's origin, as the reference does, plus 1, because the kernel
+  /// chooses the origin.
   Gradients magnitudes() const {
     return bias.visit([&](const auto& b) {
       Gradients sums = magnitudes_of(alibi::reference::inputs(q, k, v, b, mask, scale));
@@ -138,8 +139,8 @@ double largest(const Array& x) {
   return most;
 }
 
-/// The error of each gradient: the largest |difference| over the largest magnitude. To be reported, too: over the
-/// largest exact gradient, where that has not cancelled to less than a thousandth of its terms.
+/// The error of each gradient: the largest |difference|, relative to the largest magnitude. The second array is for
+/// information: relative to the largest exact gradient, if that is at least a thousandth of its terms.
 struct BackwardErrors {
   static constexpr std::array kNames = {"q", "k", "v", "bias"};
   std::array<double, 4> of_magnitude = {}, of_gradient = {};
@@ -166,7 +167,7 @@ inline BackwardErrors errors(const std::array<std::vector<double>, 4>& is, const
   return errors;
 }
 
-/// One call of any kind.
+/// One random call of the backward pass.
 template <class T>
 struct BackwardCall : Call<T> {
   Bias<T> bias;
@@ -214,7 +215,7 @@ struct BackwardCall : Call<T> {
     return y;
   }
 
-  /// The gradients q, k, v and bias of the library, after its own forward.
+  /// The library's gradients of q, k, v and the bias, after the library's own forward.
   std::array<std::vector<double>, 4> run() {
     bias.visit([&](const auto& m) {
       alibi::attention_with_lse_into(this->output.view(), this->lse, this->q.view(), this->k.view(), this->v.view(), m,
@@ -227,7 +228,7 @@ struct BackwardCall : Call<T> {
   }
 };
 
-/// Tensors of as many queries as keys, and the gradients that the library makes of them.
+/// Tensors with as many queries as keys, and the library's gradients for them.
 template <class T>
 struct Case {
   Tensor4<T> q, k, v, grad_output;

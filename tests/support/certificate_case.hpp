@@ -1,9 +1,9 @@
-// Inputs that try the certificate of pruning, and how much of each softmax was really left out.
+// Inputs that are hard for the certificate of pruning, and the softmax mass that is actually pruned.
 //
-// What a row visited is seen from outside: the first columns of v say to which piece of kPiece keys a key belongs, so
-// that an output of exactly 0 there means that the row visited no key of that piece, since a visited key has a
-// probability of at least 2^-100. The share of such keys in the row's softmax, in long double and from the rounded
-// inputs, is what the certificate is about.
+// The test observes from outside which keys a row computed. The first columns of v mark the piece of kPiece keys that a
+// key belongs to. A computed key has a probability of at least 2^-100, so an output of exactly 0 in such a column means
+// that the row computed no key of that piece. The certificate bounds the softmax mass of these keys, which is
+// calculated here in long double from the rounded inputs.
 #pragma once
 
 #include <alibi/reference.hpp>
@@ -16,12 +16,12 @@
 
 namespace test {
 
-/// Half an ulp of float, which is the default, and beyond.
+/// From half an ulp of float, the default, upwards.
 inline constexpr std::array kTolerances = {0x1p-24, 1e-5, 1e-3, 1e-2};
 
 enum class Kind {
   normal,
-  far_outliers,  // a few keys of the far half, 20 times as long
+  far_outliers,  // a few keys of the distant half are 20 times as long
   first_tile,    // some of the first 64 keys are 10 to 100 times as long
   one_huge,      // one key is 1,000 times as long
   mean_10,       // all keys share a mean of 10 standard deviations
@@ -29,29 +29,29 @@ enum class Kind {
   identical,     // all keys are the same
   zero_queries,  // all, or every third
   denormal,      // queries, keys or both
-  alternating,   // k_j = ±w, the signs in turn
-  aligned,       // a few far keys point where a query points: Cauchy and Schwarz at their worst
-  threshold,     // all keys beyond some distance do, so long that they have about the tolerance
-  two_sided,     // the same with the signs in turn, so that no centre helps
-  farthest,      // the same, but only the first key
-  compensated,   // the same, each as long as its distance asks for, so that all count alike
+  alternating,   // k_j = ±w, with alternating signs
+  aligned,       // a few distant keys have the direction of a query: the worst case of Cauchy-Schwarz
+  threshold,     // all keys beyond some distance are aligned, and so long that their mass is near the tolerance
+  two_sided,     // threshold with alternating signs, so that no centre helps
+  farthest,      // threshold, but only the first key
+  compensated,   // threshold, but each key is as long as its distance requires, so that all have equal mass
   decaying,      // keys get shorter with their position
-  growing,       // … longer
+  growing,       // keys get longer with their position
 };
 inline constexpr std::array kKindNames = {"normal",       "far outliers", "first tile", "one huge norm", "mean of 10",
                                           "mean of 1000", "identical",    "no query",   "denormal",      "alternating",
                                           "aligned",      "threshold",    "two-sided",  "farthest",      "compensated",
                                           "decaying",     "growing"};
 
-/// How near the promises came to being broken.
+/// How close a call came to violating a guarantee.
 struct Outcome {
-  std::array<double, kTolerances.size()> lost = {};    // the largest share of its softmax that a row lost
-  std::array<Index, kTolerances.size()> visited = {};  // pairs of a block and a tile
-  Index visible = 0;                                   // … too
-  std::string broken;                                  // the first promise that was
+  std::array<double, kTolerances.size()> pruned_mass = {};  // the largest pruned share of a row's softmax mass
+  std::array<Index, kTolerances.size()> computed = {};      // pairs of a block and a tile that were computed
+  Index total = 0;                                          // pairs of a block and a tile in total
+  std::string violation;                                    // the first violated guarantee
 };
 
-/// A call with keys to prune; all of it follows from the seed.
+/// A call with keys to prune. The seed determines all of it.
 template <class T>
 class CertificateCase {
  public:
@@ -67,7 +67,7 @@ class CertificateCase {
     std::vector<Result> pruned;
     pruned.reserve(kTolerances.size());
     for (const double tolerance : kTolerances) pruned.push_back(attend(tolerance));
-    for (Index head = 0; head < batch_ * heads_; head++) judge(head, dense, pruned);
+    for (Index head = 0; head < batch_ * heads_; head++) check_head(head, dense, pruned);
     return outcome_;
   }
 
@@ -89,18 +89,19 @@ class CertificateCase {
   using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
   using Long = long double;
   static constexpr bool kHalf = std::is_same_v<T, Eigen::half>, kBfloat = std::is_same_v<T, Eigen::bfloat16>;
-  static constexpr Index kPiece = 8;    // the finest grain at which a kernel skips keys
-  static constexpr Index kColumns = 4;  // of ordinary values, behind those that mark pieces
+  static constexpr Index kPiece = 8;    // the smallest number of keys that a kernel skips
+  static constexpr Index kColumns = 4;  // columns of random values, after those that mark pieces
 
-  // What marks a piece in v. Half rounds 2^-25 to 0; with this mark, what looks left out has less than 2^-40.
+  // The number that marks a piece in v. Half rounds 2^-25 to 0; with this mark, a piece that looks pruned has less than
+  // 2^-40.
   static constexpr double kMark = kHalf ? 0x1p15 : 1;
-  // How much may look left out and was not.
-  double unseen() const { return kHalf ? 0x1p-40 * double(pieces_) : 0x1p-80; }
+  // The mass that may look pruned although it was computed.
+  double undetected_mass() const { return kHalf ? 0x1p-40 * double(pieces_) : 0x1p-80; }
 
   struct Result {
     Tensor4<T> output;
     std::vector<Accumulator> lse;
-    std::vector<alibi::PruningStats> report;
+    std::vector<alibi::PruningStats> stats;
   };
 
   Result attend(double tolerance) const {
@@ -109,12 +110,12 @@ class CertificateCase {
                   std::vector<alibi::PruningStats>(std::size_t(batch_ * heads_))};
     alibi::Options options = options_;
     options.tolerance = tolerance;
-    options.pruning_stats = result.report;
+    options.pruning_stats = result.stats;
     alibi::attention_with_lse_into(result.output, result.lse, q_, k_, v_, slopes_, options);
     return result;
   }
 
-  // About 250,000 pairs of a query and a key, with as many keys as leave several tiles to prune.
+  // About 250,000 pairs of a query and a key, with enough keys for several prunable tiles.
   void choose_shape() {
     batch_ = random_.integer(1, 2), kv_heads_ = random_.integer(1, 2), heads_ = kv_heads_ * random_.integer(1, 3);
     const double size = random_.uniform(0, 1);
@@ -135,7 +136,7 @@ class CertificateCase {
     if (kBfloat) options_.bf16_dot = random_.chance(0.5);
   }
 
-  // One number in ten of these: the authors', steep ones, and those that allow no pruning.
+  // One call in ten each has the authors' slopes, steep slopes, and slopes that allow no pruning.
   void choose_slopes() {
     slopes_.resize(batch_, heads_);
     const Index kind = random_.integer(0, 9);
@@ -160,13 +161,13 @@ class CertificateCase {
     for (Index b = 0; b < batch_; b++)
       for (Index kv = 0; kv < kv_heads_; kv++) {
         auto q = random_.matrix<double>(group * queries_, head_dim_), k = random_.matrix<double>(keys_, head_dim_);
-        spoil(q, k, double(slopes_(b, kv * group)));
+        apply_kind(q, k, double(slopes_(b, kv * group)));
         round_into(&q_(b, kv * group, 0, 0), q);
         round_into(&k_(b, kv, 0, 0), k);
         for (Index j = 0; j < keys_; j++)
           for (Index d = 0; d < pieces_; d++) v_(b, kv, j, d) = T(d == j / kPiece ? kMark : 0.);
         for (Index d = 0; d < kColumns; d++) {
-          auto& [low, high] = ends_.emplace_back(kInfinity, -kInfinity);
+          auto& [low, high] = value_ranges_.emplace_back(kInfinity, -kInfinity);
           for (Index j = 0; j < keys_; j++) {
             const double x = double(v_(b, kv, j, pieces_ + d) = T(random_.normal()));
             low = std::min(low, x), high = std::max(high, x);
@@ -179,13 +180,13 @@ class CertificateCase {
   }
 
   static RowMatrix<double> direction(RowMatrix<double> x) {
-    double square = 0;  // Eigen's norm() has g++ 12 warn of its own intrinsics
+    double square = 0;  // Eigen's norm() causes a warning of g++ 12 about its own intrinsics
     for (Index d = 0; d < x.size(); d++) square += x(0, d) * x(0, d);
     return x /= std::sqrt(square);
   }
 
-  // Turns normal queries and keys into what kind_ says.
-  void spoil(RowMatrix<double>& q, RowMatrix<double>& k, double slope) {
+  // Changes normal queries and keys according to kind_.
+  void apply_kind(RowMatrix<double>& q, RowMatrix<double>& k, double slope) {
     const Index n = keys_;
     const auto any = [&](Index begin, Index end) { return random_.integer(begin, std::max(begin, end - 1)); };
     const double tiny = kHalf ? 0x1p-24 : kBfloat ? 0x1p-133 : double(std::numeric_limits<Accumulator>::denorm_min());
@@ -235,17 +236,18 @@ class CertificateCase {
     }
   }
 
-  // All queries of a group point in a direction u, near keys are short, and keys from some distance on are R u, with R
-  // such that a tail from there has about one of the tolerances: R |q| τ = m distance + ln tolerance, give or take.
+  // All queries of a group have the direction u, close keys are short, and keys from some distance on are R u. R is
+  // chosen so that the mass of all keys from there on is near one of the tolerances: R |q| τ = m distance + ln
+  // tolerance, plus noise.
   void point_far_keys(RowMatrix<double>& q, RowMatrix<double>& k, double slope) {
     const RowMatrix<double> u = direction(random_.matrix<double>(1, head_dim_));
     const double length = random_.uniform(0.5, 2) * std::sqrt(double(head_dim_));
     const double noise = random_.chance(0.5) ? 0 : 0.05;
     q = (noise * q).rowwise() + length * u.row(0);
-    if (random_.chance(0.4))  // most are shorter than that, and a few longer
+    if (random_.chance(0.4))  // most queries are shorter, a few are longer
       for (Index i = 0; i < q.rows(); i++) q.row(i) *= random_.chance(0.03) ? 2 : random_.uniform(0, 1);
     k *= random_.chance(0.3) ? 0 : 0.1;
-    const Index from = kind_ == Kind::farthest ? 0 : random_.integer(0, keys_ - 1);  // the nearest of the far keys
+    const Index from = kind_ == Kind::farthest ? 0 : random_.integer(0, keys_ - 1);  // the closest of the distant keys
     const bool all_alike = kind_ == Kind::compensated;
     const double tolerance = kTolerances[std::size_t(random_.integer(0, kTolerances.size() - 1))];
     const double share = std::log(tolerance / (all_alike ? double(from + 1) : 1)) + random_.normal();
@@ -257,64 +259,65 @@ class CertificateCase {
     }
   }
 
-  // Holds the rows of one head to every promise.
-  void judge(Index head, const Result& dense, const std::vector<Result>& pruned) {
+  // Checks the rows of one head against every guarantee.
+  void check_head(Index head, const Result& dense, const std::vector<Result>& pruned) {
     const Index b = head / heads_, h = head % heads_, kv = h / (heads_ / kv_heads_);
-    const RowMatrix<double> content = products(&q_(b, h, 0, 0), &k_(b, kv, 0, 0));
-    std::array<double, kTolerances.size()> lost = {};
+    const RowMatrix<double> scores = products(&q_(b, h, 0, 0), &k_(b, kv, 0, 0));
+    std::array<double, kTolerances.size()> pruned_mass = {};
     for (Index i = 0; i < queries_; i++) {
-      double largest = 0;  // of |τ q·k|
-      const std::vector<Long> share = shares(content, i, double(slopes_(b, h)), largest);
+      double largest = 0;  // the largest |τ q·k|
+      const std::vector<Long> share = shares(scores, i, double(slopes_(b, h)), largest);
       if (share.empty()) continue;
       for (std::size_t t = 0; t < pruned.size(); t++) {
         const T* output = &pruned[t].output(b, h, i, 0);
         Long sum = 0;
         for (Index piece = 0; piece < pieces_; piece++)
           if (double(output[piece]) == 0) sum += share[std::size_t(piece)];
-        lost[t] = std::max(lost[t], double(sum));
+        pruned_mass[t] = std::max(pruned_mass[t], double(sum));
         compare(head, i, kTolerances[t], dense, pruned[t], std::max(1., largest));
       }
     }
     for (std::size_t t = 0; t < pruned.size(); t++) {
-      const alibi::PruningStats &report = pruned[t].report[std::size_t(head)], &all = dense.report[std::size_t(head)];
-      promise(lost[t] <= kTolerances[t] * (1 + 1e-9) + unseen(), head, "lost ", lost[t], " at ", kTolerances[t]);
-      promise(lost[t] <= report.mass_bound * (1 + 1e-9) + unseen(), head, "lost ", lost[t], ", reported ",
-              report.mass_bound);
-      promise(report.mass_bound <= kTolerances[t], head, "reported ", report.mass_bound, " at ", kTolerances[t]);
-      promise(report.tiles_total == all.tiles_total && report.tiles_computed <= all.tiles_computed, head, "visited ",
-              report.tiles_computed, " of ", report.tiles_total, "; without pruning ", all.tiles_computed);
-      promise(all.tiles_computed == all.tiles_total && all.mass_bound == 0, head, "without pruning, visited ",
+      const alibi::PruningStats &stats = pruned[t].stats[std::size_t(head)], &all = dense.stats[std::size_t(head)];
+      require(pruned_mass[t] <= kTolerances[t] * (1 + 1e-9) + undetected_mass(), head, "pruned mass ", pruned_mass[t],
+              " at ", kTolerances[t]);
+      require(pruned_mass[t] <= stats.mass_bound * (1 + 1e-9) + undetected_mass(), head, "pruned mass ", pruned_mass[t],
+              ", mass_bound ", stats.mass_bound);
+      require(stats.mass_bound <= kTolerances[t], head, "mass_bound ", stats.mass_bound, " at ", kTolerances[t]);
+      require(stats.tiles_total == all.tiles_total && stats.tiles_computed <= all.tiles_computed, head, "computed ",
+              stats.tiles_computed, " of ", stats.tiles_total, "; without pruning ", all.tiles_computed);
+      require(all.tiles_computed == all.tiles_total && all.mass_bound == 0, head, "without pruning, computed ",
               all.tiles_computed, " of ", all.tiles_total, ", bound ", all.mass_bound);
-      outcome_.lost[t] = std::max(outcome_.lost[t], lost[t]);
-      outcome_.visited[t] += report.tiles_computed;
+      outcome_.pruned_mass[t] = std::max(outcome_.pruned_mass[t], pruned_mass[t]);
+      outcome_.computed[t] += stats.tiles_computed;
     }
-    outcome_.visible += dense.report[std::size_t(head)].tiles_total;
+    outcome_.total += dense.stats[std::size_t(head)].tiles_total;
   }
 
-  // τ q·k of one head. In double, whose rounding is far below every tolerance.
+  // τ q·k of one head, in double, whose rounding is far below every tolerance.
   RowMatrix<double> products(const T* q, const T* k) const {
-    RowMatrix<double> transposed(head_dim_, keys_), content = RowMatrix<double>::Zero(queries_, keys_);
+    RowMatrix<double> transposed(head_dim_, keys_), scores = RowMatrix<double>::Zero(queries_, keys_);
     for (Index j = 0; j < keys_; j++)
       for (Index d = 0; d < head_dim_; d++) transposed(d, j) = double(k[j * head_dim_ + d]);
     for (Index i = 0; i < queries_; i++)
       for (Index d = 0; d < head_dim_; d++) {
         const double x = scale() * double(q[i * head_dim_ + d]), *row = &transposed(d, 0);
-        for (Index j = 0; j < keys_; j++) (&content(i, 0))[j] += x * row[j];
+        for (Index j = 0; j < keys_; j++) (&scores(i, 0))[j] += x * row[j];
       }
-    return content;
+    return scores;
   }
 
-  // Each piece's share of the softmax of query i; nothing for a query that sees no key.
-  std::vector<Long> shares(const RowMatrix<double>& content, Index i, double slope, double& largest) const {
+  // Each piece's share of the softmax mass of query i; empty for a query that sees no key.
+  std::vector<Long> shares(const RowMatrix<double>& scores, Index i, double slope, double& largest) const {
     const Index p = position(i), nearest = alibi::reference::distance(p, std::clamp<Index>(p, 0, keys_ - 1));
     std::vector<Long> logits(std::size_t(keys_), -Long(kInfinity));
     Long most = -Long(kInfinity);
     for (Index j = 0; j < keys_; j++) {
       if (!alibi::reference::sees(options_.mask, p, j)) continue;
       Long& s = logits[std::size_t(j)];
-      s = Long(content(i, j)) - Long(slope) * Long(alibi::reference::distance(p, j) - nearest);
+      s = Long(scores(i, j)) - Long(slope) * Long(alibi::reference::distance(p, j) - nearest);
       most = std::max(most, s);
-      largest = std::max(largest, std::abs(content(i, j)));
+      largest = std::max(largest, std::abs(scores(i, j)));
     }
     if (most == -Long(kInfinity)) return {};
     std::vector<Long> share(std::size_t(pieces_), 0);
@@ -330,40 +333,42 @@ class CertificateCase {
     return share;
   }
 
-  // |Δo| <= tolerance · (largest - smallest value) in every column, 0 <= Δlse <= -ln(1 - tolerance); and rounding, in
-  // units of the largest logit of the row, since the two sums are taken against different references.
+  // |Δo| <= tolerance · (largest - smallest value) in every column, and 0 <= Δlse <= -ln(1 - tolerance), plus rounding.
+  // The rounding is in units of the largest logit of the row, because the two sums are relative to different
+  // references.
   void compare(Index head, Index i, double tolerance, const Result& dense, const Result& pruned, double logit) {
     const Index b = head / heads_, h = head % heads_, kv = h / (heads_ / kv_heads_);
     const double unit = 32 * double(std::numeric_limits<Accumulator>::epsilon()) * logit;
     const double stored = kBfloat ? 0x1p-7 : kHalf ? 0x1p-10 : 0;  // probabilities and outputs in T
     for (Index d = 0; d < kColumns; d++) {
-      const auto [low, high] = ends_[std::size_t((b * kv_heads_ + kv) * kColumns + d)];
+      const auto [low, high] = value_ranges_[std::size_t((b * kv_heads_ + kv) * kColumns + d)];
       const double is = double(pruned.output(b, h, i, pieces_ + d)), was = double(dense.output(b, h, i, pieces_ + d));
       const double bound = tolerance * (high - low) + (unit + stored) * std::max(high, -low);
-      promise(std::abs(is - was) <= bound, head, "output ", is, " of query ", i, " at ", tolerance,
+      require(std::abs(is - was) <= bound, head, "output ", is, " of query ", i, " at ", tolerance,
               "; without pruning ", was);
     }
     const double is = double(pruned.lse[std::size_t(head * queries_ + i)]),
                  was = double(dense.lse[std::size_t(head * queries_ + i)]);
     const double rounding = unit + 4 * double(std::numeric_limits<Accumulator>::epsilon()) * std::abs(was);
-    promise(is - was <= rounding && was - is <= -std::log1p(-tolerance) + rounding, head, "lse ", is, " of query ", i,
+    require(is - was <= rounding && was - is <= -std::log1p(-tolerance) + rounding, head, "lse ", is, " of query ", i,
             " at ", tolerance, "; without pruning ", was);
   }
 
   template <class... Parts>
-  void promise(bool kept, Index head, const Parts&... parts) {
-    if (kept || !outcome_.broken.empty()) return;
+  void require(bool kept, Index head, const Parts&... parts) {
+    if (kept || !outcome_.violation.empty()) return;
     std::ostringstream text;
     text << std::setprecision(12) << "head " << head << ": ";
     (text << ... << parts);
-    outcome_.broken = text.str();
+    outcome_.violation = text.str();
   }
 
   Random random_;
   Kind kind_;
   Index batch_, kv_heads_, heads_, queries_, keys_, head_dim_, pieces_;
   Tensor4<T> q_, k_, v_;
-  std::vector<std::pair<double, double>> ends_;  // the least and the largest value, [batch, kv_heads, kColumns]
+  std::vector<std::pair<double, double>>
+      value_ranges_;  // the smallest and the largest value, [batch, kv_heads, kColumns]
   RowMatrix<Accumulator> slopes_;
   alibi::Options options_;
   Outcome outcome_;

@@ -1,4 +1,4 @@
-// What several tests need: array types, random arrays, and comparisons.
+// Array types, random arrays and comparisons that several tests use.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -30,7 +30,7 @@ using RowMatrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMaj
 
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-/// The bound on an output of order 1 and on an lse that every test holds the kernels to.
+/// The bound of the error of an output of order 1 and of an lse, for the kernels in every test.
 template <class T>
 inline constexpr double kBound = sizeof(T) == 4 ? 4e-6 : 1e-13;
 
@@ -39,14 +39,14 @@ class Random {
  public:
   explicit Random(std::uint64_t seed) : trace_(__FILE__, __LINE__, "seed " + std::to_string(seed)), engine_(seed) {}
 
-  /// In [low, high], both ends included.
+  /// In [low, high], including both ends.
   Index integer(Index low, Index high) { return low + Index(engine_() % std::uint64_t(high - low + 1)); }
   bool chance(double probability) { return uniform(0, 1) < probability; }
   double uniform(double low, double high) { return low + (high - low) * double(engine_() >> 11) * 0x1p-53; }
-  /// Box and Muller: std's distributions differ from library to library, and the cases with them.
+  /// Box-Muller. The distributions of the standard library differ between libraries, and with them the cases.
   double normal() { return std::sqrt(-2 * std::log(uniform(1, 0))) * std::cos(2 * std::numbers::pi * uniform(0, 1)); }
 
-  /// Normal numbers into any contiguous array.
+  /// Fills any contiguous array with normal numbers.
   template <class Array>
   Array& fill(Array& array, double factor = 1) {
     using T = std::remove_reference_t<decltype(*array.data())>;
@@ -69,8 +69,8 @@ class Random {
   std::mt19937_64 engine_;
 };
 
-/// NaNs of either sign and several payloads: the processor's own, the smallest and the largest beside it, and what
-/// memset(0xff) leaves.
+/// NaNs of either sign and with several payloads: the processor's default, the smallest and the largest payload beside
+/// it, and the pattern of memset(0xff).
 template <class T>
 std::vector<T> nans() {
   if constexpr (sizeof(T) == 4)
@@ -83,14 +83,13 @@ std::vector<T> nans() {
             std::bit_cast<double>(std::uint64_t(0xffffffffffffffff))};
 }
 
-/// [rows, cols], row by row.
+/// A matrix [rows, cols] from its values in row-major order.
 template <class T>
 RowMatrix<T> matrix_of(Index rows, Index cols, const std::vector<T>& values) {
   return Eigen::Map<const RowMatrix<T>>(values.data(), rows, cols);
 }
 
-/// The largest |a - b| over two contiguous arrays of the same size; equal infinities differ by 0, and NaN is infinitely
-/// far.
+/// The largest |a - b| over two contiguous arrays of the same size. Equal infinities differ by 0; NaN gives infinity.
 template <class A, class B>
 double distance(const A& a, const B& b) {
   if (Index(a.size()) != Index(b.size())) return kInfinity;
@@ -105,7 +104,7 @@ double distance(const A& a, const B& b) {
   return largest;
 }
 
-/// Whether two contiguous arrays hold the same bits (0 and -0 are told apart by nothing else).
+/// Whether two contiguous arrays hold equal numbers. 0 equals -0; NaN equals nothing.
 template <class A, class B>
 bool same(const A& a, const B& b) {
   return distance(a, b) == 0;

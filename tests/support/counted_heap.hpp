@@ -1,5 +1,5 @@
-// Replaces every form of operator new of a test program: allocations are counted, can be made to fail, and come filled
-// with NaN, so that what is read before it is written shows. Include it once a program.
+// Replaces every form of operator new of a test program. Allocations are counted and can be made to fail. New memory is
+// filled with NaN, so that reading it before writing shows in the results. Include this file once in a program.
 #pragma once
 
 #include <cstddef>
@@ -11,9 +11,9 @@
 namespace heap {
 
 inline std::size_t allocations = 0;
-inline std::size_t allocations_left = std::numeric_limits<std::size_t>::max();  // before the next one fails
+inline std::size_t allocations_left = std::numeric_limits<std::size_t>::max();  // until the next one fails
 
-// Not inlined: g++ would take the pair of them for a mismatch.
+// Not inlined, because g++ would report the pair as mismatched.
 [[gnu::noinline]] inline void* allocate(std::size_t size, std::size_t alignment) {
   if (allocations_left == 0) throw std::bad_alloc();
   allocations_left--;
@@ -26,7 +26,7 @@ inline std::size_t allocations_left = std::numeric_limits<std::size_t>::max();  
 
 }  // namespace heap
 
-// NOLINTBEGIN(misc-definitions-in-headers): of one program each
+// NOLINTBEGIN(misc-definitions-in-headers): included once in a program
 void* operator new(std::size_t size) { return heap::allocate(size, alignof(std::max_align_t)); }
 void* operator new[](std::size_t size) { return heap::allocate(size, alignof(std::max_align_t)); }
 void* operator new(std::size_t size, std::align_val_t to) { return heap::allocate(size, std::size_t(to)); }

@@ -1,4 +1,5 @@
-// Whoever may run the tasks of a call: so many slots, in falling order on one thread, and on as many threads.
+// Executors with several numbers of slots. For each number, one runs the tasks in descending order on one thread, and
+// one runs each task on a thread of its own.
 #pragma once
 
 #include <alibi/executor.hpp>

@@ -1,6 +1,6 @@
-// Counts what a piece of a test program allocates. Every form of operator new is counted; Eigen's own heap, which is
-// not behind it, throws while it is forbidden. The build includes it first in its tests, before
-// everything that includes Eigen.
+// Counts the allocations of a part of a test program. Every form of operator new is counted. Eigen's own heap does not
+// use operator new; it throws while allocation is forbidden. The build includes this file before everything that
+// includes Eigen.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// A call of attention of any kind, from a seed, and its errors against the reference.
+// A random call of attention from a seed, and its errors against the reference.
 #pragma once
 
 #include <alibi/reference.hpp>
@@ -9,8 +9,8 @@
 
 namespace test {
 
-// An array [batch, heads, tokens, head_dim] of some layout, in memory of its own that is NaN wherever the array is not:
-// a number from outside it would show in the result, and a number written outside it would show here.
+// An array [batch, heads, tokens, head_dim] of a random layout that owns its memory. The memory outside the array is
+// NaN: a read outside shows in the result, and a write outside shows here.
 template <class T>
 class Strided {
  public:
@@ -18,7 +18,7 @@ class Strided {
 
   Strided(Random& random, Index batch, Index heads, Index tokens, Index head_dim)
       : order_(random.chance(0.5) ? Order::kHeadsFirst : Order::kTokensFirst) {
-    const Index gap = random.chance(0.5) ? 0 : random.integer(1, 5), row = head_dim + gap;  // as in packed QKV
+    const Index gap = random.chance(0.5) ? 0 : random.integer(1, 5), row = head_dim + gap;  // as in a fused QKV
     const Index between = random.chance(0.7) ? 0 : random.integer(1, 40);
     const bool heads_first = order_ == Order::kHeadsFirst;
     const Index token_stride = heads_first ? row : heads * row,
@@ -40,11 +40,11 @@ class Strided {
         for (Index i = 0; i < view_.tokens; i++)
           for (Index d = 0; d < view_.head_dim; d++) body((*this)(b, h, i, d));
   }
-  /// As a contiguous array; what is left in the memory must be NaN.
+  /// Returns the numbers as a contiguous array, and checks that the rest of the memory is NaN.
   std::vector<double> take() {
     std::vector<double> values;
     for_each([&](T& x) { values.push_back(double(std::exchange(x, std::numeric_limits<T>::quiet_NaN()))); });
-    for (const T x : memory_) EXPECT_TRUE(std::isnan(x)) << "written outside of the output";
+    for (const T x : memory_) EXPECT_TRUE(std::isnan(x)) << "written outside the output";
     return values;
   }
 
@@ -101,7 +101,7 @@ inline alibi::Mask random_mask(Random& random, const Shape& s) {
   return mask;
 }
 
-// [batch, heads], of one kind; the same for the whole batch where that makes sense.
+// [batch, heads], all of one kind. The authors' slopes and 0 are the same for the whole batch.
 template <class T>
 RowMatrix<T> random_slopes(Random& random, const Shape& s) {
   const Index heads = s.kv_heads * s.group, kind = random.integer(0, 6);
@@ -116,7 +116,7 @@ RowMatrix<T> random_slopes(Random& random, const Shape& s) {
   return m;
 }
 
-/// A call in words, to run it again.
+/// Describes a call so that it can be repeated.
 template <class T>
 std::string describe(const Shape& s, const alibi::Options& options, const RowMatrix<T>& slopes) {
   std::ostringstream text;
@@ -133,7 +133,7 @@ std::string describe(const Shape& s, const alibi::Options& options, const RowMat
   return text.str();
 }
 
-/// Errors in units of the bound: at most 1.
+/// Errors in units of the bound; at most 1 is correct.
 struct Worst {
   double output = 0, lse = 0;
   std::string output_case, lse_case;
@@ -144,7 +144,7 @@ struct Worst {
   }
 };
 
-/// One call of any kind.
+/// One random call of attention.
 template <class T>
 struct Call {
   Shape s;
@@ -172,8 +172,8 @@ struct Call {
 
   std::string description() const { return describe(s, options, slopes); }
 
-  /// The bounds grow with the largest logit, that of the output with the largest value too, where those exceed what
-  /// calls of normal numbers reach, `order_one`; that of an lse with the lse.
+  /// The bounds grow with the largest logit; the bound of the output also grows with the largest value, and the bound
+  /// of an lse with the lse. They grow only above `order_one`, which calls of normal numbers reach.
   Worst run() {
     constexpr double order_one = 6;
     alibi::attention_with_lse_into(output.view(), lse, q.view(), k.view(), v.view(), slopes, options);
@@ -206,7 +206,7 @@ struct Call {
   }
 };
 
-/// Holds calls to the bounds and reports the worst error.
+/// Checks calls against the bounds and prints the worst error.
 template <class T>
 class AgainstReference : public testing::Test {
  protected:

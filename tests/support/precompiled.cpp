@@ -1,1 +1,1 @@
-// The one source of the target whose precompiled header the tests share.
+// The only source of the target whose precompiled header the tests share.

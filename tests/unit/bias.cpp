@@ -1,4 +1,5 @@
-// The bias as a matrix: lazy equals materialised equals the formula, and what the key-only row form is good for.
+// The bias as a matrix: the lazy and the materialised form equal the formula, and the key-only row is exact and precise
+// only in some cases.
 #include <alibi/bias.hpp>
 
 #include "common.hpp"
@@ -93,14 +94,14 @@ TEST(BiasMatrix, Empty) {
   EXPECT_EQ(alibi::key_bias(alibi::slopes(2), 0).size(), 0);
 }
 
-// Whatever the position, an entry is its integer distance times the slope, rounded once.
+// At any position, an entry is its integer distance times the slope, rounded once.
 TEST(BiasMatrix, FarPositions) {
   const Index far = Index(1) << 40;
   const auto m = Eigen::VectorXf::Constant(1, 0.3f);
   const auto matrix = alibi::bias_matrix(m, 2, 3, {.query_offset = far});
   for (Index i = 0; i < 2; i++)
     for (Index j = 0; j < 3; j++) EXPECT_EQ(matrix(0, i, j), float(-double(0.3f) * double(far + i - j)));
-  // 2^24 + 1 is the first integer that a float cannot hold: distances near a late query keep every digit.
+  // 2^24 + 1 is the first integer that a float cannot hold. Distances near a late query keep every digit.
   const Index late = (Index(1) << 24) + 1;
   const auto lazy = alibi::bias_expression(1.f, 1, late + 1, {.query_offset = late});
   EXPECT_EQ(lazy(0, late), 0);
@@ -116,8 +117,8 @@ std::vector<double> softmax(std::vector<double> s) {
   return s;
 }
 
-// By query: the total-variation distance, (1/2) Σ |a_j - b_j|, of the weights that the key-only row gives, its entries
-// rounded to `Rounded`, to those that the bias gives, on `logits` [tokens, tokens].
+// For each query, the total variation distance (1/2) Σ |a_j - b_j| between the weights with the key-only row, its
+// entries rounded to `Rounded`, and the weights with the bias, on `logits` [tokens, tokens].
 template <class Rounded>
 std::vector<double> key_bias_errors(double slope, const Mask& mask, const test::RowMatrix<double>& logits) {
   const Index n = logits.rows();
@@ -151,8 +152,8 @@ TEST(KeyBias, EqualsTheBiasAfterSoftmaxWhereCausal) {
   const auto error = [&](const Mask& mask) { return largest(key_bias_errors<double>(0.5, mask, logits)); };
   EXPECT_LE(error({}), 1e-14);
   EXPECT_LE(error({.window = 5}), 1e-14);
-  EXPECT_LE(error({.causal = false, .query_offset = 39}), 1e-14) << "all keys behind";
-  EXPECT_GE(error({.causal = false}), 0.1) << "keys on both sides: another function";
+  EXPECT_LE(error({.causal = false, .query_offset = 39}), 1e-14) << "all keys at or before the queries";
+  EXPECT_GE(error({.causal = false}), 0.1) << "keys on both sides: the weights differ";
 }
 
 TEST(KeyBias, CostOfRounding) {
@@ -188,7 +189,7 @@ TEST(Bias, Errors) {
   EXPECT_EQ(message([&] { alibi::key_bias(bad, 3); }), "alibi: the slope of head 1 is nan; expected a finite number");
   EXPECT_EQ(message([&] { alibi::bias_matrix(m, 3, 3, {.window = 0}); }),
             "alibi: mask.window is 0; expected at least 1, the query's own position");
-  // Sizes whose product overflows: 2^81 entries, of which 0 bits are left in 64.
+  // Sizes whose product overflows: 2^81 entries, whose count has only zeros in its lowest 64 bits.
   constexpr Index kLong = Index(1) << 40;
   const std::string overflows = "alibi: the bias has more than 2^60 entries; expected a product of sizes up to that";
   EXPECT_EQ(message([&] { alibi::bias_matrix(m, kLong, kLong); }), overflows);

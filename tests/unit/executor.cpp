@@ -1,4 +1,4 @@
-// Executors: every task once, each slot to itself, exceptions to the caller.
+// Executors: every task runs once, tasks that run at once have different slots, and exceptions reach the caller.
 #include <alibi/executor.hpp>
 #include <atomic>
 #include <chrono>
@@ -16,13 +16,13 @@ using alibi::Executor;
 using alibi::Task;
 using test::Index;
 
-// A thread for each task: the plainest callable there is.
+// One thread for each task: the simplest callable.
 void on_threads(Index count, Task task) {
   std::vector<std::jthread> threads;
   for (Index i = 0; i < count; i++) threads.emplace_back([task, i] { task(i); });
 }
 
-// What an OpenMP loop with a static schedule does with fewer threads than tasks: runs of them, one after another.
+// Runs consecutive tasks one after another on fewer threads than tasks, as an OpenMP loop with a static schedule does.
 void in_runs(Index count, Task task) {
   const Index half = count / 2;
   const std::jthread other([=] {
@@ -35,7 +35,7 @@ void backwards(Index count, Task task) {
   for (Index i = count; i-- > 0;) task(i);
 }
 
-// Checks that for_each calls every index once and never lets two calls that overlap share a slot.
+// Checks that for_each calls every index once, and that two overlapping calls never share a slot.
 void expect_every_index_once(const Executor& executor) {
   for (const std::size_t count : {0u, 1u, 2u, 3u, 7u, 1000u}) {
     std::vector<std::atomic<int>> calls(count), busy(std::size_t(executor.max_concurrency()));
@@ -80,7 +80,7 @@ TEST(Executor, SerialStaysOnTheCallingThreadInOrder) {
   EXPECT_EQ(order, (std::vector<Index>{0, 1, 2, 3, 4}));
 }
 
-// A pool's thread that waited for the others could wait for ever: they may all be waiting too.
+// A thread of the pool must not wait for the others. All of them may be waiting, for ever.
 TEST(Executor, FromInsideThePool) {
   Eigen::ThreadPool pool(2);
   Eigen::Barrier done(4);
@@ -140,23 +140,23 @@ std::string message(Call call) {
   return "no error";
 }
 
-TEST(Executor, OneThatReturnsEarlyIsFoundOut) {
+TEST(Executor, AnExecutorThatReturnsEarlyIsDetected) {
   const Executor lazy(2, [](Index, Task) {});
   EXPECT_EQ(message<std::runtime_error>([&] { lazy.for_each(2, [](Index, int) {}); }),
             "alibi: the executor's run(count, task) returned before every task had been called");
 }
 
-// Work is taken from a shared counter, so one call of a task is enough to do all of it.
-TEST(Executor, OneThatRunsASingleTaskDoesAllTheWork) {
+// Tasks take indices from a shared counter, so one call of a task does all the work.
+TEST(Executor, AnExecutorThatRunsOneTaskDoesAllTheWork) {
   const Executor first_only(3, [](Index, Task task) { task(0); });
   expect_every_index_once(first_only);
 }
 
-// A pool that takes some jobs and refuses others, by throwing as one that is out of memory would. A job starts late: an
-// executor that did not wait for it would be gone by then.
-class Refusing {
+// A pool that takes some jobs and refuses others by throwing, as if out of memory. Jobs start late, so an executor that
+// does not wait for them no longer exists by then.
+class RefusingPool {
  public:
-  Refusing(int accepted_first, int refused) : accepted_first_(accepted_first), refused_(refused) {}
+  RefusingPool(int accepted_first, int refused) : accepted_first_(accepted_first), refused_(refused) {}
   // NOLINTBEGIN(readability-identifier-naming): Eigen's names
   int NumThreads() const { return 4; }
   int CurrentThreadId() const { return -1; }
@@ -176,8 +176,8 @@ class Refusing {
 };
 
 TEST(Executor, APoolThatRefusesAJob) {
-  Refusing second(1, 1), first(0, 1), last_two(1, 2), all(0, 3);
-  for (Refusing* pool : {&second, &first, &last_two, &all}) {
+  RefusingPool second(1, 1), first(0, 1), last_two(1, 2), all(0, 3);
+  for (RefusingPool* pool : {&second, &first, &last_two, &all}) {
     const Executor executor(*pool);
     for (int repetition = 0; repetition < 3; repetition++) {
       std::vector<std::atomic<int>> calls(100);

@@ -1,4 +1,4 @@
-// The stated error of kernel::exp2, by a sweep.
+// Tests the documented error of kernel::exp2 by a sweep.
 #include <alibi/kernel/simd/exp2.hpp>
 #include <bit>
 #include <tuple>
@@ -24,7 +24,7 @@ T exp2_of(T x) {
   return exp2<T>(all)[0];
 }
 
-// The worst error met, in units in the last place of the result.
+// The worst error so far, in units in the last place of the result.
 template <class T, class Wide>
 struct Worst {
   double ulp = 0;
@@ -37,13 +37,13 @@ struct Worst {
     const double error = double(std::abs(std::ldexp(Wide(result) - exact, std::numeric_limits<T>::digits - exponent)));
     if (error > ulp || std::isnan(error)) *this = {std::isnan(error) ? test::kInfinity : error, argument, result};
   }
-  void report(const char* what) const {
+  void print(const char* what) const {
     std::cout << what << ": worst " << ulp << " ulp at " << std::hexfloat << x << std::defaultfloat << " (" << x
               << ")\n";
   }
 };
 
-// Every `step`-th float from `nearer` to `farther`, of the same sign, the second one included.
+// Every `step`-th float from `nearer` to `farther`, which have the same sign, including `farther`.
 template <class T, class Wide>
 void sweep(Worst<T, Wide>& worst, float nearer, float farther, std::uint32_t step) {
   constexpr auto n = std::size_t(kernel::kLanes<T>);
@@ -61,7 +61,7 @@ TEST(Exp2, FloatWithinTwoUlp) {
   sweep(worst, -0.f, -126.f, 16);
   sweep(worst, 0.f, 8.f, 4096);
   sweep(worst, 8.f, 127.f, 4096);
-  worst.report("float, every 16th in [-126, 0], every 4096th in [0, 127]");
+  worst.print("float, every 16th in [-126, 0], every 4096th in [0, 127]");
   EXPECT_LE(worst.ulp, 2);
 }
 
@@ -70,7 +70,7 @@ TEST(Exp2, DoubleWithinTwoUlp) {
   test::Random random(1);
   Worst<double, long double> worst;
   std::array<double, n> x;
-  // Near 0 is where most weights are.
+  // Most weights have arguments near 0.
   for (const auto& [low, high, count] :
        {std::tuple(-1022., 0., 500'000), std::tuple(-1., 0., 500'000), std::tuple(0., 1023., 500'000)})
     for (int i = 0; i < count; i += int(n)) {
@@ -78,7 +78,7 @@ TEST(Exp2, DoubleWithinTwoUlp) {
       const auto y = exp2<double>(x);
       for (std::size_t j = 0; j < n; j++) worst.see(x[j], y[j]);
     }
-  worst.report("double, 5e5 random in each of [-1022, 0], [-1, 0], [0, 1023]");
+  worst.print("double, 5e5 random in each of [-1022, 0], [-1, 0], [0, 1023]");
   EXPECT_LE(worst.ulp, 2);
 }
 
@@ -91,7 +91,7 @@ TYPED_TEST(Exp2Of, IntegersAreExact) {
   using T = TypeParam;
   const int lowest = int(kernel::kSmallestExponent<T>);
   for (int n = lowest; n <= -lowest; n++) ASSERT_EQ(exp2_of(T(n)), std::ldexp(T(1), n)) << n;
-  EXPECT_EQ(exp2_of(T(-0.)), T(1)) << "a lone key has weight 1";
+  EXPECT_EQ(exp2_of(T(-0.)), T(1)) << "a single key has weight 1";
 }
 
 TYPED_TEST(Exp2Of, BelowTheRange) {

@@ -1,4 +1,4 @@
-// The named views: every element is where the layout says, and attention over them is attention over copies.
+// The named views: every element is where the layout says, and attention over the views equals attention over copies.
 #include <alibi/layouts.hpp>
 
 #include "common.hpp"
@@ -10,7 +10,7 @@ using alibi::QkvViews;
 using alibi::View;
 using test::Index;
 
-// Element (b, h, t, d) of a view as its place in the array.
+// The offset of element (b, h, t, d) of a view in the array.
 Index place(const View<float>& x, const float* array, Index b, Index h, Index t, Index d) {
   return x.data + b * x.batch_stride + h * x.head_stride + t * x.token_stride + d - array;
 }
@@ -83,7 +83,7 @@ TEST(Layouts, Bsh3dGrouped) {
   }
 }
 
-// BLOOM's projection, read where it lies, against copies of its three parts.
+// BLOOM's fused projection, read in place, against copies of its three parts.
 TEST(Layouts, AttentionOverAFusedProjection) {
   test::Random random{1};
   const auto fused = random.tensor<float>(kBatch, 70, 4 * 3, 8);

@@ -1,4 +1,4 @@
-// ResolvedMask against the predicate that mask.hpp's first comment defines, key by key.
+// ResolvedMask against the predicate in the first comment of mask.hpp, key by key.
 #include <alibi/mask.hpp>
 
 #include "common.hpp"
@@ -63,7 +63,7 @@ TEST(Mask, NearestKey) {
   EXPECT_EQ(alibi::resolve({.query_offset = 7}, 1, 0).nearest_key(0), 0);
 }
 
-// At the ends of the range of offsets nothing overflows, and what has no window still sees every key.
+// At the limits of the offsets nothing overflows, and a mask without a window still shows every key.
 TEST(Mask, FarthestOffsets) {
   const Index far = Index(1) << 61;
   const std::vector<std::optional<Index>> windows = {{}, 5, std::numeric_limits<Index>::max()};

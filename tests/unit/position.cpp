@@ -1,5 +1,5 @@
-// The position methods against closed forms, written here by themselves and in long double, and against what their
-// papers promise.
+// The position methods against closed forms, implemented here independently and in long double, and against the
+// properties that their papers state.
 #include <alibi/position/rotary.hpp>
 #include <alibi/position/sinusoidal.hpp>
 #include <alibi/position/t5_bias.hpp>
@@ -39,7 +39,7 @@ TEST(Sinusoidal, IsSineAndCosine) {
       const auto single = alibi::sinusoidal(50, dim, first);
       for (Index t = 0; t < 50; t++)
         for (Index d = 0; d < dim; d++) {
-          // Cosine is sine a quarter turn later, and 10000^-y is 10^-4y.
+          // The cosine is the sine a quarter turn later, and 10000^-y is 10^-4y.
           const Real rate = std::pow(10.L, -4 * Real(d - d % 2) / Real(dim));
           const Real expected = std::sin(Real(first + t) * rate + (d % 2 ? std::numbers::pi_v<Real> / 2 : 0));
           ASSERT_NEAR(x(t, d), double(expected), 1e-12);
@@ -54,8 +54,8 @@ TEST(Sinusoidal, BadInput) {
   EXPECT_EQ(thrown([] { alibi::sinusoidal(1, 4, 0, 0); }), "alibi: base is 0; expected a finite number above 0");
 }
 
-// x turned by multiplication with e^{i p θ}; dims beyond 2 |theta| stay.
-Matrix turned(const Matrix& x, const std::vector<Real>& theta, Index first, RotaryPairs pairs, Real magnitude = 1) {
+// x rotated by multiplication with e^{i p θ}. Dims from 2 |theta| on are unchanged.
+Matrix rotated(const Matrix& x, const std::vector<Real>& theta, Index first, RotaryPairs pairs, Real magnitude = 1) {
   Matrix y = x;
   const auto half = Index(theta.size());
   for (Index t = 0; t < x.rows(); t++)
@@ -83,7 +83,7 @@ TEST(Rotary, IsMultiplicationOfComplexNumbers) {
       const Matrix x = random.matrix<double>(40, 16);
       Matrix y = x;
       Rotary(16, {.dims = dims, .base = 500, .pairs = pairs}).rotate(y, 1000);
-      const Matrix expected = turned(x, thetas(dims == 0 ? 16 : dims, 500), 1000, pairs);
+      const Matrix expected = rotated(x, thetas(dims == 0 ? 16 : dims, 500), 1000, pairs);
       EXPECT_LE(test::distance(y, expected), 1e-12) << "dims " << dims;
     }
 }
@@ -110,7 +110,7 @@ TEST(Rotary, OfEveryScalarAndLayout) {
     }
 }
 
-// "incorporates explicit relative position dependency": q·k sees p - j only, however far along both are.
+// "incorporates explicit relative position dependency": q·k depends only on p - j, at any positions.
 TEST(Rotary, ProductsSeeTheDifferenceOfPositions) {
   test::Random random(3);
   for (const RotaryScaling scaling :
@@ -128,8 +128,8 @@ TEST(Rotary, ProductsSeeTheDifferenceOfPositions) {
   }
 }
 
-// A pair of adjoint maps: <R x, g> = <x, R' g>.
-TEST(Rotary, GradientsTurnBack) {
+// The rotation and its gradient are adjoint maps: <R x, g> = <x, R' g>.
+TEST(Rotary, GradientsRotateBack) {
   test::Random random(4);
   const Rotary rotary(12, {.dims = 8, .scaling = RotaryScaling::yarn, .factor = 8, .trained_length = 64});
   const Matrix x = random.matrix<double>(30, 12), g = random.matrix<double>(30, 12);
@@ -140,7 +140,7 @@ TEST(Rotary, GradientsTurnBack) {
   EXPECT_GT(test::distance(forward, x), 0.1);
 }
 
-// Position s p is where p was.
+// With interpolation, position s p has the angles that position p has without it.
 TEST(RotaryScaling, InterpolationShortensPositions) {
   const auto plain = Rotary(64).frequencies();
   const auto scaled = Rotary(64, {.scaling = RotaryScaling::interpolation, .factor = 4}).frequencies();
@@ -148,7 +148,7 @@ TEST(RotaryScaling, InterpolationShortensPositions) {
   for (std::size_t i = 0; i < 32; i++) EXPECT_NEAR(scaled[i] * 4 / plain[i], 1, 1e-14);
 }
 
-// It leaves the fastest pair as it is and interpolates the slowest one.
+// NTK scaling keeps the fastest pair and interpolates the slowest pair.
 TEST(RotaryScaling, NtkSpreadsTheScalingOverThePairs) {
   const auto plain = Rotary(128).frequencies();
   const auto scaled = Rotary(128, {.scaling = RotaryScaling::ntk, .factor = 8}).frequencies();
@@ -158,7 +158,7 @@ TEST(RotaryScaling, NtkSpreadsTheScalingOverThePairs) {
     EXPECT_NEAR(scaled[i], std::exp(-(std::log(10000.) + std::log(8.) * 128 / 126) * double(i) / 64), 1e-14);
 }
 
-// Wavelengths of less than L / beta stay, those of more than L / alpha are interpolated.
+// Wavelengths below L / beta stay, and those above L / alpha are interpolated.
 TEST(RotaryScaling, YarnByParts) {
   constexpr double kFactor = 16, kLength = 4096;
   const Rotary rotary(128, {.scaling = RotaryScaling::yarn, .factor = kFactor, .trained_length = 4096});
@@ -202,14 +202,14 @@ TEST(Rotary, BadInput) {
   EXPECT_EQ(thrown([&] { Rotary(8).rotate(x); }), "alibi: x has head_dim 6; expected 8, that of the rotation");
 }
 
-// ALiBi and rotary together: rotate first, then attend with slopes.
+// ALiBi with rotary: rotate first, then attend with slopes.
 TEST(Rotary, CombinesWithAlibi) {
   test::Random random(5);
   const Matrix q = random.matrix<double>(70, 16), k = random.matrix<double>(70, 16), v = random.matrix<double>(70, 8);
   const auto theta = thetas(16, 10000);
-  const auto expected = alibi::reference::attention(turned(q, theta, 0, RotaryPairs::adjacent),
-                                                    turned(k, theta, 0, RotaryPairs::adjacent), v, 0.25);
-  for (const Index first : {0, 4096}) {  // positions count from anywhere
+  const auto expected = alibi::reference::attention(rotated(q, theta, 0, RotaryPairs::adjacent),
+                                                    rotated(k, theta, 0, RotaryPairs::adjacent), v, 0.25);
+  for (const Index first : {0, 4096}) {  // positions may count from any number
     Matrix x = q, y = k;
     const Rotary rotary(16);
     rotary.rotate(x, first);
@@ -220,25 +220,25 @@ TEST(Rotary, CombinesWithAlibi) {
   }
 }
 
-// Distances at which a bucket begins, by integers: the least x with (x / exact)^(n - exact) >= (max / exact)^b.
+// The distances at which a bucket begins, for integers: the smallest x with (x / exact)^(n - exact) >= (max / exact)^b.
 std::vector<Index> t5_starts(Index n, Index max_distance) {
   const Index exact = n / 2;
-  std::vector<Index> starts;
-  for (Index x = 0; x < exact; x++) starts.push_back(x);
+  std::vector<Index> bucket_starts;
+  for (Index x = 0; x < exact; x++) bucket_starts.push_back(x);
   for (Index b = 0; b < n - exact; b++) {
     const Real power = Real(b) / Real(n - exact);
     Index x = exact;
     while (std::log2(Real(x) / Real(exact)) < power * std::log2(Real(max_distance) / Real(exact)) - 1e-15L) x++;
-    starts.push_back(x);
+    bucket_starts.push_back(x);
   }
-  return starts;
+  return bucket_starts;
 }
 
 TEST(T5Bucket, Causal) {
   for (const auto& [buckets, most] : {std::pair(32, 128), std::pair(8, 20), std::pair(2, 2)}) {
-    const auto starts = t5_starts(buckets, most);
+    const auto bucket_starts = t5_starts(buckets, most);
     for (Index x = 0; x < 1000; x++) {
-      const auto expected = std::upper_bound(starts.begin(), starts.end(), x) - starts.begin() - 1;
+      const auto expected = std::upper_bound(bucket_starts.begin(), bucket_starts.end(), x) - bucket_starts.begin() - 1;
       ASSERT_EQ(alibi::t5_bucket(-x, {.buckets = buckets, .max_distance = most}), expected) << x;
       ASSERT_EQ(alibi::t5_bucket(x, {.buckets = buckets, .max_distance = most}), 0);
     }
@@ -247,9 +247,9 @@ TEST(T5Bucket, Causal) {
 
 TEST(T5Bucket, Bidirectional) {
   for (const auto& [buckets, most] : {std::pair(32, 128), std::pair(12, 50)}) {
-    const auto starts = t5_starts(buckets / 2, most);
+    const auto bucket_starts = t5_starts(buckets / 2, most);
     for (Index x = 0; x < 1000; x++) {
-      const auto expected = std::upper_bound(starts.begin(), starts.end(), x) - starts.begin() - 1;
+      const auto expected = std::upper_bound(bucket_starts.begin(), bucket_starts.end(), x) - bucket_starts.begin() - 1;
       const alibi::T5Buckets config{.buckets = buckets, .max_distance = most, .bidirectional = true};
       ASSERT_EQ(alibi::t5_bucket(-x, config), expected) << x;
       ASSERT_EQ(alibi::t5_bucket(x, config), x == 0 ? 0 : buckets / 2 + expected) << x;
@@ -257,8 +257,8 @@ TEST(T5Bucket, Bidirectional) {
   }
 }
 
-// As the authors' code gives them for its defaults: 8 buckets of one distance, then one at 8, 12, 16, 23, 32, 46,
-// 64, 91.
+// The buckets of the authors' code with its defaults: 8 buckets of one distance, then one from each of 8, 12, 16, 23,
+// 32, 46, 64, 91.
 TEST(T5Bucket, TheDefaultsOfT5) {
   const alibi::T5Buckets encoder{.bidirectional = true};
   const std::vector<Index> begins = {8, 12, 16, 23, 32, 46, 64, 91};
@@ -279,7 +279,7 @@ TEST(T5Bucket, BadInput) {
             "alibi: max_distance is 16; expected more than 16, the distances with a bucket of their own");
 }
 
-// Scores are those of the rotation with each pair's part multiplied by ζ^((p - j) / B), whatever the centre.
+// The scores are those of the rotation, with each pair's part multiplied by ζ^((p - j) / B), for any centre.
 TEST(Xpos, IsRotaryWithADecayingPair) {
   test::Random random(1);
   constexpr Index kTokens = 40, kDim = 12;
@@ -289,7 +289,7 @@ TEST(Xpos, IsRotaryWithADecayingPair) {
         const alibi::Xpos xpos(kDim, {.rotary = {.dims = dims, .pairs = pairs}, .scale_base = 50, .center = center});
         Matrix q = random.matrix<double>(kTokens, kDim), k = random.matrix<double>(kTokens, kDim);
         const auto theta = thetas(dims, 10000);
-        const Matrix rq = turned(q, theta, 3, pairs), rk = turned(k, theta, 0, pairs);
+        const Matrix rq = rotated(q, theta, 3, pairs), rk = rotated(k, theta, 0, pairs);
         xpos.embed_queries(q, 3);
         xpos.embed_keys(k);
         for (Index i = 0; i < kTokens; i++)
@@ -305,7 +305,7 @@ TEST(Xpos, IsRotaryWithADecayingPair) {
       }
 }
 
-// The gradient is that of a linear map: the inner product with any direction says so.
+// The gradient is that of a linear map, as the inner product with any direction shows.
 TEST(Xpos, GradientIsTheTranspose) {
   test::Random random(2);
   const alibi::Xpos xpos(6, {.scale_base = 30, .center = 10});
@@ -328,7 +328,7 @@ TEST(Xpos, BadInput) {
   EXPECT_EQ(thrown([&] { xpos.embed_keys(wide); }), "alibi: x has head_dim 6; expected 4, that of the embedding");
   EXPECT_EQ(thrown([&] { xpos.embed_keys(x, 50000); }),
             "alibi: a position is 50001 tokens from the center; expected at most 35535, where factors are in range");
-  EXPECT_EQ(x, (test::RowMatrix<float>::Ones(2, 4))) << "nothing is written";
+  EXPECT_EQ(x, (test::RowMatrix<float>::Ones(2, 4))) << "nothing was written";
   EXPECT_NO_THROW(xpos.embed_keys(x, 35530));
   EXPECT_TRUE(x.allFinite());
 }

@@ -1,4 +1,4 @@
-// The reference itself, against an example worked out by hand.
+// The reference against an example calculated by hand.
 #include <alibi/reference.hpp>
 
 #include "common.hpp"
@@ -8,8 +8,8 @@ namespace {
 using test::Index;
 using test::kInfinity;
 
-// One head, slope ln 2, scale 1; three keys and queries. Every product q·k is 0 or ln 3, so that the weights are whole
-// numbers times powers of 1/2:
+// One head, slope ln 2, scale 1; three keys and queries. Every product q·k is 0 or ln 3, so the weights are integers
+// times powers of 1/2:
 //
 //   q = (1), (0), (1)      k = (0), (ln 3), (0)      v = (1, 0), (0, 1), (8, 8)
 //
@@ -26,7 +26,7 @@ class Example : public testing::Test {
   const test::RowMatrix<double> k_ = test::matrix_of<double>(3, 1, {0, ln3_, 0});
   const test::RowMatrix<double> v_ = test::matrix_of<double>(3, 2, {1, 0, 0, 1, 8, 8});
 
-  // `output` is [3, 2], row by row; `sums` holds exp(lse).
+  // `output` is [3, 2] in row-major order; `sums` holds exp(lse).
   void expect(const alibi::Mask& mask, const std::vector<double>& output, std::vector<double> sums) {
     const auto result = alibi::reference::attention(q_, k_, v_, ln2_, mask, 1.);
     EXPECT_LE(test::distance(result.output, output), 2e-15);
@@ -50,14 +50,14 @@ TEST_F(Example, Window) {
   expect({.window = 3}, {1, 0, 1 / 3., 2 / 3., 33 / 11., 38 / 11.}, {1, 1.5, 2.75});
 }
 
-// Queries one position back: row 0 sees nothing; row 1 sits on key 0; row 2 on key 1: 1/2, 3, sum 7/2.
+// Queries shifted back by one position: row 0 sees no key; row 1 has position 0; row 2 has position 1: 1/2, 3, sum 7/2.
 TEST_F(Example, RowsThatSeeNothing) {
   expect({.query_offset = -1}, {0, 0, 1, 0, 1 / 7., 6 / 7.}, {0, 1, 3.5});
   expect({.query_offset = -3}, {0, 0, 0, 0, 0, 0}, {0, 0, 0});
   expect({.window = 1, .query_offset = 2}, {8, 8, 0, 0, 0, 0}, {1, 0, 0});
 }
 
-// 2^40 positions behind key 2 all weights keep their ratios, 1/4 : 3/2 : 1, and the lse falls by ln 2 each position.
+// From position 2^40 on, all weights keep their ratios, 1/4 : 3/2 : 1, and the lse falls by ln 2 with each position.
 TEST_F(Example, FarOffset) {
   const Index far = Index(1) << 40;
   const auto result = alibi::reference::attention(q_, k_, v_, ln2_, {.query_offset = far}, 1.);
@@ -73,8 +73,8 @@ TEST(Reference, DefaultScale) {
   EXPECT_EQ(alibi::reference::attention(ones, ones, ones, 0.5, {}, 0.25).lse[0], 1);
 }
 
-// [2, 4, 1, 1] queries on [2, 2, 1, 1] keys: rows are (b * heads + h) * queries + i, and query head h reads kv head h
-// / 2.
+// [2, 4, 1, 1] queries on [2, 2, 1, 1] keys. Rows are (b * heads + h) * queries + i, and query head h reads kv head h /
+// 2.
 TEST(Reference, GroupedHeads) {
   test::Tensor4<float> q(2, 4, 1, 1), k(2, 2, 1, 1), v(2, 2, 1, 1);
   q.setConstant(1);

@@ -1,4 +1,4 @@
-// The slopes against the authors' rule, written here as their code has it, and against exponents worked out by hand.
+// The slopes against the authors' rule, implemented here as in their code, and against exponents calculated by hand.
 #include <alibi/slopes.hpp>
 
 #include "common.hpp"
@@ -8,7 +8,7 @@ namespace {
 using test::Index;
 using Exponents = std::vector<double>;
 
-// github.com/ofirpress/attention_with_linear_biases, get_slopes(n), with 8 made a parameter as MPT does.
+// get_slopes(n) of github.com/ofirpress/attention_with_linear_biases. Its constant 8 is a parameter, as in MPT.
 std::vector<double> of_power_of_two(int n, double max_bias) {
   const double start = std::pow(2, -std::pow(2, -(std::log2(n) - std::log2(max_bias))));
   std::vector<double> m(static_cast<std::size_t>(n));
@@ -34,7 +34,7 @@ void expect_exponents(const Exponents& expected, double max_bias = 8) {
   }
 }
 
-// first, first + step, … : `count` exponents, appended.
+// Appends `count` exponents: first, first + step, …
 void append(Exponents& list, double first, double step, int count) {
   for (int i = 0; i < count; i++) list.push_back(first + step * i);
 }
@@ -55,7 +55,7 @@ TEST(Slopes, FollowTheAuthors) {
   std::cout << "worst relative error " << worst << "\n";
 }
 
-// A slope is 2^-e. With c the largest power of two below n, the first c exponents are max_bias h / c; the others are
+// A slope is 2^-e. Let c be the largest power of two below n. The first c exponents are max_bias h / c. The others are
 // those of 2c heads, max_bias h / 2c, for h = 1, 3, 5, …
 TEST(Slopes, OneTwoFourEight) {
   expect_exponents({8});
@@ -74,7 +74,7 @@ TEST(Slopes, Twenty) {
   expect_exponents({0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 7.5, 8, 0.25, 0.75, 1.25, 1.75});
 }
 
-// BLOOM-7b1 has 32 heads; 71 is falcon-7b's. c = 64: eighths 1/8 … 64/8, then seven odd sixteenths.
+// BLOOM-7b1 has 32 heads; falcon-7b has 71. c = 64: eighths 1/8 … 64/8, then seven odd sixteenths.
 TEST(Slopes, SeventyOne) {
   Exponents e;
   append(e, 1 / 8., 1 / 8., 64);
@@ -92,7 +92,7 @@ TEST(Slopes, HundredTwelve) {
   expect_exponents(e);
 }
 
-TEST(Slopes, ThePapersTextIsAnotherRule) {
+TEST(Slopes, ThePaperDescribesAnotherRule) {
   const auto six = alibi::geometric_slopes<double>(6);
   for (int h = 1; h <= 6; h++) EXPECT_NEAR(std::log2(six[h - 1]), -8. * h / 6, 1e-14);
   EXPECT_NEAR(alibi::geometric_slopes<double>(3, 16)[0], std::exp2(-16. / 3), 1e-16);

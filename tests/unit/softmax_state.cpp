@@ -1,5 +1,5 @@
-// kernel::SoftmaxState: states of disjoint sets of keys merge as a monoid does, up to rounding. Split keys, decoding
-// and several machines all rest on that.
+// kernel::SoftmaxState: states of disjoint sets of keys form a monoid under merge(), up to rounding. Split keys,
+// decoding and computing on several machines depend on this.
 #include <alibi/kernel/tile/softmax.hpp>
 
 #include "common.hpp"
@@ -12,7 +12,7 @@ namespace kernel = alibi::kernel;
 template <class T>
 constexpr Index kLanes = kernel::kLanes<T>;
 
-// A row's state and its output of one value, lane by lane.
+// A row's state and its output of one value, for each lane.
 template <class T>
 struct Partial {
   kernel::SoftmaxState<T> state = kernel::SoftmaxState<T>::empty();
@@ -20,18 +20,18 @@ struct Partial {
 };
 
 template <class T>
-std::array<T, std::size_t(kLanes<T>)> lanes(const kernel::Vec<T>& pack) {
+std::array<T, std::size_t(kLanes<T>)> lanes(const kernel::Vec<T>& vec) {
   std::array<T, std::size_t(kLanes<T>)> values;
-  kernel::store<T>(values.data(), pack);
+  kernel::store<T>(values.data(), vec);
   return values;
 }
 
 template <class T>
-kernel::Vec<T> pack(const std::vector<T>& values) {
+kernel::Vec<T> vec(const std::vector<T>& values) {
   return kernel::load<T>(values.data());
 }
 
-// What the lanes stand for, free of the choice of reference: ln Σ 2^s and the normalised output.
+// The meaning of the lanes, independent of the reference: ln Σ 2^s and the normalised output.
 template <class T>
 struct Meaning {
   std::vector<double> lse, output;
@@ -68,7 +68,7 @@ Partial<T> random_partial(test::Random& random) {
     sum.push_back(T(random.uniform(1, 50)));
     output.push_back(sum.back() * T(random.uniform(-1, 1)));
   }
-  return {{pack(reference), pack(sum)}, pack(output)};
+  return {{vec(reference), vec(sum)}, vec(output)};
 }
 
 template <class T>
@@ -109,11 +109,11 @@ TYPED_TEST(SoftmaxState, RaiseKeepsTheSum) {
     std::vector<T> largest;
     for (Index i = 0; i < kLanes<T>; i++) largest.push_back(T(random.uniform(-150, 150)));
     const auto reference = lanes<T>(a.state.reference);
-    a.output = kernel::mul(a.output, a.state.raise(pack(largest)));
+    a.output = kernel::mul(a.output, a.state.raise(vec(largest)));
     const Meaning<T> after(a);
     for (std::size_t i = 0; i < largest.size(); i++) {
       EXPECT_EQ(lanes<T>(a.state.reference)[i], std::max(reference[i], largest[i]));
-      // Sums below the smallest normal number are flushed: nothing of them shows beside a score at the reference.
+      // Sums below the smallest normal number are flushed. Beside a score at the reference they are negligible.
       if (after.lse[i] - double(lanes<T>(a.state.reference)[i]) < -100) continue;
       EXPECT_NEAR(after.lse[i], before.lse[i], 300 * double(std::numeric_limits<T>::epsilon()));
       EXPECT_NEAR(after.output[i], before.output[i], 10 * double(std::numeric_limits<T>::epsilon()));
@@ -125,9 +125,9 @@ TYPED_TEST(SoftmaxState, OutgrownBySlackOnly) {
   using T = TypeParam;
   kernel::SoftmaxState<T> state{kernel::broadcast<T>(T(1)), kernel::broadcast<T>(T(1))};
   std::vector<T> largest(std::size_t(kLanes<T>), T(1) + kernel::kSlack<T>);
-  EXPECT_FALSE(state.outgrown(pack(largest)));
+  EXPECT_FALSE(state.outgrown(vec(largest)));
   largest.back() += T(0.125);
-  EXPECT_TRUE(state.outgrown(pack(largest))) << "one lane is enough";
+  EXPECT_TRUE(state.outgrown(vec(largest))) << "one lane is enough";
   EXPECT_TRUE(kernel::SoftmaxState<T>::empty().outgrown(kernel::broadcast<T>(T(-1e30))));
   EXPECT_FALSE(kernel::SoftmaxState<T>::empty().outgrown(kernel::broadcast<T>(-std::numeric_limits<T>::infinity())));
 }

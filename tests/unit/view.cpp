@@ -1,4 +1,4 @@
-// Every kind of array that attention accepts holds the same numbers here, and gives the same bits.
+// All kinds of arrays that attention accepts. They hold the same numbers, so the results must have the same bits.
 #include <span>
 
 #include "common.hpp"
@@ -11,7 +11,7 @@ using test::Tensor4;
 
 constexpr Index kBatch = 2, kHeads = 4, kKvHeads = 2, kTokens = 37, kDim = 24, kValueDim = 20;
 
-// [b, h, n, d] as [b, n, h, d]: attention reads the second through a view.
+// Copies [b, h, n, d] to [b, n, h, d], which attention reads through a view.
 template <class T>
 Tensor4<T> swap_heads_and_tokens(const Tensor4<T>& x) {
   Tensor4<T> y(x.dimension(0), x.dimension(2), x.dimension(1), x.dimension(3));
@@ -46,7 +46,7 @@ class View : public testing::Test {
     EXPECT_TRUE(test::same(result.lse, expected_.lse));
   }
 
-  // Token by token: head (0, 0) of x, [tokens, head_dim].
+  // Head (0, 0) of x, [tokens, head_dim].
   static RowMatrix<T> head(const Tensor4<T>& x) {
     return Eigen::Map<const RowMatrix<T>>(x.data(), x.dimension(2), x.dimension(3));
   }
@@ -68,7 +68,7 @@ TYPED_TEST(View, TensorsAndMaps) {
   EXPECT_TRUE(test::same(output, this->expected_.output));
   output.setZero();
   alibi::attention_into(Eigen::TensorMap<Tensor4<T>>(output.data(), output.dimensions()), q, k, v, this->m_);
-  EXPECT_TRUE(test::same(output, this->expected_.output)) << "a map made on the spot";
+  EXPECT_TRUE(test::same(output, this->expected_.output)) << "a temporary map";
 }
 
 TYPED_TEST(View, ColumnMajorTensorsAreMirrored) {
@@ -97,19 +97,19 @@ TYPED_TEST(View, TokensBeforeHeads) {
   EXPECT_TRUE(test::same(lse, this->expected_.lse));
 }
 
-// One array [batch, tokens, row], a token's row being its queries, keys and values one after the other.
-TYPED_TEST(View, PackedQkv) {
+// One array [batch, tokens, row]. The row of a token is its queries, keys and values, one after another.
+TYPED_TEST(View, FusedQkv) {
   using T = TypeParam;
   const auto q = swap_heads_and_tokens(this->q_), k = swap_heads_and_tokens(this->k_),
              v = swap_heads_and_tokens(this->v_);
   constexpr Index kQ = kHeads * kDim, kK = kKvHeads * kDim, kV = kKvHeads * kValueDim, kRow = kQ + kK + kV;
-  std::vector<T> packed;
+  std::vector<T> qkv;
   for (Index token = 0; token < kBatch * kTokens; token++) {
-    packed.insert(packed.end(), q.data() + token * kQ, q.data() + (token + 1) * kQ);
-    packed.insert(packed.end(), k.data() + token * kK, k.data() + (token + 1) * kK);
-    packed.insert(packed.end(), v.data() + token * kV, v.data() + (token + 1) * kV);
+    qkv.insert(qkv.end(), q.data() + token * kQ, q.data() + (token + 1) * kQ);
+    qkv.insert(qkv.end(), k.data() + token * kK, k.data() + (token + 1) * kK);
+    qkv.insert(qkv.end(), v.data() + token * kV, v.data() + (token + 1) * kV);
   }
-  const T* row = packed.data();
+  const T* row = qkv.data();
   const auto part = [&](Index begin, Index heads, Index dim) {
     return alibi::view(row + begin, {kBatch, heads, kTokens, dim}, {kTokens * kRow, dim, kRow, 1});
   };
@@ -218,9 +218,9 @@ TYPED_TEST(View, SlopesPerBatch) {
   EXPECT_TRUE(std::equal(both.data() + half, both.data() + 2 * half, second.data() + half));
 }
 
-// Slopes of any scalar, whatever q holds: the result is that of the same numbers in the widest.
+// Slopes of any scalar, for any scalar of q. The result equals that of the same numbers in the widest scalar.
 TYPED_TEST(View, SlopesOfAnyScalar) {
-  const Eigen::VectorXd m = alibi::slopes<double>(kHeads);  // powers of two, which every scalar holds
+  const Eigen::VectorXd m = alibi::slopes<double>(kHeads);  // powers of two, which every scalar represents exactly
   const auto expected = alibi::attention(this->q_, this->k_, this->v_, m);
   const auto expect_same = [&](const auto& slopes) {
     EXPECT_TRUE(test::same(alibi::attention(this->q_, this->k_, this->v_, slopes), expected));
@@ -238,7 +238,7 @@ TYPED_TEST(View, SlopesOfAnyScalar) {
   expect_same(std::vector<double>(m.begin(), m.end()));
   EXPECT_EQ(alibi::slope_view(m).scalar, alibi::SlopeScalar::float64);
 
-  // Of one that a narrower scalar rounds, the rounded one counts.
+  // If a narrow scalar rounds the slopes, the rounded slopes are used.
   const Eigen::Matrix<Eigen::bfloat16, Eigen::Dynamic, 1> rounded =
       Eigen::VectorXf::Constant(kHeads, 0.3f).cast<Eigen::bfloat16>();
   EXPECT_TRUE(test::same(alibi::attention(this->q_, this->k_, this->v_, rounded),

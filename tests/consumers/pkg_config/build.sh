@@ -1,5 +1,5 @@
 #!/bin/sh
-# An installed alibi, found by pkg-config.
+# Uses an installed alibi, found by pkg-config.
 set -eu
 flags=$(pkg-config --cflags "alibi >= 0.1")
 # shellcheck disable=SC2086  # the flags are words

@@ -1,5 +1,5 @@
 #!/bin/sh
-# No build system: two include paths and C++20.
+# Uses no build system: two include paths and C++20.
 set -eu
 "$CXX" -std=c++20 -I "$ALIBI_DIR/include" -I "$EIGEN_INCLUDE_DIR" "$ALIBI_DIR/tests/consumers/main.cpp" -o consumer
 ./consumer

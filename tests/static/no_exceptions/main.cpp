@@ -1,4 +1,4 @@
-// Compiled with -fno-exceptions: right calls give results, and a wrong one its message, by the handler.
+// Compiled with -fno-exceptions. Correct calls return results; an invalid call passes its message to the handler.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
