@@ -211,7 +211,13 @@ TYPED_TEST(Types, SpecialNumbers) {
   k(0, 0, 50, 3) = T(0);
   const auto largest = alibi::attention(q, k, v, m);
   const float most = float(std::numeric_limits<T>::max());
-  for (Index i = 0; i < largest.size(); i++) EXPECT_GE(float(largest.data()[i]), 0.99f * most);
+  for (Index i = 0; i < largest.size(); i++) {
+    EXPECT_GE(float(largest.data()[i]), 0.99f * most);
+    // The range of bfloat16 is that of the float sums, which may overflow before they are normalised.
+    if (std::is_same_v<T, Eigen::half>) {
+      EXPECT_LE(float(largest.data()[i]), most);
+    }
+  }
 }
 
 }  // namespace

@@ -198,7 +198,7 @@ TYPED_TEST(BackwardParts, Varlen) {
   const auto m = alibi::slopes<Sum<T>>(2);
   const auto forward = alibi::attention_varlen_with_lse(q, k, v, m, {cu_seqlens});
   const auto whole = alibi::attention_varlen_backward(grad_output, q, k, v, m, {cu_seqlens}, forward);
-  test::Tensor3<Sum<T>> sum_q(420, 2, 16);
+  test::Tensor3<Sum<T>> sum_q(420, 2, 16), all_k(420, 2, 16), all_v(420, 2, 16);
   sum_q.setZero();
   Vector<double> sum_m = Vector<double>::Zero(2);
   // A varlen call has one offset for all sequences, so each sequence has its own calls.
@@ -221,10 +221,18 @@ TYPED_TEST(BackwardParts, Varlen) {
       for (Index h = 0; h < 2; h++)
         for (Index i = 0; i < length; i++)
           for (Index d = 0; d < 16; d++) sum_q(first + i, h, d) += grad_q(0, h, i, d);
+      for (Index h = 0; h < 2; h++)
+        for (Index j = begin; j < end; j++)
+          for (Index d = 0; d < 16; d++) {
+            all_k(j, h, d) = grad_k(0, h, j - begin, d);
+            all_v(j, h, d) = grad_v(0, h, j - begin, d);
+          }
       sum_m += grad_m.template cast<double>();
     }
   }
   EXPECT_LE(relative_difference(sum_q, whole.q), this->kBound);
+  EXPECT_LE(relative_difference(all_k, whole.k), this->kBound);
+  EXPECT_LE(relative_difference(all_v, whole.v), this->kBound);
   EXPECT_LE(relative_difference(sum_m, whole.slopes), this->kBound);
 }
 
