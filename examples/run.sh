@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds and runs the examples. The last one is the paper's experiment, reduced to a minute. The argument is the text
+# Builds and runs the examples. The last one is the paper's experiment, reduced to about a minute. The argument is the text
 # for the second example (default: the LICENSE, plain English).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
@@ -32,5 +32,5 @@ echo
 echo "Look at $picture: the bias and the attention of every head, side by side."
 echo "Look at $costs: what one more token costs as the context grows, with and without pruning."
 echo "Look at $experiment/perplexity.png: the paper's claim, trained short and tested long; the same as a table is in"
-echo "$experiment/results.csv. The full version, four methods in half an hour:"
+echo "$experiment/results.csv. The full version, four methods in about 25 minutes:"
 echo "    $build/examples/train_short_test_long --out train_short_test_long.out"

@@ -26,8 +26,8 @@ struct LayoutSizes {
   Index batch = 1;     ///< the number of batch entries
   Index tokens = 0;    ///< the number of tokens of each batch entry
   Index heads = 0;     ///< the number of query heads
-  Index kv_heads = 0;  ///< the number of kv heads; 0: as many as heads
   Index head_dim = 0;  ///< the size of a query, key or value
+  Index kv_heads = 0;  ///< the number of kv heads; 0: as many as heads
 };
 
 /// The three arrays of a fused projection.
@@ -48,7 +48,7 @@ inline LayoutSizes checked_layout(LayoutSizes sizes) {
   if (sizes.kv_heads == 0) sizes.kv_heads = sizes.heads;
   require(sizes.batch >= 0 && sizes.tokens >= 0 && sizes.heads >= 0 && sizes.kv_heads >= 0 && sizes.head_dim >= 0,
           "the sizes of the layout are batch ", sizes.batch, ", tokens ", sizes.tokens, ", heads ", sizes.heads,
-          ", kv_heads ", sizes.kv_heads, ", head_dim ", sizes.head_dim, "; expected none below 0");
+          ", head_dim ", sizes.head_dim, ", kv_heads ", sizes.kv_heads, "; expected none below 0");
   require(sizes.kv_heads == 0 || sizes.heads % sizes.kv_heads == 0, "heads is ", sizes.heads,
           "; expected a multiple of ", sizes.kv_heads, ", the kv_heads");
   return sizes;
@@ -60,8 +60,8 @@ inline LayoutSizes checked_layout(LayoutSizes sizes) {
 /// below 0.
 template <class T>
 View<T> view_bshd(T* data, const LayoutSizes& sizes) {
-  const auto [b, s, h, kv, d] = detail::checked_layout(sizes);
-  return view(data, {b, h, s, d}, {s * h * d, d, h * d, 1});
+  const Index s = sizes.tokens, h = sizes.heads, d = sizes.head_dim;
+  return view(data, {sizes.batch, h, s, d}, {s * h * d, d, h * d, 1});
 }
 
 /// Views of a fused array [batch, tokens, 3, heads, head_dim]. With fewer kv_heads than heads it is [batch, tokens,
@@ -69,7 +69,7 @@ View<T> view_bshd(T* data, const LayoutSizes& sizes) {
 /// std::invalid_argument for sizes below 0, or heads that are no multiple of kv_heads.
 template <class T>
 QkvViews<T> view_bs3hd(T* data, const LayoutSizes& sizes) {
-  const auto [b, s, h, kv, d] = detail::checked_layout(sizes);
+  const auto [b, s, h, d, kv] = detail::checked_layout(sizes);
   const Index token = (h + 2 * kv) * d;
   return {view(data, {b, h, s, d}, {s * token, d, token, 1}),
           view(data + h * d, {b, kv, s, d}, {s * token, d, token, 1}),
@@ -80,7 +80,7 @@ QkvViews<T> view_bs3hd(T* data, const LayoutSizes& sizes) {
 /// std::invalid_argument for sizes below 0, and for kv_heads other than 0 or heads.
 template <class T>
 QkvViews<T> view_bsh3d(T* data, const LayoutSizes& sizes) {
-  const auto [b, s, h, kv, d] = detail::checked_layout(sizes);
+  const auto [b, s, h, d, kv] = detail::checked_layout(sizes);
   detail::require(kv == h, "kv_heads is ", kv, "; expected ", h,
                   ", the heads: for grouped heads use view_bsh3d_grouped()");
   const std::array<Index, 4> sizes_of_one{b, h, s, d}, strides{s * h * 3 * d, 3 * d, h * 3 * d, 1};
@@ -94,7 +94,7 @@ QkvViews<T> view_bsh3d(T* data, const LayoutSizes& sizes) {
 /// for sizes below 0, heads that are no multiple of kv_heads, or an entry outside [0, batch).
 template <class T>
 QkvViews<T> view_bsh3d_grouped(T* data, const LayoutSizes& sizes, Index entry) {
-  const auto [b, s, h, kv, d] = detail::checked_layout(sizes);
+  const auto [b, s, h, d, kv] = detail::checked_layout(sizes);
   detail::require(0 <= entry && entry < b, "entry is ", entry, "; expected 0 to ", b - 1);
   const Index group = kv == 0 ? 0 : h / kv, block = (group + 2) * d, token = kv * block;
   T* const at = data + entry * s * token;

@@ -40,7 +40,7 @@ TEST(Layouts, Bs3hd) {
   std::vector<float> x(kBatch * kTokens * 3 * kHeads * kHeadDim);
   for (const Index kv_heads : {kHeads, Index(2), Index(1)}) {
     const LayoutSizes sizes{
-        .batch = kBatch, .tokens = kTokens, .heads = kHeads, .kv_heads = kv_heads, .head_dim = kHeadDim};
+        .batch = kBatch, .tokens = kTokens, .heads = kHeads, .head_dim = kHeadDim, .kv_heads = kv_heads};
     const auto [q, k, v] = alibi::view_bs3hd(x.data(), sizes);
     const Index all = kHeads + 2 * kv_heads;
     const auto from = [all](Index first) {
@@ -68,7 +68,7 @@ TEST(Layouts, Bsh3dGrouped) {
   constexpr Index kKvHeads = 2, kGroup = kHeads / kKvHeads;
   std::vector<float> x(kBatch * kTokens * kKvHeads * (kGroup + 2) * kHeadDim);
   const LayoutSizes sizes{
-      .batch = kBatch, .tokens = kTokens, .heads = kHeads, .kv_heads = kKvHeads, .head_dim = kHeadDim};
+      .batch = kBatch, .tokens = kTokens, .heads = kHeads, .head_dim = kHeadDim, .kv_heads = kKvHeads};
   for (Index entry = 0; entry < kBatch; entry++) {
     const auto [q, k, v] = alibi::view_bsh3d_grouped(x.data(), sizes, entry);
     EXPECT_EQ(q.batch, kKvHeads);
@@ -118,13 +118,15 @@ TEST(Layouts, Errors) {
     return "no error";
   };
   EXPECT_EQ(error([&] { alibi::view_bshd(&x, {.tokens = -1, .heads = 1, .head_dim = 1}); }),
-            "alibi: the sizes of the layout are batch 1, tokens -1, heads 1, kv_heads 1, head_dim 1; expected none "
+            "alibi: a size of the view is -1; expected 0 or more");
+  EXPECT_EQ(error([&] { alibi::view_bs3hd(&x, {.tokens = -1, .heads = 1, .head_dim = 1}); }),
+            "alibi: the sizes of the layout are batch 1, tokens -1, heads 1, head_dim 1, kv_heads 1; expected none "
             "below 0");
-  EXPECT_EQ(error([&] { alibi::view_bs3hd(&x, {.tokens = 1, .heads = 4, .kv_heads = 3, .head_dim = 1}); }),
+  EXPECT_EQ(error([&] { alibi::view_bs3hd(&x, {.tokens = 1, .heads = 4, .head_dim = 1, .kv_heads = 3}); }),
             "alibi: heads is 4; expected a multiple of 3, the kv_heads");
-  EXPECT_EQ(error([&] { alibi::view_bsh3d(&x, {.tokens = 1, .heads = 4, .kv_heads = 2, .head_dim = 1}); }),
+  EXPECT_EQ(error([&] { alibi::view_bsh3d(&x, {.tokens = 1, .heads = 4, .head_dim = 1, .kv_heads = 2}); }),
             "alibi: kv_heads is 2; expected 4, the heads: for grouped heads use view_bsh3d_grouped()");
-  EXPECT_EQ(error([&] { alibi::view_bsh3d_grouped(&x, {.tokens = 1, .heads = 4, .kv_heads = 2, .head_dim = 1}, 1); }),
+  EXPECT_EQ(error([&] { alibi::view_bsh3d_grouped(&x, {.tokens = 1, .heads = 4, .head_dim = 1, .kv_heads = 2}, 1); }),
             "alibi: entry is 1; expected 0 to 0");
 }
 
