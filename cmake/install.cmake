@@ -5,7 +5,11 @@ include(GNUInstallDirs)
 set(config_dir "${CMAKE_INSTALL_DATADIR}/cmake/alibi")
 set(pkgconfig_dir "${CMAKE_INSTALL_DATADIR}/pkgconfig")
 
-install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/alibi" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
+install(
+  DIRECTORY "${PROJECT_SOURCE_DIR}/include/alibi"
+  DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
+  FILES_MATCHING PATTERN "*.hpp"
+)
 
 install(TARGETS alibi EXPORT alibi-targets INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
 install(EXPORT alibi-targets NAMESPACE alibi:: DESTINATION "${config_dir}")
