@@ -1,0 +1,94 @@
+#include "generation.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <functional>
+#include <numeric>
+#include <stdexcept>
+
+#include "batch.hpp"
+#include "stopwatch.hpp"
+
+namespace pretrained {
+
+int Sampler::draw(std::span<const float> logits) {
+  if (!Eigen::Map<const Eigen::ArrayXf>(logits.data(), Index(logits.size())).isFinite().all())
+    throw std::runtime_error("the model's logits are not finite");
+  const auto best = std::ranges::max_element(logits);
+  if (sampling_.temperature == 0) return int(best - logits.begin());
+  weights_.resize(logits.size());
+  std::ranges::transform(logits, weights_.begin(),
+                         [&](float x) { return std::exp((double(x) - double(*best)) / sampling_.temperature); });
+  const double whole = std::accumulate(weights_.begin(), weights_.end(), 0.0);
+  order_.resize(logits.size());
+  std::iota(order_.begin(), order_.end(), 0);
+  double kept = whole;
+  if (sampling_.top_p < 1) {
+    std::ranges::stable_sort(order_, std::greater(), [&](int id) { return weights_[std::size_t(id)]; });
+    kept = 0;
+    std::size_t count = 0;
+    while (count < order_.size() && kept < sampling_.top_p * whole) kept += weights_[std::size_t(order_[count++])];
+    order_.resize(count);
+  }
+  double left = double(random_() >> 11) * 0x1p-53 * kept;  // uniform in [0, kept)
+  for (const int id : order_)
+    if ((left -= weights_[std::size_t(id)]) < 0) return id;
+  return order_.front();
+}
+
+GenerationReport generate(Session& session, std::span<const std::vector<int>> prompts, Index tokens,
+                          const Sampling& sampling, const std::function<void(Index, int)>& on_token) {
+  check_sequences(prompts, session.configuration());
+  const Index count = Index(prompts.size());
+  const auto& ends = session.configuration().end_tokens;
+  GenerationReport report;
+  std::vector<Sampler> samplers;
+  for (Index b = 0; b < count; b++) {
+    samplers.emplace_back(sampling, std::uint64_t(b));
+    report.prompt_tokens += Index(prompts[std::size_t(b)].size());
+  }
+  std::vector<float> logits(std::size_t(count * session.vocabulary()));
+  std::vector<Index> rows(prompts.size());
+  std::vector<int> ids(prompts.size(), 0);
+  std::vector<KeyRange> real(prompts.size(), KeyRange{0, 1});  // a sequence that has ended has none
+
+  const Stopwatch prompt_time;
+  const double attention_before = session.attention_seconds();
+  session.clear();
+  const Batch batch = pad_left(prompts);
+  read_in_chunks(session, batch, [&](Index first, const Chunk& chunk) {
+    if (first + chunk.tokens < batch.tokens) return;
+    for (Index b = 0; b < count; b++) rows[std::size_t(b)] = (b + 1) * chunk.tokens - 1;
+    session.logits(rows, logits);
+  });
+  report.prompt_seconds = prompt_time.seconds();
+  report.prompt_attention_seconds = session.attention_seconds() - attention_before;
+
+  const Stopwatch time;
+  std::iota(rows.begin(), rows.end(), Index(0));
+  for (Index step = 0; step < tokens; step++) {
+    if (step > 0) {
+      session.read({ids, 1, real});
+      session.logits(rows, logits);
+    }
+    bool any = false;
+    for (Index b = 0; b < count; b++) {
+      KeyRange& of_sequence = real[std::size_t(b)];
+      if (of_sequence.end == 0) continue;
+      const int id = samplers[std::size_t(b)].draw(
+          std::span(logits).subspan(std::size_t(b * session.vocabulary()), std::size_t(session.vocabulary())));
+      ids[std::size_t(b)] = id;
+      report.tokens++;
+      on_token(b, id);
+      if (std::ranges::find(ends, id) != ends.end()) of_sequence.end = 0;
+      any |= of_sequence.end > 0;
+    }
+    if (!any) break;
+  }
+  report.seconds = time.seconds();
+  report.attention_seconds = session.attention_seconds() - attention_before - report.prompt_attention_seconds;
+  return report;
+}
+
+}  // namespace pretrained

@@ -1,0 +1,196 @@
+// pretrained: generates text, writes logits and measures perplexity with BLOOM, MPT and Falcon checkpoints.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <iterator>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "command_line.hpp"
+#include "generation.hpp"
+#include "logits.hpp"
+#include "model.hpp"
+#include "ordered_output.hpp"
+#include "perplexity.hpp"
+#include "picture.hpp"
+#include "tokenizer.hpp"
+
+namespace pretrained {
+namespace {
+
+Tokenizer tokenizer_of(const Arguments& arguments) { return Tokenizer::load(arguments.model / "tokenizer.json"); }
+
+Index longest(const std::vector<std::vector<int>>& sequences) {
+  std::size_t longest = 0;
+  for (const auto& sequence : sequences) longest = std::max(longest, sequence.size());
+  return Index(longest);
+}
+
+double rate(Index tokens, double seconds) { return double(tokens) / std::max(seconds, 1e-9); }
+double percent(double part, double whole) { return 100 * part / std::max(whole, 1e-9); }
+
+void print(const GenerationReport& r) {
+  std::fprintf(stderr, "prompt: %td tokens in %.3f s, %.0f a second, %.0f %% of it attention\n", r.prompt_tokens,
+               r.prompt_seconds, rate(r.prompt_tokens, r.prompt_seconds),
+               percent(r.prompt_attention_seconds, r.prompt_seconds));
+  std::fprintf(stderr, "generated: %td tokens in %.3f s, %.1f tokens a second, %.0f %% of it attention\n", r.tokens,
+               r.seconds, rate(r.tokens, r.seconds), percent(r.attention_seconds, r.seconds));
+}
+
+/// Puts tokens out as they come: as ids, or as text.
+class TokenOutput {
+ public:
+  TokenOutput(const Arguments& arguments, const Tokenizer* tokenizer, std::size_t count)
+      : output_(std::cout, count), left_(count, arguments.tokens) {
+    if (tokenizer) decoders_.assign(count, StreamDecoder(*tokenizer, true));
+    for (std::size_t i = 0; tokenizer && i < count; i++) output_.add(i, arguments.prompts[i]);
+    first_.assign(count, true);
+  }
+
+  void put(std::size_t sequence, int id, bool ends) {
+    if (decoders_.empty()) {
+      if (!first_[sequence]) output_.add(sequence, ",");
+      output_.add(sequence, std::to_string(id));
+    } else {
+      output_.add(sequence, decoders_[sequence].push(id));
+    }
+    first_[sequence] = false;
+    if (--left_[sequence] > 0 && !ends) return;
+    if (!decoders_.empty()) output_.add(sequence, decoders_[sequence].finish());
+    output_.complete(sequence);
+  }
+
+ private:
+  OrderedOutput output_;
+  std::vector<StreamDecoder> decoders_;
+  std::vector<Index> left_;
+  std::vector<bool> first_;
+};
+
+void run_generate(const Arguments& arguments) {
+  const Model model(arguments.model, arguments.dtypes[0]);
+  std::optional<Tokenizer> tokenizer;
+  std::vector<std::vector<int>> prompts = arguments.ids;
+  if (!arguments.prompts.empty()) {
+    tokenizer = tokenizer_of(arguments);
+    for (const std::string& prompt : arguments.prompts) prompts.push_back(tokenizer->encode(prompt));
+  }
+  check_sequences(prompts, model.configuration());
+  const Threads threads(arguments.threads);
+  const auto session = new_session(model, threads,
+                                   {.batch = Index(prompts.size()),
+                                    .capacity = longest(prompts) + arguments.tokens,
+                                    .tolerance = arguments.tolerance});
+  TokenOutput output(arguments, tokenizer ? &*tokenizer : nullptr, prompts.size());
+  const auto& ends = model.configuration().end_tokens;
+  print(generate(*session, prompts, arguments.tokens, arguments.sampling, [&](Index sequence, int id) {
+    output.put(std::size_t(sequence), id, std::ranges::find(ends, id) != ends.end());
+  }));
+}
+
+void run_logits(const Arguments& arguments) {
+  const Model model(arguments.model, arguments.dtypes[0]);
+  check_sequences(arguments.ids, model.configuration());
+  const Threads threads(arguments.threads);
+  const auto session = new_session(
+      model, threads,
+      {.batch = Index(arguments.ids.size()), .capacity = longest(arguments.ids), .tolerance = arguments.tolerance});
+  write_logits(*session, arguments.ids, arguments.out);
+}
+
+std::string read_file(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::string bytes{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  if (!in) throw std::runtime_error(path.string() + ": cannot be read");
+  return bytes;
+}
+
+std::vector<int> read_text(const Arguments& arguments) {
+  if (!arguments.text.empty()) return tokenizer_of(arguments).encode(read_file(arguments.text));
+  const std::string bytes = read_file(arguments.ids_file);
+  if (bytes.size() % 2 != 0)
+    throw std::runtime_error(arguments.ids_file.string() + ": has " + std::to_string(bytes.size()) +
+                             " bytes; expected two for each id");
+  std::vector<std::uint16_t> ids(bytes.size() / 2);
+  std::memcpy(ids.data(), bytes.data(), bytes.size());
+  return {ids.begin(), ids.end()};
+}
+
+void run_perplexity(const Arguments& arguments) {
+  std::vector<Curve> beside;
+  if (!arguments.beside.empty()) beside = read_curves(arguments.beside.string());
+  const std::vector<int> text = read_text(arguments);
+  std::vector<Index> windows = arguments.windows;
+  if (windows.empty()) {
+    const Index predictions = std::min(arguments.limit.value_or(Index(text.size())), Index(text.size()) - 1);
+    for (const Index window : {512, 2048, 16384})
+      if (window <= predictions || window == 512) windows.push_back(window);
+  }
+  const Threads threads(arguments.threads);
+  const bool shows_progress = isatty(STDERR_FILENO) != 0;
+  std::vector<Curve> curves;
+  for (const Dtype dtype : arguments.dtypes) {
+    const Model model(arguments.model, dtype);
+    check_sequences({&text, 1}, model.configuration());
+    Curve curve{std::string(name_of(dtype)), {}};
+    for (const Index window : windows) {
+      const auto progress = [&](double share) {
+        if (shows_progress)
+          std::fprintf(stderr, "\r%s, window %td: %.0f %%  ", curve.title.c_str(), window, 100 * share);
+      };
+      const Perplexity p = perplexity(model, threads, text, window, arguments.limit, arguments.tolerance, progress);
+      if (shows_progress) std::fputs("\r\033[K", stderr);
+      if (curves.empty() && curve.points.empty())
+        std::printf("%-9s %8s %9s %11s %9s %10s\n", "dtype", "window", "tokens", "perplexity", "seconds", "attention");
+      std::printf("%-9s %8td %9td %11.4f %9.2f %8.0f %%\n", curve.title.c_str(), window, p.tokens, p.value, p.seconds,
+                  percent(p.attention_seconds, p.seconds));
+      std::fflush(stdout);
+      curve.points[window] = p.value;
+    }
+    curves.push_back(curve);
+  }
+  if (arguments.picture.empty()) return;
+  curves.insert(curves.end(), beside.begin(), beside.end());
+  draw(curves, arguments.picture.string());
+}
+
+void run(const Arguments& arguments) {
+  switch (arguments.command) {
+    case Command::help:
+      std::cout << kUsage;
+      break;
+    case Command::generate:
+      return run_generate(arguments);
+    case Command::logits:
+      return run_logits(arguments);
+    case Command::perplexity:
+      return run_perplexity(arguments);
+  }
+}
+
+}  // namespace
+}  // namespace pretrained
+
+int main(int argc, char** argv) {
+  try {
+    pretrained::run(pretrained::parse_command_line(argc, argv));
+    if (!std::cout.flush()) throw std::runtime_error("the output cannot be written");
+    return 0;
+  } catch (const pretrained::UsageError& error) {
+    std::cerr << "pretrained: " << error.what() << '\n';
+    return 2;
+  } catch (const std::exception& error) {
+    std::cerr << "pretrained: " << error.what() << '\n';
+    return 1;
+  }
+}

@@ -1,0 +1,185 @@
+#include "model.hpp"
+
+#include <alibi/cached_attention.hpp>
+#include <alibi/kv_cache.hpp>
+#include <alibi/layouts.hpp>
+#include <chrono>
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+
+#include "layers.hpp"
+
+namespace pretrained {
+
+namespace {
+
+void check_token(int id, const Configuration& configuration, std::size_t sequence, std::size_t place) {
+  if (id >= 0 && id < configuration.vocabulary) return;
+  throw std::invalid_argument("token " + std::to_string(place) + " of sequence " + std::to_string(sequence) + " is " +
+                              std::to_string(id) + "; expected 0 to " + std::to_string(configuration.vocabulary - 1));
+}
+
+/// A session whose activations and caches hold T.
+template <class T>
+class TypedSession final : public Session {
+ public:
+  TypedSession(const Model& model, const Threads& threads, const SessionOptions& options)
+      : Session(model.configuration(), threads, options),
+        weights_(model.weights()),
+        layers_(threads, configuration_.norm_epsilon),
+        slopes_(Eigen::Map<const Eigen::VectorXf>(configuration_.slopes.data(), configuration_.heads)) {
+    for (Index i = 0; i < configuration_.layers; i++)
+      caches_.emplace_back(alibi::KvCacheConfig{.batch = options.batch,
+                                                .kv_heads = configuration_.kv_heads,
+                                                .head_dim = configuration_.head_dim(),
+                                                .capacity = options.capacity});
+  }
+
+  void read(const Chunk& chunk) override {
+    real_.assign(chunk.real.begin(), chunk.real.end());
+    if (real_.empty()) real_.assign(std::size_t(batch()), KeyRange{0, chunk.tokens});
+    check(chunk);
+    embed(chunk);
+    for (std::size_t i = 0; i < weights_.layers.size(); i++) layer(weights_.layers[i], caches_[i], chunk);
+  }
+
+  void logits(std::span<const Index> rows, std::span<float> out) override {
+    if (Index(out.size()) != Index(rows.size()) * vocabulary())
+      throw std::invalid_argument("logits have " + std::to_string(out.size()) + " places; expected " +
+                                  std::to_string(Index(rows.size()) * vocabulary()));
+    norm_.resize(Index(rows.size()), configuration_.dim);
+    for (std::size_t i = 0; i < rows.size(); i++) {
+      if (rows[i] < 0 || rows[i] >= hidden_.rows()) throw std::invalid_argument("logits of a row that was not read");
+      norm_.row(Index(i)) = hidden_.row(rows[i]);
+    }
+    layers_.norm(norm_, weights_.final_norm, norm_);
+    layers_.logits(norm_, weights_.head, out.data());
+  }
+
+  void clear() override {
+    for (auto& cache : caches_) cache.truncate(0);
+  }
+
+ private:
+  void check(const Chunk& chunk) const {
+    if (chunk.tokens < 0 || Index(chunk.ids.size()) != batch() * chunk.tokens || Index(real_.size()) != batch())
+      throw std::invalid_argument("the sizes of a chunk do not fit its batch of " + std::to_string(batch()));
+    for (Index b = 0; b < batch(); b++) {
+      const auto [begin, end] = real_[std::size_t(b)];
+      if (begin < 0 || begin > end || end > chunk.tokens)
+        throw std::invalid_argument("the real tokens of sequence " + std::to_string(b) + " are not in its chunk");
+      for (Index t = begin; t < end; t++)
+        check_token(chunk.ids[std::size_t(b * chunk.tokens + t)], configuration_, std::size_t(b), std::size_t(t));
+      const Index length = caches_.front().length(b) + end - begin;
+      if (length > options_.capacity)
+        throw std::invalid_argument("sequence " + std::to_string(b) + " would have " + std::to_string(length) +
+                                    " tokens; expected at most " + std::to_string(options_.capacity));
+    }
+  }
+
+  /// hidden = embedding of each token; zeros for padding, which is calculated but never read.
+  void embed(const Chunk& chunk) {
+    hidden_.resize(batch() * chunk.tokens, configuration_.dim);
+    Eigen::ArrayXf embedded(configuration_.dim);
+    visit(weights_.embedding.dtype, [&]<class W>(W) {
+      for (Index b = 0; b < batch(); b++) {
+        const auto [begin, end] = real_[std::size_t(b)];
+        for (Index t = 0; t < chunk.tokens; t++) {
+          const Index row = b * chunk.tokens + t;
+          if (t < begin || t >= end) {
+            hidden_.row(row).setZero();
+            continue;
+          }
+          convert(weights_.embedding.row<W>(chunk.ids[std::size_t(row)]), embedded.size(), embedded.data());
+          convert(embedded.data(), embedded.size(), &hidden_(row, 0));
+        }
+      }
+    });
+    if (weights_.embedding_norm) layers_.norm(hidden_, *weights_.embedding_norm, hidden_);
+  }
+
+  void layer(const Layer& layer, alibi::KvCache<T>& cache, const Chunk& chunk) {
+    const Configuration& c = configuration_;
+    layers_.norm(hidden_, layer.attention_norm, norm_);
+    layers_.linear(norm_, layer.qkv, wide_);
+    if (c.clip_qkv) layers_.clip(wide_, *c.clip_qkv);
+    attend(cache, chunk);
+    layers_.linear(attended_, layer.output, output_);
+    if (c.parallel_attention) {
+      feed_forward(layer, norm_, attended_);
+      layers_.add(attended_, output_);
+      layers_.add(hidden_, attended_);
+      return;
+    }
+    if (c.residual_after_norm) hidden_.swap(norm_);
+    layers_.add(hidden_, output_);
+    layers_.norm(hidden_, layer.feed_forward_norm, norm_);
+    feed_forward(layer, norm_, output_);
+    if (c.residual_after_norm) hidden_.swap(norm_);
+    layers_.add(hidden_, output_);
+  }
+
+  /// attended = attention over the cache, after what is new has been appended; wide holds the fused q, k and v, which
+  /// are read where they lie.
+  void attend(alibi::KvCache<T>& cache, const Chunk& chunk) {
+    const auto start = std::chrono::steady_clock::now();
+    const Configuration& c = configuration_;
+    alibi::LayoutSizes sizes;
+    sizes.batch = batch();
+    sizes.tokens = chunk.tokens;
+    sizes.heads = c.heads;
+    sizes.kv_heads = c.kv_heads;
+    sizes.head_dim = c.head_dim();
+    const auto [q, k, v] = c.qkv_layout == QkvLayout::heads_3 ? alibi::view_bsh3d(wide_.data(), sizes)
+                                                              : alibi::view_bs3hd(wide_.data(), sizes);
+    cache.append(k, v, real_);
+    attended_.resize(batch() * chunk.tokens, c.dim);
+    alibi::attention_into(alibi::view_bshd(attended_.data(), sizes), q, cache, slopes_,
+                          {.scale = c.scale,
+                           .tolerance = options_.tolerance,
+                           .executor = threads_.executor(),
+                           .queries = real_,
+                           .workspace = &workspace_});
+    attention_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+  /// y = W_down gelu(W_up x)
+  void feed_forward(const Layer& layer, const Array<T>& x, Array<T>& y) {
+    layers_.linear(x, layer.up, wide_);
+    layers_.gelu(wide_, configuration_.exact_gelu);
+    layers_.linear(wide_, layer.down, y);
+  }
+
+  const Weights& weights_;
+  Layers<T> layers_;
+  Eigen::VectorXf slopes_;
+  std::vector<alibi::KvCache<T>> caches_;  // one a layer
+  alibi::Workspace workspace_;
+  std::vector<KeyRange> real_;                         // [batch], of the last chunk
+  Array<T> hidden_, norm_, wide_, attended_, output_;  // [batch * tokens, …]
+};
+
+}  // namespace
+
+Model::Model(const std::filesystem::path& folder, Dtype dtype)
+    : configuration_(read_configuration(folder / "config.json")),
+      checkpoint_(folder),
+      dtype_(dtype),
+      weights_(read_weights(checkpoint_, configuration_, dtype)) {}
+
+void check_sequences(std::span<const std::vector<int>> sequences, const Configuration& configuration) {
+  if (sequences.empty()) throw std::invalid_argument("there is no prompt");
+  for (std::size_t b = 0; b < sequences.size(); b++) {
+    if (sequences[b].empty()) throw std::invalid_argument("prompt " + std::to_string(b) + " is empty");
+    for (std::size_t t = 0; t < sequences[b].size(); t++) check_token(sequences[b][t], configuration, b, t);
+  }
+}
+
+std::unique_ptr<Session> new_session(const Model& model, const Threads& threads, const SessionOptions& options) {
+  return visit(model.dtype(), [&]<class T>(T) -> std::unique_ptr<Session> {
+    return std::make_unique<TypedSession<T>>(model, threads, options);
+  });
+}
+
+}  // namespace pretrained

@@ -1,0 +1,98 @@
+// Regular expressions by PCRE2, in the dialect of tokenizer.json (dialect.hpp).
+#pragma once
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+
+#include <cstddef>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include "dialect.hpp"
+#include "utf8.hpp"
+
+namespace pretrained {
+
+/// A compiled pattern; copies share it. Threads may match with one at the same time.
+class Pattern {
+ public:
+  /// Throws std::invalid_argument, the message to stand behind the pattern's name.
+  explicit Pattern(std::string_view pattern) {
+    const std::string text = Dialect(pattern).rewrite();
+    const std::unique_ptr<pcre2_compile_context, decltype(&pcre2_compile_context_free)> context(
+        pcre2_compile_context_create(nullptr), &pcre2_compile_context_free);
+    if (!context) throw std::bad_alloc();
+    pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
+    int error = 0;
+    std::size_t offset = 0;
+    // In Ruby's dialect ^ and $ are of lines.
+    code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
+                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset,
+                              context.get()),
+                &pcre2_code_free);
+    if (!code_) throw std::invalid_argument("is no pattern that PCRE2 reads: " + message(error));
+    pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);  // where there is no compiler, the interpreter matches
+  }
+
+  /// The pattern of that text alone.
+  static Pattern literal(std::string_view text) {
+    std::string pattern;
+    for (const char c : text) {
+      if (c >= '!' && c <= '~' && !((c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')))
+        pattern += '\\';
+      pattern += c;
+    }
+    return Pattern(pattern);
+  }
+
+  /// Calls visit(begin, end) for every match, from left to right; an empty one does not follow a match directly.
+  /// What is no UTF-8 matches nothing: it ends a text and begins another. Throws std::runtime_error where a match takes
+  /// more steps than PCRE2's limit.
+  template <class Visit>
+  void for_each_match(std::string_view text, Visit&& visit) const {
+    const std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> data(pcre2_match_data_create(1, nullptr),
+                                                                                   &pcre2_match_data_free);
+    if (!data) throw std::bad_alloc();
+    utf8::for_each_valid_part(text, [&](std::size_t begin, std::size_t end) {
+      const std::string_view part = text.substr(begin, end - begin);
+      std::size_t from = 0, last_end = std::string_view::npos;
+      while (from <= part.size() && match(part, from, data.get())) {
+        const std::size_t* const offsets = pcre2_get_ovector_pointer(data.get());
+        const std::size_t match_begin = offsets[0], match_end = offsets[1];
+        if (match_begin > match_end || match_begin < from)
+          throw std::runtime_error("a pattern matches backwards: \\K is not supported");
+        if (match_begin == match_end && match_end == last_end) {
+          from += from < part.size() ? utf8::first(part.substr(from)).length : 1;
+          continue;
+        }
+        from = last_end = match_end;
+        visit(begin + match_begin, begin + match_end);
+      }
+    });
+  }
+
+ private:
+  static std::string message(int error) {
+    char text[256] = {};
+    pcre2_get_error_message(error, reinterpret_cast<PCRE2_UCHAR*>(text), sizeof text);
+    return text;
+  }
+
+  bool match(std::string_view text, std::size_t from, pcre2_match_data* data) const {
+    const auto call = [&](std::uint32_t options) {
+      return pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
+                         PCRE2_NO_UTF_CHECK | options, data, nullptr);
+    };
+    int result = call(0);
+    if (result == PCRE2_ERROR_JIT_STACKLIMIT) result = call(PCRE2_NO_JIT);  // the interpreter's is the heap
+    if (result == PCRE2_ERROR_NOMATCH) return false;
+    if (result < 0) throw std::runtime_error("a pattern of the pre-tokenizer cannot be matched: " + message(result));
+    return true;
+  }
+
+  std::shared_ptr<pcre2_code> code_;
+};
+
+}  // namespace pretrained

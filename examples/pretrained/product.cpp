@@ -1,0 +1,123 @@
+#include "product.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <type_traits>
+
+#if defined(PRETRAINED_OPENBLAS)
+extern "C" void openblas_set_num_threads(int);
+#endif
+
+namespace pretrained {
+
+namespace {
+
+constexpr Index kRowBlock = 512,
+                kColBlock = 128;  // of y: enough tasks for all threads, and W is converted once a chunk
+constexpr Index kFewRows = 8;
+constexpr Index kLanes = EIGEN_MAX_STATIC_ALIGN_BYTES / Index(sizeof(float));
+
+using Block = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using Lanes = Eigen::Array<float, kLanes, 1>;
+
+template <class W>
+Lanes load(const W* w) {
+  alignas(Lanes) std::array<float, std::size_t(kLanes)> lanes;
+  for (std::size_t i = 0; i < lanes.size(); i++) lanes[i] = widened(w + i);
+  return Eigen::Map<const Lanes>(lanes.data());
+}
+
+/// y[r * stride] = x_r·w for `R` rows of x, each `in` long.
+template <Index R, class W>
+void dot(const float* x, const W* w, Index in, float* y, Index stride) {
+  constexpr Index kSums = 4 / R;  // sums that do not wait for each other
+  std::array<Lanes, 4> sums;
+  for (Lanes& sum : sums) sum.setZero();
+  Index i = 0;
+  for (; i + kSums * kLanes <= in; i += kSums * kLanes)
+    for (Index s = 0; s < kSums; s++) {
+      const Lanes weights = load(w + i + s * kLanes);
+      for (Index r = 0; r < R; r++) sums[std::size_t(r * kSums + s)] += load(x + r * in + i + s * kLanes) * weights;
+    }
+  for (Index r = 0; r < R; r++) {
+    float sum = 0;
+    for (Index s = 0; s < kSums; s++) sum += sums[std::size_t(r * kSums + s)].sum();
+    for (Index rest = i; rest < in; rest++) sum += x[r * in + rest] * widened(w + rest);
+    y[r * stride] = sum;
+  }
+}
+
+/// `count` rows of W from `row` on, in float: where they lie, or in scratch memory.
+template <class W>
+const float* rows_in_float(const Matrix& weight, Index row, Index count, std::vector<float>& scratch) {
+  if constexpr (std::is_same_v<W, float>) {
+    return weight.row<float>(row);
+  } else {
+    scratch.resize(std::max(scratch.size(), std::size_t(count * weight.cols)));
+    convert(weight.row<W>(row), count * weight.cols, scratch.data());
+    return scratch.data();
+  }
+}
+
+Index blocks(Index size, Index block) { return (size + block - 1) / block; }
+
+}  // namespace
+
+Product::Product(const Threads& threads) : threads_(threads), scratch_(std::size_t(threads.count())) {
+#if defined(PRETRAINED_OPENBLAS)
+  openblas_set_num_threads(1);  // the threads are ours
+#endif
+}
+
+void Product::operator()(const float* x, Index rows, const Matrix& weight,
+                         const std::function<void(const ProductBlock&)>& store) {
+  visit(weight.dtype, [&]<class W>(W) {
+    rows > kFewRows ? many_rows<W>(x, rows, weight, store) : few_rows<W>(x, rows, weight, store);
+  });
+}
+
+template <class W>
+void Product::many_rows(const float* x, Index rows, const Matrix& weight,
+                        const std::function<void(const ProductBlock&)>& store) {
+  const Index in = weight.cols, row_blocks = blocks(rows, kRowBlock), col_blocks = blocks(weight.rows, kColBlock);
+  threads_.executor().for_each(row_blocks * col_blocks, [&](Index task, int slot) {
+    Scratch& scratch = scratch_[std::size_t(slot)];
+    scratch.result.resize(std::size_t(kRowBlock * kColBlock));
+    const Index row = task % row_blocks * kRowBlock, col = task / row_blocks * kColBlock;
+    const Index height = std::min(kRowBlock, rows - row), width = std::min(kColBlock, weight.rows - col);
+    const float* const w = rows_in_float<W>(weight, col, width, scratch.weight);
+    Eigen::Map<Block> result(scratch.result.data(), height, width);
+    result.noalias() =
+        Eigen::Map<const Block>(x + row * in, height, in) * Eigen::Map<const Block>(w, width, in).transpose();
+    store({row, col, height, width, scratch.result.data()});
+  });
+}
+
+template <class W>
+void Product::few_rows(const float* x, Index rows, const Matrix& weight,
+                       const std::function<void(const ProductBlock&)>& store) {
+  const Index in = weight.cols, width = std::clamp<Index>((Index(1) << 16) / in, 16, 256);
+  threads_.executor().for_each(blocks(weight.rows, width), [&](Index task, int slot) {
+    Scratch& scratch = scratch_[std::size_t(slot)];
+    scratch.result.resize(std::size_t(kRowBlock * kColBlock));
+    const Index col = task * width, cols = std::min(width, weight.rows - col);
+    float* const y = scratch.result.data();
+    // One row of W after another: memory is read in order.
+    for (Index c = 0; c < cols; c++) {
+      const auto each_row = [&](const auto* w) {
+        Index r = 0;
+        for (; r + 4 <= rows; r += 4) dot<4>(x + r * in, w, in, y + r * cols + c, cols);
+        for (; r < rows; r++) dot<1>(x + r * in, w, in, y + r * cols + c, cols);
+      };
+      // bfloat16 is widened in registers; for half, g++ makes vector code of long loops only.
+      if constexpr (std::is_same_v<W, half>)
+        each_row(rows_in_float<W>(weight, col + c, 1, scratch.weight));
+      else
+        each_row(weight.row<W>(col + c));
+    }
+    store({0, col, rows, cols, y});
+  });
+}
+
+}  // namespace pretrained
