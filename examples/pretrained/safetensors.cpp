@@ -171,7 +171,7 @@ MappedFile::MappedFile(const std::filesystem::path& path) {
   };
   const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   check(descriptor >= 0);
-  struct stat status {};
+  struct stat status{};
   const bool known = fstat(descriptor, &status) == 0;
   const bool regular = known && S_ISREG(status.st_mode);
   const auto size = known ? std::size_t(status.st_size) : 0;

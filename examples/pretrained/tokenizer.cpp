@@ -38,8 +38,7 @@ class Encoder {
         text,
         [&](std::string_view part) {
           if (model_.composes) part = keep(composed(part));
-          model_.added_normalized.split(
-              part, [&](std::string_view rest) { add_text(rest, 0); }, push);
+          model_.added_normalized.split(part, [&](std::string_view rest) { add_text(rest, 0); }, push);
         },
         push);
     if (with_template) ids_.insert(ids_.end(), model_.behind.begin(), model_.behind.end());

@@ -110,9 +110,9 @@ TEST(Tokenizer, IdsWithoutATokenDecodeToNothing) {
 std::string random_bytes(std::mt19937& random, std::size_t count) {
   using namespace std::string_literals;
   static const std::vector<std::string> kParts = {
-      "a",    "b ",   "\n",   "1",        "\u00e9",       "\u0301",       "\u4e2d",
-      "🙂", "\xf0", "\xc3", "\xe2\x80", "\xed\xa0\x80", "\xc0\xaf",     "\xff",
-      "\0"s,  "'s",   "<s>",  "\x80",     "\xf4\x90\x80", "\xf0\x9f\x99", "  "};
+      "a",   "b ",   "\n",   "1",        "\u00e9",       "\u0301",       "\u4e2d",
+      "🙂",  "\xf0", "\xc3", "\xe2\x80", "\xed\xa0\x80", "\xc0\xaf",     "\xff",
+      "\0"s, "'s",   "<s>",  "\x80",     "\xf4\x90\x80", "\xf0\x9f\x99", "  "};
   std::string text;
   while (text.size() < count) {
     if (random() % 4 == 0)
