@@ -19,7 +19,7 @@ configure_package_config_file(
   INSTALL_DESTINATION "${config_dir}"
   NO_SET_AND_CHECK_MACRO
 )
-write_basic_package_version_file(alibi-config-version.cmake COMPATIBILITY SameMajorVersion ARCH_INDEPENDENT)
+write_basic_package_version_file(alibi-config-version.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(
   FILES "${PROJECT_BINARY_DIR}/alibi-config.cmake" "${PROJECT_BINARY_DIR}/alibi-config-version.cmake"
   DESTINATION "${config_dir}"

@@ -1,6 +1,6 @@
 # Header-only, from the clone that this recipe lies in:
 #     conan create cmake/conan -s compiler.cppstd=20 --build=missing
-#     conan install --requires='alibi/[>=0.2]' -s compiler.cppstd=20 -g CMakeDeps -g CMakeToolchain
+#     conan install --requires='alibi/[~0.3]' -s compiler.cppstd=20 -g CMakeDeps -g CMakeToolchain
 import os
 import re
 

@@ -16,5 +16,4 @@ vcpkg_cmake_install()
 vcpkg_cmake_config_fixup(CONFIG_PATH share/cmake/alibi)
 vcpkg_fixup_pkgconfig()
 
-file(REMOVE "${CURRENT_PACKAGES_DIR}/include/alibi/README.md")
 vcpkg_install_copyright(FILE_LIST "${SOURCE_PATH}/LICENSE")

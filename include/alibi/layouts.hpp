@@ -51,7 +51,14 @@ inline LayoutSizes checked_layout(LayoutSizes sizes) {
           ", head_dim ", sizes.head_dim, ", kv_heads ", sizes.kv_heads, "; expected none below 0");
   require(sizes.kv_heads == 0 || sizes.heads % sizes.kv_heads == 0, "heads is ", sizes.heads,
           "; expected a multiple of ", sizes.kv_heads, ", the kv_heads");
+  checked_product({3, sizes.batch, sizes.tokens, sizes.heads, sizes.head_dim}, "the layout");
   return sizes;
+}
+
+/// The element `offset` after `data`; null stays null.
+template <class T>
+T* after(T* data, Index offset) {
+  return data ? data + offset : data;
 }
 
 }  // namespace detail
@@ -60,8 +67,8 @@ inline LayoutSizes checked_layout(LayoutSizes sizes) {
 /// below 0.
 template <class T>
 View<T> view_bshd(T* data, const LayoutSizes& sizes) {
-  const Index s = sizes.tokens, h = sizes.heads, d = sizes.head_dim;
-  return view(data, {sizes.batch, h, s, d}, {s * h * d, d, h * d, 1});
+  const auto [b, s, h, d, kv] = detail::checked_layout({sizes.batch, sizes.tokens, sizes.heads, sizes.head_dim});
+  return view(data, {b, h, s, d}, {s * h * d, d, h * d, 1});
 }
 
 /// Views of a fused array [batch, tokens, 3, heads, head_dim]. With fewer kv_heads than heads it is [batch, tokens,
@@ -72,8 +79,8 @@ QkvViews<T> view_bs3hd(T* data, const LayoutSizes& sizes) {
   const auto [b, s, h, d, kv] = detail::checked_layout(sizes);
   const Index token = (h + 2 * kv) * d;
   return {view(data, {b, h, s, d}, {s * token, d, token, 1}),
-          view(data + h * d, {b, kv, s, d}, {s * token, d, token, 1}),
-          view(data + (h + kv) * d, {b, kv, s, d}, {s * token, d, token, 1})};
+          view(detail::after(data, h * d), {b, kv, s, d}, {s * token, d, token, 1}),
+          view(detail::after(data, (h + kv) * d), {b, kv, s, d}, {s * token, d, token, 1})};
 }
 
 /// Views of a fused array [batch, tokens, heads, 3, head_dim]: q, k and v of each head side by side. Throws
@@ -84,8 +91,8 @@ QkvViews<T> view_bsh3d(T* data, const LayoutSizes& sizes) {
   detail::require(kv == h, "kv_heads is ", kv, "; expected ", h,
                   ", the heads: for grouped heads use view_bsh3d_grouped()");
   const std::array<Index, 4> sizes_of_one{b, h, s, d}, strides{s * h * 3 * d, 3 * d, h * 3 * d, 1};
-  return {view(data, sizes_of_one, strides), view(data + d, sizes_of_one, strides),
-          view(data + 2 * d, sizes_of_one, strides)};
+  return {view(data, sizes_of_one, strides), view(detail::after(data, d), sizes_of_one, strides),
+          view(detail::after(data, 2 * d), sizes_of_one, strides)};
 }
 
 /// Views of batch entry `entry` of a fused array [batch, tokens, kv_heads, heads / kv_heads + 2, head_dim]. The kv
@@ -97,9 +104,10 @@ QkvViews<T> view_bsh3d_grouped(T* data, const LayoutSizes& sizes, Index entry) {
   const auto [b, s, h, d, kv] = detail::checked_layout(sizes);
   detail::require(0 <= entry && entry < b, "entry is ", entry, "; expected 0 to ", b - 1);
   const Index group = kv == 0 ? 0 : h / kv, block = (group + 2) * d, token = kv * block;
-  T* const at = data + entry * s * token;
-  return {view(at, {kv, group, s, d}, {block, d, token, 1}), view(at + group * d, {kv, 1, s, d}, {block, d, token, 1}),
-          view(at + (group + 1) * d, {kv, 1, s, d}, {block, d, token, 1})};
+  T* const at = detail::after(data, entry * s * token);
+  return {view(at, {kv, group, s, d}, {block, d, token, 1}),
+          view(detail::after(at, group * d), {kv, 1, s, d}, {block, d, token, 1}),
+          view(detail::after(at, (group + 1) * d), {kv, 1, s, d}, {block, d, token, 1})};
 }
 
 }  // namespace ALIBI_ABI

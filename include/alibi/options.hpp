@@ -30,14 +30,16 @@ struct Options {
   std::span<PruningStats> pruning_stats = {};
   /// [batch]: the tokens of q that are real in each sequence, as counts or as ranges. The other rows are padding: they
   /// get output 0 and lse -inf, and are not read. By default the last real query has the position of the last real key.
-  /// Default: all.
+  /// The list must outlive the call. Default, and an empty list: all.
   TokenRanges queries = {};
   /// [batch]: the tokens of k and v that are real in each sequence, as counts or as ranges. The others are not read.
   /// Positions count from the first real key. Without `queries`, every query is real and keeps its position in the
-  /// arrays. Not for varlen or a cache: cu_seqlens and append() state the real tokens there. Default: all.
+  /// arrays. Not for varlen or a cache: cu_seqlens and append() state the real tokens there. The list
+  /// must outlive the call. Default, and an empty list: all.
   TokenRanges keys = {};
   /// Scratch memory that outlives the call. A call with the shapes of an earlier one then allocates nothing, as long as
-  /// the executor does not. One call at a time may use it. Default: memory of the call's own.
+  /// the executor does not. One call at a time may use it, so Options that name it belong to one
+  /// thread. Default: memory of the call's own.
   Workspace* workspace = nullptr;
 };
 

@@ -4,6 +4,6 @@
 /// The major version: semantic versioning, major.minor.patch. Before 1.0 a minor version may change the interface.
 #define ALIBI_VERSION_MAJOR 0
 /// The minor version.
-#define ALIBI_VERSION_MINOR 2
+#define ALIBI_VERSION_MINOR 3
 /// The patch version.
 #define ALIBI_VERSION_PATCH 0

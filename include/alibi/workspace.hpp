@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <memory>
 #include <new>
+#include <utility>
 
 #include "alibi/kernel/simd/isa.hpp"
 
@@ -26,8 +27,19 @@ std::byte* scratch_memory(Workspace& workspace, std::size_t bytes);
 /// for a bidirectional mask) and 1 for each head (2 for a bidirectional mask). For each task, which is up to 768
 /// queries of a head or one split of a cache, 32 bytes; for a split also the outputs of its rows.
 /// detail/backward_dispatch.hpp lists what gradients need.
+///
+/// A workspace, and Options that name it, belong to one thread at a time.
 class Workspace {
  public:
+  Workspace() = default;
+  /// The other workspace is empty afterwards.
+  Workspace(Workspace&& other) noexcept : memory_(std::move(other.memory_)), size_(std::exchange(other.size_, 0)) {}
+  Workspace& operator=(Workspace&& other) noexcept {
+    memory_ = std::move(other.memory_);
+    size_ = std::exchange(other.size_, 0);
+    return *this;
+  }
+
   /// Bytes held.
   std::size_t size() const { return size_; }
 

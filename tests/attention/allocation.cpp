@@ -77,4 +77,15 @@ TYPED_TEST(Allocation, TheWorkspaceIsAtMostOneMebibyte) {
   }
 }
 
+TEST(Workspace, IsEmptyAfterAMove) {
+  alibi::Workspace a;
+  alibi::detail::scratch_memory(a, 100);
+  alibi::Workspace b = std::move(a);
+  EXPECT_EQ(b.size(), 100u);
+  EXPECT_EQ(a.size(), 0u);  // NOLINT(bugprone-use-after-move): its state is specified
+  EXPECT_NE(alibi::detail::scratch_memory(a, 50), nullptr);
+  b = alibi::Workspace();
+  EXPECT_EQ(b.size(), 0u);
+}
+
 }  // namespace

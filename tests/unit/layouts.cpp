@@ -118,7 +118,12 @@ TEST(Layouts, Errors) {
     return "no error";
   };
   EXPECT_EQ(error([&] { alibi::view_bshd(&x, {.tokens = -1, .heads = 1, .head_dim = 1}); }),
-            "alibi: a size of the view is -1; expected 0 or more");
+            "alibi: the sizes of the layout are batch 1, tokens -1, heads 1, head_dim 1, kv_heads 1; expected none "
+            "below 0");
+  EXPECT_EQ(alibi::view_bs3hd<float>(nullptr, {.tokens = 1, .heads = 4, .head_dim = 8}).v.data, nullptr);
+  EXPECT_THROW(alibi::view_bshd(&x, {.batch = Index(1) << 40, .tokens = Index(1) << 20, .heads = 4, .head_dim = 8}),
+               std::invalid_argument)
+      << "sizes whose product overflows";
   EXPECT_EQ(error([&] { alibi::view_bs3hd(&x, {.tokens = -1, .heads = 1, .head_dim = 1}); }),
             "alibi: the sizes of the layout are batch 1, tokens -1, heads 1, head_dim 1, kv_heads 1; expected none "
             "below 0");

@@ -327,10 +327,13 @@ TEST(Xpos, BadInput) {
   test::RowMatrix<float> x = test::RowMatrix<float>::Ones(2, 4), wide(2, 6);
   EXPECT_EQ(thrown([&] { xpos.embed_keys(wide); }), "alibi: x has head_dim 6; expected 4, that of the embedding");
   EXPECT_EQ(thrown([&] { xpos.embed_keys(x, 50000); }),
-            "alibi: a position is 50001 tokens from the center; expected at most 35535, where factors are in range");
+            "alibi: a position is 50001 tokens from the center; expected at most 34980, where factors are in range");
   EXPECT_EQ(x, (test::RowMatrix<float>::Ones(2, 4))) << "nothing was written";
-  EXPECT_NO_THROW(xpos.embed_keys(x, 35530));
+  EXPECT_NO_THROW(xpos.embed_keys(x, 34970));
   EXPECT_TRUE(x.allFinite());
+  test::RowMatrix<Eigen::half> narrow = test::RowMatrix<Eigen::half>::Ones(2, 4);
+  EXPECT_EQ(thrown([&] { xpos.embed_queries(narrow, -6000); }),
+            "alibi: a position is 6000 tokens from the center; expected at most 3886, where factors are in range");
 }
 
 }  // namespace

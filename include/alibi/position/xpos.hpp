@@ -8,8 +8,8 @@
 //
 // Range: a factor of a query or key is ζ^(±distance from the centre / B). Positions are taken relative to
 // XposConfig::center, which changes no product; the middle of the positions in use allows the largest range. In float,
-// with the default γ and B, positions up to 35,000 from the centre are in range. Beyond it embed_queries() and
-// embed_keys() throw.
+// with the default γ and B, positions up to 34,900 from the centre are in range, in half up to 3,800. Beyond it
+// embed_queries() and embed_keys() throw.
 #pragma once
 
 #include <algorithm>
@@ -102,7 +102,10 @@ class Xpos {
                     ", that of the embedding");
     const double farthest =
         std::max(std::abs(double(first - config_.center)), std::abs(double(first + x.tokens - 1 - config_.center)));
-    const double limit = std::log(double(std::numeric_limits<T>::max())) * 0.98 / std::abs(log_decay_.front());
+    // Keys get the inverse of what queries get: both ends of the range count.
+    const double range =
+        std::min(std::log(double(std::numeric_limits<E>::max())), -std::log(double(std::numeric_limits<E>::min())));
+    const double limit = 0.98 * range / std::abs(log_decay_.front());
     detail::require(x.tokens == 0 || farthest <= limit, "a position is ", farthest,
                     " tokens from the center; expected at most ", std::floor(limit), ", where factors are in range");
     const bool adjacent = config_.rotary.pairs == RotaryPairs::adjacent;
