@@ -53,7 +53,7 @@ class BackwardRows {
         stats_(params_.pruning_stats ? params_.pruning_stats + sequence * params_.heads + head : nullptr),
         slope_(sequence_.slope(head) * std::numbers::log2e),
         budget_(sequence_.budget(head)),
-        key_bounds_(pruning_key_bounds(sequence_, head)),
+        key_bounds_(pruning_key_bounds(sequence_, head, budget_)),
         tail_bounds_(pruning_tail_bounds(sequence_, head, key_bounds_)) {}
   static std::size_t bytes(Index head_dim) { return std::size_t(head_dim * (kBlock<T> + 1)) * sizeof(T); }
 

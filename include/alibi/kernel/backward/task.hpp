@@ -266,7 +266,7 @@ void BackwardTask<F>::begin_head() {
   slope_ = sequence_.slope(head_);
   bias_ = sequence_.bias(head_);
   budget_ = sequence_.budget(head_);
-  key_bounds_ = pruning_key_bounds(sequence_, head_);
+  key_bounds_ = pruning_key_bounds(sequence_, head_, budget_);
   bias_gradient_.clear();
 }
 

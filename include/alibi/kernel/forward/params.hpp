@@ -130,10 +130,11 @@ struct Params {
   Index group() const { return heads / kv_heads; }
 };
 
-/// The key tile bounds of a head; null if the head does not prune.
+/// The key tile bounds of a head with this budget; null if the head does not prune.
 template <class F>
-const KeyTileBounds<typename F::T>* pruning_key_bounds(const SequenceParams<F>& sequence, Index head) {
-  return sequence.budget(head).enabled ? sequence.key_bounds_of(sequence.kv_head_of(head)) : nullptr;
+const KeyTileBounds<typename F::T>* pruning_key_bounds(const SequenceParams<F>& sequence, Index head,
+                                                       const PruningBudget& budget) {
+  return budget.enabled ? sequence.key_bounds_of(sequence.kv_head_of(head)) : nullptr;
 }
 /// The tail bounds of a head; null if its keys were not measured for the call.
 template <class F>

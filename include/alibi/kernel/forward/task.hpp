@@ -261,7 +261,7 @@ ForwardTask<F>::ForwardTask(const Params<F>& params, const ForwardItem& item, st
   scale_ = T(params.scale * std::numbers::log2e);
   stats_ = params.pruning_stats ? params.pruning_stats + item.sequence * params.heads + h : nullptr;
   budget_ = sequence.budget(h);
-  key_bounds_ = pruning_key_bounds(sequence, h);
+  key_bounds_ = pruning_key_bounds(sequence, h, budget_);
   tail_bounds_ = pruning_tail_bounds(sequence, h, key_bounds_);
 
   const auto take = [&scratch]<class X>(X*& to, Index size) {
