@@ -4,7 +4,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 
-require gnuplot-nox
+require gnuplot-nox libopenblas-dev libpcre2-dev nlohmann-json3-dev pkg-config
 configure_part EXAMPLES
 run_build "build quickstart" quickstart
 

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <type_traits>
 
-#if defined(PRETRAINED_OPENBLAS)
+#if defined(ALIBI_EXAMPLE_OPENBLAS)
 extern "C" void openblas_set_num_threads(int);
 #endif
 
@@ -65,7 +65,7 @@ Index blocks(Index size, Index block) { return (size + block - 1) / block; }
 }  // namespace
 
 Product::Product(const Threads& threads) : threads_(threads), scratch_(std::size_t(threads.count())) {
-#if defined(PRETRAINED_OPENBLAS)
+#if defined(ALIBI_EXAMPLE_OPENBLAS)
   openblas_set_num_threads(1);  // the threads are ours
 #endif
 }

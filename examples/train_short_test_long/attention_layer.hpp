@@ -1,12 +1,8 @@
-// Attention between the model and the library: the four position methods, each with two implementations.
+// Attention between the model and the library, with two implementations:
 //
 //   s_ij = τ q_i·k_j + b_h(i - j),   P = softmax(s) over j <= i,   o_i = Σ_j P_ij v_j
 //
-//   method       b_h(x)                                   besides
-//   alibi        -m_h x, the authors' slopes
-//   sinusoidal   0                                        the model adds positions to the embeddings
-//   rotary       0                                        q and k are rotated by their positions
-//   t5           w_h,bucket(x), learned, for all layers
+// The method determines b: -m_h x with slopes, w_h,bucket(x) for t5, otherwise 0.
 //
 // q, k and v are fused: they are side by side in the rows of one matrix. They are read there, and their gradients are
 // written in the same layout.
@@ -25,13 +21,10 @@
 #include <string_view>
 #include <vector>
 
+#include "method.hpp"
 #include "product.hpp"
 
 namespace experiment {
-
-enum class Method { alibi, sinusoidal, rotary, t5 };
-inline constexpr std::array<std::string_view, 4> kMethodNames = {"alibi", "sinusoidal", "rotary", "t5"};
-inline std::string_view name_of(Method method) { return kMethodNames[std::size_t(method)]; }
 
 enum class Backend { alibi, naive };
 inline constexpr std::array<std::string_view, 2> kBackendNames = {"alibi", "naive"};
@@ -41,6 +34,7 @@ struct Shape {
   Method method = Method::alibi;
   Backend backend = Backend::alibi;
   Index dim = 0, layers = 0, heads = 0;
+  Index training_length = 0;  // bytes of a training sequence
   Index head_dim() const { return dim / heads; }
 };
 
@@ -57,13 +51,6 @@ struct Saved {
   Eigen::VectorXf lse;   // library: [batch x heads x tokens]
   Matrix probabilities;  // naive: [batch x heads x tokens, tokens]; of one head only, without training
 };
-
-/// q and k together, [batch, 2 heads, tokens, head_dim].
-inline auto queries_and_keys(Matrix& qkv, const Shape& shape, const Extent& extent) {
-  const Index row = 3 * shape.dim, head_dim = shape.head_dim();
-  return alibi::view(qkv.data(), {extent.batch, 2 * shape.heads, extent.tokens, head_dim},
-                     {extent.tokens * row, head_dim, row, 1});
-}
 
 /// Causal attention of one thread.
 class Attention {
@@ -120,7 +107,7 @@ class NaiveAttention : public Attention {
     grad_bias_.setZero(shape_.heads, n);
     for (Index h = 0; h < shape_.heads; h++)
       for (Index x = 0; x < n; x++) {
-        if (shape_.method == Method::alibi) bias_(h, n - 1 - x) = -slopes[h] * float(x);
+        if (has_slopes(shape_.method)) bias_(h, n - 1 - x) = -slopes[h] * float(x);
         if (shape_.method == Method::t5) bias_(h, n - 1 - x) = t5(h, alibi::t5_bucket(-x, kT5Buckets));
       }
   }
@@ -210,34 +197,30 @@ class LibraryAttention : public Attention {
       alibi::attention_with_lse_into(whole(output), saved.lse, part(qkv, 0), part(qkv, 1), part(qkv, 2), bias,
                                      {.workspace = &workspace_});
     };
-    switch (shape_.method) {
-      case Method::alibi:
-        return call(slopes_);
-      case Method::t5:
-        return call(alibi::relative_bias(table_, alibi::t5_first_distance(kT5Buckets)));
-      default:
-        return call(alibi::no_bias);
-    }
+    if (has_slopes(shape_.method))
+      call(slopes_);
+    else if (shape_.method == Method::t5)
+      call(alibi::relative_bias(table_, alibi::t5_first_distance(kT5Buckets)));
+    else
+      call(alibi::no_bias);
   }
 
   void backward(const Matrix& grad_output, const Matrix& qkv, const Matrix& output, const Saved& saved,
                 Matrix& grad_qkv) override {
     const auto q = part(qkv, 0), k = part(qkv, 1), v = part(qkv, 2), o = whole(output);
     const auto grad_q = part(grad_qkv, 0), grad_k = part(grad_qkv, 1), grad_v = part(grad_qkv, 2);
-    const auto grad_o = whole(grad_output);
-    switch (shape_.method) {
-      case Method::alibi:  // the slopes are not learned
-        return alibi::attention_backward_into({grad_q, grad_k, grad_v}, grad_o, q, k, v, slopes_, {o, saved.lse},
-                                              {.workspace = &workspace_});
-      case Method::t5:
-        alibi::attention_backward_into({grad_q, grad_k, grad_v, layer_grad_table_}, grad_o, q, k, v,
-                                       alibi::relative_bias(table_, alibi::t5_first_distance(kT5Buckets)),
-                                       {o, saved.lse}, {.workspace = &workspace_});
-        grad_table_ += layer_grad_table_;
-        return;
-      default:
-        return alibi::attention_backward_into({grad_q, grad_k, grad_v}, grad_o, q, k, v, alibi::no_bias, {o, saved.lse},
-                                              {.workspace = &workspace_});
+    const auto call = [&](const alibi::GradientViews<float>& gradients, const auto& bias) {
+      alibi::attention_backward_into(gradients, whole(grad_output), q, k, v, bias, {o, saved.lse},
+                                     {.workspace = &workspace_});
+    };
+    if (has_slopes(shape_.method)) {  // the slopes are not learned
+      call({grad_q, grad_k, grad_v}, slopes_);
+    } else if (shape_.method == Method::t5) {
+      call({grad_q, grad_k, grad_v, layer_grad_table_},
+           alibi::relative_bias(table_, alibi::t5_first_distance(kT5Buckets)));
+      grad_table_ += layer_grad_table_;
+    } else {
+      call({grad_q, grad_k, grad_v}, alibi::no_bias);
     }
   }
 

@@ -38,6 +38,7 @@ inline std::string_view name_of(Reading reading) { return kReadingNames[std::siz
 
 /// A row of results.csv.
 struct Evaluation {
+  Method method = Method::alibi;
   Reading reading = Reading::nonoverlapping;
   Index length = 0, stride = 0, bytes = 0;  // the length of a window, its step, and the number of predicted bytes
   double loss = 0;                          // nats per byte
@@ -139,7 +140,7 @@ inline void write_whole(const std::filesystem::path& path, std::string_view byte
 namespace detail {
 
 inline constexpr std::string_view kMagic = "alibi: train short, test long\n";
-inline constexpr std::uint32_t kVersion = 1;
+inline constexpr std::uint32_t kVersion = 2;
 
 class Serialiser {
  public:

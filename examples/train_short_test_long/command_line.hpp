@@ -24,7 +24,9 @@ length and evaluated at 1, 2, 4, 8 and 16 times that length
 
   --text PATH           a file, or a directory of files (default: the C++ sources of Eigen)
   --out DIR             for checkpoints, CSV and the picture (default: train_short_test_long.out)
-  --methods LIST        of alibi, sinusoidal, rotary, t5 (default: all, by commas)
+  --methods LIST        by commas, of alibi, t5, rotary, rotary-alibi, xpos, sinusoidal, learned, and of
+                        rotary-interpolation, rotary-ntk and rotary-yarn, which only evaluate the model of rotary
+                        (default: all)
   --length N            bytes of a training sequence (default: 256)
   --steps N             (default: 3000)
   --batch N             sequences of a step (default: 16)
@@ -41,10 +43,16 @@ length and evaluated at 1, 2, 4, 8 and 16 times that length
   --no-picture          CSV only; gnuplot is not needed then
 )";
 
+inline std::vector<Method> all_methods() {
+  std::vector<Method> methods;
+  for (std::size_t i = 0; i < kMethodNames.size(); i++) methods.push_back(Method(i));
+  return methods;
+}
+
 struct Arguments {
   std::vector<std::filesystem::path> text;
   std::filesystem::path out = "train_short_test_long.out";
-  std::vector<Method> methods = {Method::alibi, Method::sinusoidal, Method::rotary, Method::t5};
+  std::vector<Method> methods = all_methods();
   Settings settings;
   int threads = std::max(1, int(std::thread::hardware_concurrency()));
   Index checkpoint_every = 100;
@@ -95,16 +103,19 @@ inline std::vector<Method> methods(const std::string& option, std::string_view l
 }
 
 /// Checks the conditions between several options.
-inline void check(const Settings& s) {
+inline void check(const Arguments& arguments) {
+  const Settings& s = arguments.settings;
   const Shape& shape = s.shape;
   if (shape.dim % (2 * shape.heads) != 0)
     refuse("--dim", std::to_string(shape.dim),
            "an even number for each of the " + std::to_string(shape.heads) + " heads");
+  if (shape.head_dim() < 4 && std::ranges::count(arguments.methods, Method::rotary_ntk) > 0)
+    refuse("--dim", std::to_string(shape.dim), "at least 4 for each head, with the method rotary-ntk");
   if (s.batch % kShards != 0) refuse("--batch", std::to_string(s.batch), "a multiple of " + std::to_string(kShards));
-  if (s.length % 4 != 0) refuse("--length", std::to_string(s.length), "a multiple of 4");
-  if (s.evaluated < kLongest * s.length)
+  if (s.length() % 4 != 0) refuse("--length", std::to_string(s.length()), "a multiple of 4");
+  if (s.evaluated < kLongest * s.length())
     refuse("--evaluate", std::to_string(s.evaluated),
-           "at least " + std::to_string(kLongest * s.length) + ", a window of the longest evaluation");
+           "at least " + std::to_string(kLongest * s.length()) + ", a window of the longest evaluation");
 }
 
 inline void take(Arguments& a, const std::string& option, std::string_view value) {
@@ -116,7 +127,7 @@ inline void take(Arguments& a, const std::string& option, std::string_view value
   else if (option == "--methods")
     a.methods = methods(option, value);
   else if (option == "--length")
-    s.length = integer(option, value, 1 << 16);
+    s.shape.training_length = integer(option, value, 1 << 16);
   else if (option == "--steps")
     s.steps = integer(option, value);
   else if (option == "--batch")
@@ -163,7 +174,7 @@ inline Arguments parse(int argc, char** argv, const std::vector<std::filesystem:
       detail::take(arguments, option, argv[++i]);
     }
   }
-  detail::check(arguments.settings);
+  detail::check(arguments);
   return arguments;
 }
 

@@ -30,8 +30,7 @@ class Evaluator {
   /// `text` must outlive the evaluator, and hold at least one window of the largest length and one more byte.
   Evaluator(const Settings& settings, std::string_view text, const alibi::Executor& executor)
       : shape_(settings.shape),
-        length_(settings.length),
-        longest_(kLongest * settings.length),
+        longest_(kLongest * settings.length()),
         bytes_(std::min(settings.evaluated, Index(text.size()) - 1) / longest_ * longest_),
         text_(text),
         executor_(executor) {}
@@ -39,23 +38,36 @@ class Evaluator {
   /// The used bytes of the validation text; 0 if the text is too short.
   Index bytes() const { return bytes_; }
 
-  Evaluation nonoverlapping(const Parameters& parameters, Index length, Index bytes) const {
+  /// Lengths in increasing order, for a method that trained_as() names the trained method.
+  std::vector<Index> lengths(Method method) const {
+    std::vector<Index> result;
+    const Index last = ends_at_training_length(method) ? shape_.training_length : longest_;
+    for (Index length = shape_.training_length; length <= last; length *= 2) result.push_back(length);
+    return result;
+  }
+
+  Evaluation evaluate(const Parameters& parameters, Method method, Reading reading, Index length) const {
+    return reading == Reading::sliding ? sliding(parameters, method, length)
+                                       : nonoverlapping(parameters, method, length, bytes_);
+  }
+
+  Evaluation nonoverlapping(const Parameters& parameters, Method method, Index length, Index bytes) const {
     std::vector<const char*> windows;
     for (Index at = 0; at + length <= bytes; at += length) windows.push_back(text_.data() + at);
-    Evaluation evaluation{.reading = Reading::nonoverlapping, .length = length, .stride = length};
+    Evaluation evaluation{.method = method, .reading = Reading::nonoverlapping, .length = length, .stride = length};
     score(parameters, windows, evaluation);
     return evaluation;
   }
 
-  Evaluation sliding(const Parameters& parameters, Index length) const {
-    const Index stride = length_ / kSlidingStrides, room = bytes_ - longest_;
+  Evaluation sliding(const Parameters& parameters, Method method, Index length) const {
+    const Index stride = shape_.training_length / kSlidingStrides, room = bytes_ - longest_;
     const Index count = std::min(kSlidingWindows, room / stride + 1);
     std::vector<const char*> windows;
     for (Index i = 0; i < count; i++) {
       const Index end = longest_ + i * room / std::max<Index>(count - 1, 1);
       windows.push_back(text_.data() + end - length);
     }
-    Evaluation evaluation{.reading = Reading::sliding, .length = length, .stride = stride};
+    Evaluation evaluation{.method = method, .reading = Reading::sliding, .length = length, .stride = stride};
     score(parameters, windows, evaluation);
     return evaluation;
   }
@@ -67,12 +79,14 @@ class Evaluator {
     const Index count = Index(windows.size()), group = longest_ / evaluation.length;  // all tasks have the same size
     std::vector<double> losses(std::size_t((count + group - 1) / group));
     std::vector<std::unique_ptr<Pass>> passes(std::size_t(executor_.max_concurrency()));
+    Shape shape = shape_;
+    shape.method = evaluation.method;
     executor_.for_each(Index(losses.size()), [&](Index task, int slot) {
       if (stop_requested()) return;
       const Index first = task * group, batch = std::min(group, count - first);
       std::unique_ptr<Pass>& pass = passes[std::size_t(slot)];
       if (!pass || pass->extent().batch != batch)
-        pass = std::make_unique<Pass>(shape_, Extent{batch, evaluation.length}, false);
+        pass = std::make_unique<Pass>(shape, Extent{batch, evaluation.length}, false);
       pass->forward(parameters, std::span(windows).subspan(std::size_t(first), std::size_t(batch)));
       losses[std::size_t(task)] = pass->loss(evaluation.stride);
     });
@@ -82,7 +96,7 @@ class Evaluator {
   }
 
   Shape shape_;
-  Index length_, longest_, bytes_;
+  Index longest_, bytes_;
   std::string_view text_;
   alibi::Executor executor_;
 };

@@ -30,6 +30,7 @@
 #include <unsupported/Eigen/CXX11/ThreadPool>
 #include <vector>
 
+#include "bloom_folder.hpp"
 #include "checkpoint.hpp"
 #include "command_line.hpp"
 #include "evaluate.hpp"
@@ -43,6 +44,7 @@
 namespace experiment {
 namespace {
 
+constexpr const char* kModelFolder = "alibi";  // of the trained ALiBi model, below --out
 constexpr Index kValidations = 10, kValidationBytes = 1 << 15;
 
 /// A progress line on a terminal; elsewhere only lines that are worth keeping.
@@ -55,9 +57,9 @@ class Progress {
     std::fprintf(stderr, "\r%s: step %td of %td, loss %.4f nats a byte, %.0f tokens/s, %.0f s left \033[K",
                  name(settings).c_str(), state.step, settings.steps, state.losses.back(), rate(settings, state), left);
   }
-  void show_evaluation(const Settings& settings, Reading reading, Index length) const {
+  void show_evaluation(Method method, Reading reading, Index length) const {
     if (terminal_)
-      std::fprintf(stderr, "\r%s: evaluating at length %td, %s \033[K", name(settings).c_str(), length,
+      std::fprintf(stderr, "\r%s: evaluating at length %td, %s \033[K", std::string(name_of(method)).c_str(), length,
                    std::string(name_of(reading)).c_str());
   }
   void keep(const Settings& settings, const State& state) const {
@@ -74,18 +76,21 @@ class Progress {
  private:
   static std::string name(const Settings& settings) { return std::string(name_of(settings.shape.method)); }
   static double rate(const Settings& settings, const State& state) {
-    return double(state.step * settings.batch * settings.length) / state.seconds.training;
+    return double(state.step * settings.batch * settings.length()) / state.seconds.training;
   }
 
   bool terminal_ = isatty(STDERR_FILENO) == 1;
   Clock::time_point shown_;
 };
 
-/// The run of one method, from its checkpoint to the end.
+/// The run of one trained method, from its checkpoint to the end.
 class Run {
  public:
-  Run(const Settings& settings, const Arguments& arguments, const Text& text, const alibi::Executor& executor)
+  /// `methods`: to evaluate, all of which trained_as() names the method of the settings.
+  Run(const Settings& settings, const std::vector<Method>& methods, const Arguments& arguments, const Text& text,
+      const alibi::Executor& executor)
       : settings_(settings),
+        methods_(methods),
         checkpoint_(arguments.out / (std::string(name_of(settings.shape.method)) + ".checkpoint")),
         checkpoint_every_(arguments.checkpoint_every),
         text_(text),
@@ -110,7 +115,9 @@ class Run {
     return finished;
   }
 
-  Outcome outcome() const { return outcome_of(settings_, state_); }
+  const Shape& shape() const { return settings_.shape; }
+  const Parameters& parameters() const { return state_.parameters; }
+  Outcome outcome() const { return outcome_of(settings_, methods_, state_); }
 
  private:
   void save() const { save_checkpoint(checkpoint_, settings_, state_); }
@@ -122,8 +129,9 @@ class Run {
   }
 
   bool validate() {
-    const Index bytes = std::min(evaluator_.bytes(), std::max(kValidationBytes, settings_.length));
-    const Evaluation evaluation = evaluator_.nonoverlapping(state_.parameters, settings_.length, bytes);
+    const Index bytes = std::min(evaluator_.bytes(), std::max(kValidationBytes, settings_.length()));
+    const Evaluation evaluation =
+        evaluator_.nonoverlapping(state_.parameters, settings_.shape.method, settings_.length(), bytes);
     if (stop_requested()) return false;
     state_.validations.push_back({state_.step, evaluation.loss});
     progress_.keep(settings_, state_);
@@ -146,23 +154,28 @@ class Run {
     return false;
   }
 
+  bool evaluated(Method method, Reading reading, Index length) const {
+    return std::ranges::any_of(state_.evaluations, [&](const Evaluation& e) {
+      return e.method == method && e.reading == reading && e.length == length;
+    });
+  }
+
   bool evaluate() {
-    std::size_t number = 0;
-    for (const Reading reading : {Reading::nonoverlapping, Reading::sliding})
-      for (Index length = settings_.length; length <= kLongest * settings_.length; length *= 2) {
-        if (number++ < state_.evaluations.size()) continue;
-        progress_.show_evaluation(settings_, reading, length);
-        const Evaluation evaluation = reading == Reading::sliding
-                                          ? evaluator_.sliding(state_.parameters, length)
-                                          : evaluator_.nonoverlapping(state_.parameters, length, evaluator_.bytes());
-        if (stop_requested()) return false;
-        state_.evaluations.push_back(evaluation);
-      }
+    for (const Method method : methods_)
+      for (const Reading reading : {Reading::nonoverlapping, Reading::sliding})
+        for (const Index length : evaluator_.lengths(method)) {
+          if (evaluated(method, reading, length)) continue;
+          progress_.show_evaluation(method, reading, length);
+          const Evaluation evaluation = evaluator_.evaluate(state_.parameters, method, reading, length);
+          if (stop_requested()) return false;
+          state_.evaluations.push_back(evaluation);
+        }
     save();
     return true;
   }
 
   Settings settings_;
+  std::vector<Method> methods_;
   std::filesystem::path checkpoint_;
   Index checkpoint_every_;
   const Text& text_;
@@ -175,7 +188,7 @@ class Run {
 /// Existing results are not overwritten without --resume.
 void check_out(const Arguments& arguments) {
   if (arguments.resume) return;
-  std::vector<std::string> names = {"results.csv", "training.csv", "perplexity.png"};
+  std::vector<std::string> names = {"results.csv", "training.csv", "perplexity.png", kModelFolder};
   for (const std::string_view method : kMethodNames) names.push_back(std::string(method) + ".checkpoint");
   for (const std::string& name : names)
     if (std::filesystem::exists(arguments.out / name))
@@ -186,15 +199,15 @@ void check_out(const Arguments& arguments) {
 void check_text(const Text& text, const Arguments& arguments) {
   const Settings& settings = arguments.settings;
   const std::string name = arguments.text.front().string();
-  if (Index(text.train.size()) <= settings.length)
+  if (Index(text.train.size()) <= settings.length())
     throw std::runtime_error("the text " + name + " has " + std::to_string(text.train.size()) +
-                             " bytes to train on; expected more than " + std::to_string(settings.length) +
+                             " bytes to train on; expected more than " + std::to_string(settings.length()) +
                              ", the length");
-  if (Index(text.validation.size()) <= kLongest * settings.length)
+  if (Index(text.validation.size()) <= kLongest * settings.length())
     throw std::runtime_error("the text " + name + " has " + std::to_string(text.validation.size()) +
                              " bytes to validate on, every sixteenth file or the last sixteenth of one; expected more "
                              "than " +
-                             std::to_string(kLongest * settings.length) + ", " + std::to_string(kLongest) +
+                             std::to_string(kLongest * settings.length()) + ", " + std::to_string(kLongest) +
                              " times the length");
 }
 
@@ -204,8 +217,22 @@ void print_start(const Text& text, const Arguments& arguments) {
               1e-6 * double(text.train.size()), 1e-6 * double(text.validation.size()));
   std::printf("model: dim %td, %td layers, %td heads, %.2f million parameters; %td steps of %td x %td bytes\n",
               s.shape.dim, s.shape.layers, s.shape.heads, 1e-6 * double(Parameters::size_of(s.shape)), s.steps, s.batch,
-              s.length);
+              s.length());
   std::fflush(stdout);
+}
+
+/// The methods in groups that share one trained model, in the order in which they were given.
+std::vector<std::vector<Method>> by_trained_method(const std::vector<Method>& methods) {
+  std::vector<std::vector<Method>> groups;
+  for (const Method method : methods) {
+    const auto group = std::ranges::find_if(
+        groups, [&](const std::vector<Method>& g) { return trained_as(g[0]) == trained_as(method); });
+    if (group == groups.end())
+      groups.push_back({method});
+    else
+      group->push_back(method);
+  }
+  return groups;
 }
 
 int run(const Arguments& arguments) {
@@ -217,11 +244,11 @@ int run(const Arguments& arguments) {
   const alibi::Executor executor(pool);
 
   std::vector<std::unique_ptr<Run>> runs;  // all checkpoints are read before anything is written
-  for (const Method method : arguments.methods) {
+  for (const auto& methods : by_trained_method(arguments.methods)) {
     Settings settings = arguments.settings;
-    settings.shape.method = method;
+    settings.shape.method = trained_as(methods[0]);
     settings.text_hash = text.hash();
-    runs.push_back(std::make_unique<Run>(settings, arguments, text, executor));
+    runs.push_back(std::make_unique<Run>(settings, methods, arguments, text, executor));
   }
   std::filesystem::create_directories(arguments.out);
   print_start(text, arguments);
@@ -230,12 +257,17 @@ int run(const Arguments& arguments) {
   for (const auto& run : runs) {
     if (!run->finish()) return 130;
     outcomes.push_back(run->outcome());
+    if (run->shape().method == Method::alibi)
+      save_bloom_folder(arguments.out / kModelFolder, run->parameters(), run->shape());
     write_whole(arguments.out / "training.csv", training_csv(outcomes));
     write_whole(arguments.out / "results.csv", results_csv(outcomes));
   }
   print_table(outcomes);
   std::cout << "\nwrote " << (arguments.out / "results.csv").string() << " and "
             << (arguments.out / "training.csv").string() << '\n';
+  if (std::ranges::count(arguments.methods, Method::alibi) > 0)
+    std::cout << "saved the ALiBi model in " << (arguments.out / kModelFolder).string()
+              << ", a BLOOM checkpoint that examples/pretrained runs\n";
   if (!arguments.picture) return 0;
   const std::string png = (arguments.out / "perplexity.png").string();
   draw(outcomes, png);

@@ -16,34 +16,46 @@
 
 namespace experiment::picture {
 
-inline constexpr std::array<const char*, 4> kTitles = {"ALiBi", "sinusoidal", "rotary", "T5 bias"};
-inline constexpr std::array<const char*, 4> kColours = {"#1b7837", "#b2182b", "#2166ac", "#e08214"};
-inline constexpr std::array<const char*, 4> kPoints = {"7", "9", "5", "13"};
+/// How a method is drawn. Those that only evaluate the rotary model have its colour, lighter and dashed.
+struct Style {
+  const char *title, *colour, *point, *dash;
+};
+inline constexpr std::array<Style, kMethodNames.size()> kStyles = {{{"ALiBi", "#1b7837", "7", "1"},
+                                                                    {"T5 bias", "#e08214", "13", "1"},
+                                                                    {"rotary", "#2166ac", "5", "1"},
+                                                                    {"rotary + ALiBi", "#35978f", "11", "1"},
+                                                                    {"rotary, interpolated", "#6baed6", "4", "2"},
+                                                                    {"rotary, NTK", "#6baed6", "8", "3"},
+                                                                    {"rotary, YaRN", "#6baed6", "10", "4"},
+                                                                    {"xPos", "#762a83", "9", "1"},
+                                                                    {"sinusoidal", "#b2182b", "15", "1"},
+                                                                    {"learned", "#606060", "2", "1"}}};
+inline const Style& style_of(Method method) { return kStyles[std::size_t(method)]; }
 
 /// The vertical range: from below the smallest perplexity to above the largest one at the training length.
 struct Range {
   double bottom = 1e300, top = 0;
 };
 
-inline Range range_of(const std::vector<Outcome>& outcomes) {
+inline Range range_of(const std::vector<Line>& lines) {
   Range range;
-  for (const Outcome& outcome : outcomes)
-    for (const Evaluation& e : outcome.evaluations) {
+  for (const Line& line : lines)
+    for (const Evaluation& e : line.evaluations) {
       range.bottom = std::min(range.bottom, 0.93 * std::exp(e.loss));
-      if (e.length == outcome.settings.length) range.top = std::max(range.top, 1.6 * std::exp(e.loss));
+      if (e.length == line.training_length) range.top = std::max(range.top, 1.6 * std::exp(e.loss));
     }
   return range;
 }
 
 /// Writes one block of data for each method: length, perplexity. Also writes commands that print perplexities above the
 /// range at its upper edge, one above the other. If the range included them, all other lines would nearly coincide.
-inline void put_panel(std::ostream& script, const std::vector<Outcome>& outcomes, Reading reading, double top) {
+inline void put_panel(std::ostream& script, const std::vector<Line>& lines, Reading reading, double top) {
   std::ostringstream labels;
   std::map<Index, int> written;
   int tag = 100;
   script << '$' << name_of(reading) << " << END\n";
-  for (const Outcome& outcome : outcomes) {
-    for (const Evaluation& e : outcome.evaluations) {
+  for (const Line& line : lines) {
+    for (const Evaluation& e : line.evaluations) {
       if (e.reading != reading) continue;
       const double perplexity = std::exp(e.loss);
       script << e.length << ' ' << perplexity << '\n';
@@ -52,29 +64,29 @@ inline void put_panel(std::ostream& script, const std::vector<Outcome>& outcomes
       std::snprintf(number, sizeof number, "↑ %.3g", perplexity);
       labels << "set label " << tag++ << " \"" << number << "\" at first " << e.length << ", graph "
              << 1.025 + 0.04 * written[e.length]++ << " center font \",13\" textcolor rgb \""
-             << kColours[std::size_t(outcome.settings.shape.method)] << "\"; ";
+             << style_of(line.method).colour << "\"; ";
     }
     script << "\n\n";
   }
   script << "END\n" << name_of(reading) << "_labels = '" << labels.str() << "'\n";
 }
 
-inline void put_data(std::ostream& script, const std::vector<Outcome>& outcomes, const std::string& png) {
-  const Settings& settings = outcomes[0].settings;
-  const Range range = range_of(outcomes);
+inline void put_data(std::ostream& script, const std::vector<Line>& lines, const std::string& png) {
+  const Index trained = lines[0].training_length;
+  const Range range = range_of(lines);
   for (const Reading reading : {Reading::nonoverlapping, Reading::sliding})
-    put_panel(script, outcomes, reading, range.top);
-  const auto put_styles = [&](const char* name, const auto& of) {
-    gnuplot::put_array(script, name, std::ptrdiff_t(outcomes.size()), [&](std::ptrdiff_t i) {
-      return of[std::size_t(outcomes[std::size_t(i)].settings.shape.method)];
-    });
+    put_panel(script, lines, reading, range.top);
+  const auto put_styles = [&](const char* name, const char* Style::* part) {
+    gnuplot::put_array(script, name, std::ptrdiff_t(lines.size()),
+                       [&](std::ptrdiff_t i) { return style_of(lines[std::size_t(i)].method).*part; });
   };
-  put_styles("titles", kTitles);
-  put_styles("colours", kColours);
-  put_styles("points", kPoints);
-  script << "methods = " << outcomes.size() << "\ntrained = " << settings.length
-         << "\nlongest = " << kLongest * settings.length << "\nstride = " << outcomes[0].evaluations.back().stride
-         << "\ntop = " << range.top << "\nbottom = " << range.bottom << "\npng = " << gnuplot::quoted(png) << '\n';
+  put_styles("titles", &Style::title);
+  put_styles("colours", &Style::colour);
+  put_styles("points", &Style::point);
+  put_styles("dashes", &Style::dash);
+  script << "methods = " << lines.size() << "\ntrained = " << trained << "\nlongest = " << kLongest * trained
+         << "\nstride = " << lines[0].evaluations.back().stride << "\ntop = " << range.top
+         << "\nbottom = " << range.bottom << "\npng = " << gnuplot::quoted(png) << '\n';
 }
 
 inline constexpr const char* kDrawing = R"gnuplot(
@@ -100,10 +112,10 @@ set bmargin at screen 0.12
 set tmargin at screen 0.75
 set arrow 1 from trained, graph 0 to trained, graph 1 nohead linewidth 2 dashtype 2 linecolor '#909090'
 set label 1 'training length' at trained, graph 0.97 rotate by 90 right offset -1.7, 0 textcolor '#606060'
-set key at screen 0.5, screen 0.915 center center horizontal maxrows 1 Left reverse samplen 3 width 1 font ',15'
+set key at screen 0.5, screen 0.915 center center horizontal maxrows 2 Left reverse samplen 3 width 1 font ',15'
 
 line = "plot for [i = 1:methods] data index i - 1 using 1:2 title titles[i] \
-          with linespoints linewidth 3.5 pointtype int(points[i]) pointsize 1.7 linecolor rgb colours[i]"
+          with linespoints linewidth 3 dashtype int(dashes[i]) pointtype int(points[i]) pointsize 1.7 linecolor rgb colours[i]"
 
 set title 'nonoverlapping windows' font ',17' offset 0, 3
 set lmargin at screen 0.065
@@ -112,7 +124,7 @@ data = '$nonoverlapping'
 eval nonoverlapping_labels
 eval line
 
-do for [i = 100:120] { unset label i }
+do for [i = 100:150] { unset label i }
 unset key
 set title sprintf('sliding windows, stride %d: the same bytes at every length', stride)
 set lmargin at screen 0.565
@@ -132,7 +144,7 @@ namespace experiment {
 inline void draw(const std::vector<Outcome>& outcomes, const std::string& png) {
   gnuplot::draw(png, [&](const std::string& path) {
     std::ostringstream script;
-    picture::put_data(script, outcomes, path);
+    picture::put_data(script, lines_of(outcomes), path);
     script << picture::kDrawing;
     return script.str();
   });

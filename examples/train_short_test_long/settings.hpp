@@ -20,14 +20,16 @@ constexpr Index kShards = 8;
 constexpr Index kLongest = 16;
 
 struct Settings {
-  Shape shape = {.dim = 128, .layers = 4, .heads = 4};
-  Index length = 256;  // of a training sequence, in bytes
-  Index batch = 16;    // sequences
+  Shape shape = {.dim = 128, .layers = 4, .heads = 4, .training_length = 256};
+  Index batch = 16;  // sequences
   Index steps = 3000;
   Index evaluated = 1 << 18;  // bytes of the validation text, at most
   double learning_rate = 2e-3;
   std::uint64_t seed = 1;
   std::uint64_t text_hash = 0;
+
+  /// Of a training sequence, in bytes.
+  Index length() const { return shape.training_length; }
 };
 
 inline std::string exact_text(double value) {
@@ -44,7 +46,7 @@ inline std::vector<std::pair<std::string, std::string>> fields_of(const Settings
           {"dim", std::to_string(shape.dim)},
           {"layers", std::to_string(shape.layers)},
           {"heads", std::to_string(shape.heads)},
-          {"length", std::to_string(settings.length)},
+          {"length", std::to_string(settings.length())},
           {"batch", std::to_string(settings.batch)},
           {"steps", std::to_string(settings.steps)},
           {"evaluate", std::to_string(settings.evaluated)},

@@ -64,10 +64,10 @@ class Trainer {
       const auto start = Clock::now();
       const Index batch = settings_.batch / kShards;
       std::unique_ptr<Pass>& pass = passes_[std::size_t(slot)];
-      if (!pass) pass = std::make_unique<Pass>(settings_.shape, Extent{batch, settings_.length}, true);
+      if (!pass) pass = std::make_unique<Pass>(settings_.shape, Extent{batch, settings_.length()}, true);
       const double attention_before = pass->attention_seconds();
       pass->forward(state_.parameters, sequences(s * batch, batch));
-      losses[std::size_t(s)] = pass->loss(settings_.length);
+      losses[std::size_t(s)] = pass->loss(settings_.length());
       pass->backward(state_.parameters, 1 / float(tokens()), *gradients_[std::size_t(s)]);
       attention[std::size_t(s)] = pass->attention_seconds() - attention_before;
       seconds[std::size_t(s)] = seconds_since(start);
@@ -77,11 +77,11 @@ class Trainer {
     return std::accumulate(losses.begin(), losses.end(), 0.0) / double(tokens());
   }
 
-  Index tokens() const { return settings_.batch * settings_.length; }
+  Index tokens() const { return settings_.batch * settings_.length(); }
 
   std::vector<const char*> sequences(Index first, Index count) const {
     std::vector<const char*> result;
-    const auto places = std::uint64_t(Index(text_.size()) - settings_.length);
+    const auto places = std::uint64_t(Index(text_.size()) - settings_.length());
     for (Index i = first; i < first + count; i++) {
       const auto number = std::uint64_t(state_.step * settings_.batch + i);
       result.push_back(text_.data() + random_bits(settings_.seed, Stream::batches, number) % places);
