@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds and runs the examples. The last one is the paper's experiment, reduced to about a minute. The argument is the text
-# for the second example (default: the LICENSE, plain English).
+# Builds and runs the examples. The last ones are the paper's experiment, reduced to about a minute, and `pretrained`, which
+# lets the model that was just trained write. The argument is the text for the second example (default: the LICENSE, plain
+# English).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 
@@ -25,12 +26,17 @@ echo "==> decode, up to 65,536 tokens"
 experiment=$build/examples/experiment
 rm -rf "$experiment"
 echo "==> train_short_test_long, the reduced version: ALiBi and sinusoidal, trained at 128 bytes"
-"$build/examples/train_short_test_long" --methods alibi,sinusoidal --length 128 --steps 180 --evaluate 16384 \
+"$build/examples/train_short_test_long" --methods alibi,sinusoidal --length 128 --steps 300 --evaluate 16384 \
   --out "$experiment"
 
 echo
 echo "Look at $picture: the bias and the attention of every head, side by side."
 echo "Look at $costs: what one more token costs as the context grows, with and without pruning."
 echo "Look at $experiment/perplexity.png: the paper's claim, trained short and tested long; the same as a table is in"
-echo "$experiment/results.csv. The full version, four methods in about 25 minutes:"
+echo "$experiment/results.csv. The full version, ten methods in about an hour:"
 echo "    $build/examples/train_short_test_long --out train_short_test_long.out"
+
+echo
+echo "==> pretrained: the ALiBi model just trained, from $experiment/alibi, writes C++ after \"template <\""
+"$build/examples/pretrained/pretrained" "$experiment/alibi" generate --prompt "template <" --tokens 200 \
+  --temperature 0.6 --seed 1
