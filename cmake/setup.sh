@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Functions that install what a fresh Debian machine needs, configure and build. Sourced by examples/run.sh,
-# tests/run.sh, bench/run.sh, tests/fuzz/run.sh, tests/compile_time.sh and .ci/run. The first three share one build
-# directory, and each adds its own part to it.
+# tests/run.sh, bench/run.sh, bench/peers/run.sh, tests/fuzz/run.sh, tests/compile_time.sh and .ci/run. The first four
+# share one build directory, and each adds its own part to it.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=$root/build/release
@@ -51,8 +51,12 @@ is_installed() {
     g++) command -v "${CXX:-c++}" ;;
     ninja-build) command -v ninja ;;
     gnuplot-nox) command -v gnuplot ;;
+    python3-venv) python3 -c 'import ensurepip, venv' ;;
+    python3-dev) test -e "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ;;
     # On other systems than Debian, CMake says which library is missing.
-    lib*) ! command -v dpkg-query || dpkg-query --show --showformat '${db:Status-Status}' "$1" | grep -qx installed ;;
+    lib* | nlohmann-json3-dev)
+      ! command -v dpkg-query || dpkg-query --show --showformat '${db:Status-Status}' "$1" | grep -qx installed
+      ;;
     *) command -v "$1" ;;
   esac >/dev/null 2>&1
 }
