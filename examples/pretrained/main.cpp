@@ -40,10 +40,10 @@ double rate(Index tokens, double seconds) { return double(tokens) / std::max(sec
 double percent(double part, double whole) { return 100 * part / std::max(whole, 1e-9); }
 
 void print(const GenerationReport& r) {
-  std::fprintf(stderr, "prompt: %td tokens in %.3f s, %.0f a second, %.0f %% of it attention\n", r.prompt_tokens,
+  std::fprintf(stderr, "prompt: %td tokens in %.3f s, %.0f a second, %.1f %% of it attention\n", r.prompt_tokens,
                r.prompt_seconds, rate(r.prompt_tokens, r.prompt_seconds),
                percent(r.prompt_attention_seconds, r.prompt_seconds));
-  std::fprintf(stderr, "generated: %td tokens in %.3f s, %.1f tokens a second, %.0f %% of it attention\n", r.tokens,
+  std::fprintf(stderr, "generated: %td tokens in %.3f s, %.1f tokens a second, %.1f %% of it attention\n", r.tokens,
                r.seconds, rate(r.tokens, r.seconds), percent(r.attention_seconds, r.seconds));
 }
 
