@@ -1,6 +1,7 @@
 """A BLOOM checkpoint in transformers, eager attention. Each command runs in a process of its own, so that its peak memory
 is its own, and prints one line of JSON.
 
+    bloom.py MODEL ids --context 8192
     bloom.py MODEL generate --context 8192 --tokens 64
     bloom.py MODEL perplexity --windows 512,4096 --limit 16384 --dtype bfloat16
     bloom.py MODEL qkv --context 16384 --out qkv.safetensors
@@ -94,9 +95,9 @@ def qkv(model: BloomForCausalLM, ids: list[int], out: Path) -> dict[str, object]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("command", choices=["generate", "perplexity", "qkv"])
+    parser.add_argument("command", choices=["ids", "generate", "perplexity", "qkv"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--context", type=int, help="tokens of the prompt, or of q, k and v")
+    parser.add_argument("--context", type=int, help="the first tokens of the text")
     parser.add_argument("--tokens", type=int, help="to generate")
     parser.add_argument("--windows", help="numbers of tokens, by commas")
     parser.add_argument("--limit", type=int, help="predictions")
@@ -107,16 +108,21 @@ def main() -> None:
     disable_progress_bar()
     torch.set_num_threads(arguments.threads)
     ids = token_ids(arguments.model)
+    print(json.dumps(run(arguments, ids)))
+
+
+def run(arguments: argparse.Namespace, ids: list[int]) -> dict[str, object]:
+    start = ids[: arguments.context]
+    if arguments.command == "ids":
+        return {"ids": start}
     model = load(arguments.model, arguments.dtype)
     with torch.inference_mode():
         if arguments.command == "generate":
-            result = generate(model, ids[: arguments.context], arguments.tokens)
-        elif arguments.command == "perplexity":
-            windows = [int(window) for window in arguments.windows.split(",")]
-            result = perplexity(model, ids, windows, arguments.limit)
-        else:
-            result = qkv(model, ids[: arguments.context], arguments.out)
-    print(json.dumps(result))
+            return generate(model, start, arguments.tokens)
+        if arguments.command == "qkv":
+            return qkv(model, start, arguments.out)
+        windows = [int(window) for window in arguments.windows.split(",")]
+        return perplexity(model, ids, windows, arguments.limit)
 
 
 if __name__ == "__main__":
