@@ -59,6 +59,7 @@ class Result:
 
     @property
     def median(self) -> float:
+        """Seconds of a call."""
         return report.median(self.seconds)
 
 
@@ -81,7 +82,7 @@ class Checker:
                 actual = actual[:, self._rows]
             worst = np.maximum(worst, np.abs(actual - expected).max() / scale)  # NaN stays NaN
         if not worst <= self._largest_error:
-            raise WrongResult(f"its result is wrong: an error of {worst:.1e}, expected at most {self._largest_error:.0e}")
+            raise WrongResult(f"its result is wrong by {worst:.1e}; expected at most {self._largest_error:.0e}")
         return float(worst)
 
     def _expectation(self, biased: bool) -> tuple[reference.Double, ...]:
@@ -99,7 +100,7 @@ def measure_case(data: str, case: Case, inputs: Inputs, peers: Sequence[Peer], r
     results = [Result(data, case.work.value, case.keys, peer.name, peer.title) for peer in peers]
     checker = Checker(case, inputs, LARGEST_ERROR[data])
     runs: dict[str, Run] = {}
-    for peer, result in zip(peers, results):
+    for peer, result in zip(peers, results, strict=True):
         try:
             run = peer.prepare(case, inputs)
             result.error = checker.error(run(), peer.biased)
@@ -147,6 +148,7 @@ def to_blocks(results: Sequence[Result]) -> str:
 
 
 def main() -> None:
+    """Measures, and writes what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", type=Path, required=True, help="the library of library.cpp")
     parser.add_argument("--qkv", type=Path, help="q, k and v of a checkpoint, made by bloom.py")

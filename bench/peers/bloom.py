@@ -1,10 +1,11 @@
-"""A BLOOM checkpoint in transformers, eager attention. Each command runs in a process of its own, so that its peak memory
-is its own, and prints one line of JSON.
+"""A BLOOM checkpoint in transformers, eager attention. Each command prints one line of JSON.
 
     bloom.py MODEL ids --context 8192
     bloom.py MODEL generate --context 8192 --tokens 64
     bloom.py MODEL perplexity --windows 512,4096 --limit 16384 --dtype bfloat16
     bloom.py MODEL qkv --context 16384 --out qkv.safetensors
+
+Tokens are those of text.py.
 """
 
 from __future__ import annotations
@@ -28,22 +29,14 @@ _CHUNK = 512  # tokens that qkv reads at a time, and rows whose logits perplexit
 
 
 def load(folder: Path, dtype: str) -> BloomForCausalLM:
+    """The model in a type of torch, "float32"."""
     model = BloomForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="eager")
     return model.eval()
 
 
-def peak_bytes() -> int:
-    """The largest resident memory of this process so far."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError("/proc/self/status has no VmHWM")
-
-
 def generate(model: BloomForCausalLM, ids: list[int], tokens: int) -> dict[str, object]:
-    """Greedy decoding as `generate` does it: the prompt at once, logits of its last token only, then one token at a time
-    over the cache. Without what `generate` adds to each step, so that it is no slower."""
-    loaded = peak_bytes()
+    """Greedy decoding as transformers' own `generate` does it: the prompt at once, logits of its last token only, then
+    one token at a time over the cache. Without what `generate` adds to each step, so that it is no slower."""
     require_memory(20 * model.config.n_head * len(ids) ** 2, "eager attention, five arrays of all scores,")
     start = time.perf_counter()
     step = model(torch.tensor([ids]), use_cache=True, logits_to_keep=1)
@@ -56,7 +49,7 @@ def generate(model: BloomForCausalLM, ids: list[int], tokens: int) -> dict[str, 
         next_id = step.logits[:, -1].argmax(-1, keepdim=True)
         generated.append(int(next_id))
     seconds = time.perf_counter() - start
-    return {"prompt_seconds": prompt_seconds, "seconds": seconds, "ids": generated, "loaded_bytes": loaded}
+    return {"prompt_seconds": prompt_seconds, "seconds": seconds, "ids": generated}
 
 
 def perplexity(model: BloomForCausalLM, ids: list[int], windows: list[int], limit: int) -> dict[str, object]:
@@ -68,7 +61,7 @@ def perplexity(model: BloomForCausalLM, ids: list[int], windows: list[int], limi
         for first in range(0, count * window, window):
             states = model.transformer(torch.tensor([ids[first : first + window]])).last_hidden_state[0]
             targets = torch.tensor(ids[first + 1 : first + window + 1])
-            for rows, of_rows in zip(states.split(_CHUNK), targets.split(_CHUNK)):
+            for rows, of_rows in zip(states.split(_CHUNK), targets.split(_CHUNK), strict=True):
                 logits = model.lm_head(rows).float()
                 loss += torch.nn.functional.cross_entropy(logits, of_rows, reduction="sum").item()
         result[str(window)] = math.exp(loss / (count * window))
@@ -76,12 +69,12 @@ def perplexity(model: BloomForCausalLM, ids: list[int], windows: list[int], limi
 
 
 def qkv(model: BloomForCausalLM, ids: list[int], out: Path) -> dict[str, object]:
-    """Writes q, k and v of the middle layer, each [heads, tokens, head_dim]. They are read from its fused projection by a
-    hook. The layers behind it are dropped; tokens are read in chunks over the cache, as all scores would not fit."""
+    """Writes q, k and v of the middle layer, each [heads, tokens, head_dim]. A hook takes them from its projection. The
+    layers behind it are dropped; tokens are read in chunks over the cache, because all scores would not fit."""
     layer = model.config.n_layer // 2
     model.transformer.h = model.transformer.h[: layer + 1]
     chunks: list[torch.Tensor] = []
-    projection = model.transformer.h[layer].self_attention.query_key_value
+    projection = model.transformer.h[layer].get_submodule("self_attention.query_key_value")
     projection.register_forward_hook(lambda module, arguments, output: chunks.append(output[0]))
     cache = None
     for chunk in torch.tensor([ids]).split(_CHUNK, dim=1):
@@ -93,6 +86,7 @@ def qkv(model: BloomForCausalLM, ids: list[int], out: Path) -> dict[str, object]
 
 
 def main() -> None:
+    """Reads the command line and prints the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("command", choices=["ids", "generate", "perplexity", "qkv"])
@@ -112,6 +106,7 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace, ids: list[int]) -> dict[str, object]:
+    """Runs one command on the tokens of the model's text."""
     start = ids[: arguments.context]
     if arguments.command == "ids":
         return {"ids": start}

@@ -102,8 +102,8 @@ def random_inputs(case: Case, heads: int = 8, head_dim: int = 64) -> Inputs:
 
 
 def trained_inputs(case: Case, q: Array, k: Array, v: Array) -> Inputs:
-    """The last queries of a context of `case.keys` tokens: the first ones of q, k and v, [heads, tokens, head_dim] of one
-    layer of a checkpoint. The gradient of the output is random."""
+    """The last queries of a context that is the first `case.keys` tokens of q, k and v, [heads, tokens, head_dim]. The
+    gradient of the output is random."""
     heads, _, head_dim = q.shape
     random = np.random.default_rng(case.keys)
     grad_output = random.standard_normal((heads, case.queries, head_dim), dtype=np.float32)

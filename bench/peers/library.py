@@ -4,8 +4,8 @@ place."""
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 
@@ -90,7 +90,8 @@ class _Cache:
         self._c = c
         self.pointer = ctypes.c_void_p()
         sizes = _sizes_of(inputs)
-        _check(c.peers_cache_new(ctypes.byref(sizes), _pointer(inputs.k), _pointer(inputs.v), ctypes.byref(self.pointer)))
+        k, v = _pointer(inputs.k), _pointer(inputs.v)
+        _check(c.peers_cache_new(ctypes.byref(sizes), k, v, ctypes.byref(self.pointer)))
 
     def __del__(self) -> None:
         self._c.peers_cache_delete(self.pointer)

@@ -18,8 +18,8 @@ def _timed(call: Callable[[], object], calls: int) -> float:
 
 
 def interleaved(rivals: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of one call of every rival, one number a repetition. In each repetition every rival runs once, in a random
-    order, as many calls as fill a tenth of a second: what slows the machine for a while falls on all alike."""
+    """Seconds of one call of every rival, one number a repetition. In each repetition all rivals run in a random order,
+    each as many calls as fill a tenth of a second: what slows the machine for a while falls on all alike."""
     calls = {name: max(1, round(_LEAST_SECONDS / _timed(call, 1))) for name, call in rivals.items()}
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     order = list(rivals)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, Protocol
+from typing import Protocol
 
 import numpy.typing as npt
 import onnx
@@ -23,9 +24,17 @@ the gradients of q, k and v."""
 class Peer(Protocol):
     """One implementation of attention."""
 
-    name: str  # in JSON
-    title: str  # in tables and pictures
-    biased: bool  # with the bias of ALiBi, or without any
+    @property
+    def name(self) -> str:
+        """In JSON and in the data of the picture."""
+
+    @property
+    def title(self) -> str:
+        """In tables."""
+
+    @property
+    def biased(self) -> bool:
+        """With the bias of ALiBi, or without any."""
 
     def prepare(self, case: Case, inputs: Inputs) -> Run:
         """Everything that is made once and not timed. Raises CannotRun."""
@@ -115,7 +124,7 @@ class TorchFlex:
         def sees(batch, head, query, key):  # noqa: ANN001, ANN202 (traced by PyTorch)
             return query + offset >= key
 
-        require_memory(3 * inputs.queries * inputs.keys, "making the block mask")
+        require_memory(14 * inputs.queries * inputs.keys, "making the block mask")
         block_mask = create_block_mask(sees, None, None, inputs.queries, inputs.keys, device="cpu")
         torch._dynamo.reset()  # each case compiles anew: a limit on recompilations would end in an uncompiled call
         compiled = torch.compile(flex_attention, dynamic=False)
@@ -144,6 +153,7 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # while others are timed
         return options
 
     @staticmethod

@@ -21,7 +21,7 @@ set ytics (5, 6, 7, 8, 10, 15, 20, 30, 40, 50, 70, 100, 200, 500, 1000)
 if (!wide) set ytics autofreq
 set xlabel 'context, tokens'
 set ylabel 'perplexity per token' offset 0.5, 0
-set key top left Left reverse samplen 2.5 spacing 1.15 opaque box linecolor '#d0d0d0' width -6 height 0.5
+set key top left Left reverse samplen 2.5 spacing 1.15 opaque box linecolor '#d0d0d0' width -4 height 0.4 font ',22'
 
 plot table index 'transformers bfloat16.' using 1:2 title 'transformers, bfloat16' \
        with linespoints linewidth 5 pointtype 5 pointsize 2.2 linecolor '#b2182b', \

@@ -2,6 +2,8 @@
 
     s_ij = q_i·k_j / sqrt(head_dim) - m |p_i - j|,  j <= p_i
     o_i  = sum_j softmax_j(s_ij) v_j
+
+Shares no code with what it checks.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +14,7 @@ PACKAGES = ("torch", "transformers", "onnxruntime", "numpy")
 
 
 def median(values: Sequence[float]) -> float:
+    """The middle of the values, or the mean of the two in the middle."""
     return statistics.median(values)
 
 
@@ -23,6 +24,7 @@ def spread(values: Sequence[float]) -> float | None:
 
 
 def percent(share: float | None) -> str:
+    """One decimal; None is empty."""
     return "" if share is None else f"{100 * share:.1f} %"
 
 
@@ -37,16 +39,16 @@ def seconds_text(seconds: float) -> str:
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up, so that it is read as it is in a terminal too."""
     widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
-    lines = [[cell.ljust(width) for cell, width in zip(row, widths)] for row in (columns, *rows)]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (columns, *rows)]
     lines.insert(1, ["-" * width for width in widths])
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def machine(threads: int) -> dict[str, object]:
     """The conditions of a run."""
-    names = (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line)
+    processors = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
-        "processor": next(names, "unknown"),
+        "processor": processors[0].split(": ", 1)[1] if processors else "unknown",
         "cores": os.cpu_count(),
         "threads": threads,
         "versions": {package: version(package) for package in PACKAGES},
@@ -61,7 +63,7 @@ def conditions(about: dict[str, object]) -> str:
     return f"{about['processor']}, {about['cores']} cores, {about['threads']} thread(s); {packages}."
 
 
-def write(folder: Path, name: str, results: dict[str, object], text: str) -> None:
+def write(folder: Path, name: str, results: Mapping[str, object], text: str) -> None:
     """Writes NAME.json and NAME.md, and prints the latter."""
     (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / f"{name}.md").write_text(text)
