@@ -28,7 +28,7 @@ length and evaluated at 1, 2, 4, 8 and 16 times that length
                         rotary-interpolation, rotary-ntk and rotary-yarn, which only evaluate the model of rotary
                         (default: all)
   --length N            bytes of a training sequence (default: 256)
-  --steps N             (default: 3000)
+  --steps N             (default: 2000)
   --batch N             sequences of a step (default: 16)
   --dim N               (default: 128)
   --layers N            (default: 4)

@@ -22,7 +22,7 @@ constexpr Index kLongest = 16;
 struct Settings {
   Shape shape = {.dim = 128, .layers = 4, .heads = 4, .training_length = 256};
   Index batch = 16;  // sequences
-  Index steps = 3000;
+  Index steps = 2000;
   Index evaluated = 1 << 18;  // bytes of the validation text, at most
   double learning_rate = 2e-3;
   std::uint64_t seed = 1;
