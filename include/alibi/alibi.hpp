@@ -2,6 +2,7 @@
 // alone. All but tensor.hpp and bias.hpp, which use Eigen's tensors, need Eigen/Core only.
 #pragma once
 
+#include "alibi/active_isa.hpp"
 #include "alibi/attention.hpp"
 #include "alibi/backward.hpp"
 #include "alibi/bias.hpp"

@@ -203,12 +203,17 @@ class KvCache {
 
 namespace detail {
 
-/// Gives kernels the tiles of a cache.
+/// Gives kernels the tiles of a cache, and the compiled library its private functions.
 struct CacheAccess {
   template <class S>
   static kernel::Cached<S, typename KvCache<S>::Accumulate> head(const KvCache<S>& cache, Index sequence,
                                                                  Index kv_head) {
     return cache.head(sequence, kv_head);
+  }
+  template <class S, class K, class V>
+  static void append(KvCache<S>& cache, const View<const K>& k, const View<const V>& v,
+                     const std::optional<TokenRanges>& real) {
+    cache.append_views(k, v, real);
   }
 };
 

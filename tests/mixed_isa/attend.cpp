@@ -3,9 +3,6 @@
 #include "alibi/attention.hpp"
 #include "alibi/view.hpp"
 
-#define TEXT_OF(name) #name
-#define TEXT(macro) TEXT_OF(macro)
-
 // out, q, k, v: [heads, tokens, head_dim], contiguous.
 Unit ATTEND(float* out, const float* q, const float* k, const float* v, const float* slopes, Shape shape) {
   const auto view = [n = shape.tokens, h = shape.heads, d = shape.head_dim](auto* data) {
@@ -19,5 +16,5 @@ Unit ATTEND(float* out, const float* q, const float* k, const float* v, const fl
 #else
   constexpr bool kFma = false;
 #endif
-  return {TEXT(ALIBI_ISA), alibi::kernel::kLanes<float>, kFma, workspace.size()};
+  return {alibi::kernel::kIsa, alibi::kernel::kLanes<float>, kFma, workspace.size()};
 }

@@ -1,5 +1,6 @@
 // With the compiled library only: checks before main() that the program and the library were built in compatible ways.
-// Otherwise an incompatibility would show as a crash. Vector units may differ. Internal.
+// Otherwise an incompatibility would show as a crash. Vector units may differ. The sources of a unit of the library
+// (ALIBI_UNIT) have no check: nothing in them may run on a processor that lacks the unit. Internal.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +10,7 @@
 #include "alibi/options.hpp"
 #include "alibi/version.hpp"
 
-#if defined(ALIBI_COMPILED)
+#if defined(ALIBI_COMPILED) && !defined(ALIBI_UNIT)
 namespace alibi::inline ALIBI_ABI::detail {
 
 /// The properties on which the program and the library must agree.
@@ -19,8 +20,8 @@ struct Build {
   std::size_t options_size = sizeof(Options);
 };
 
-/// Returns true if the program fits the library. Otherwise, and if the processor lacks a vector unit that the library
-/// uses, prints the reason and aborts.
+/// Returns true if the program fits the library, and the library has kernels for this processor, which are those that
+/// ALIBI_ISA in the environment asks for, if it does. Otherwise prints the reason and aborts.
 bool check_build(const Build& program);
 
 inline const bool build_is_checked = check_build({});

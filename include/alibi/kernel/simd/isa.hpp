@@ -21,8 +21,12 @@ reassociation folds the range reduction of exp2 away (measured error 0.1, withou
 #endif
 
 // These are macros, because a constant expression cannot name an inline namespace.
-#if defined(EIGEN_VECTORIZE_AVX512)
+#if defined(EIGEN_VECTORIZE_AVX512) && defined(__AVX512BF16__) && defined(__AVX512BW__)
+#define ALIBI_ISA avx512_bf16
+#elif defined(EIGEN_VECTORIZE_AVX512)
 #define ALIBI_ISA avx512
+#elif defined(EIGEN_VECTORIZE_AVX2) && defined(EIGEN_VECTORIZE_FMA)
+#define ALIBI_ISA avx2
 #elif defined(EIGEN_VECTORIZE_AVX) && defined(EIGEN_VECTORIZE_FMA)
 #define ALIBI_ISA avx_fma
 #elif defined(EIGEN_VECTORIZE_AVX)
@@ -30,7 +34,7 @@ reassociation folds the range reduction of exp2 away (measured error 0.1, withou
 #elif defined(EIGEN_VECTORIZE_SSE4_1)
 #define ALIBI_ISA sse4
 #elif defined(EIGEN_VECTORIZE)
-#define ALIBI_ISA vector_default
+#define ALIBI_ISA baseline
 #else
 #define ALIBI_ISA scalar
 #endif
@@ -49,4 +53,16 @@ namespace alibi {
 using Index = Eigen::Index;
 static_assert(sizeof(Index) == 8, "alibi: positions are 64-bit integers; define EIGEN_DEFAULT_DENSE_INDEX_TYPE so.");
 
+inline namespace ALIBI_ISA {
+namespace kernel {
+
+#define ALIBI_TEXT_OF(name) #name
+#define ALIBI_TEXT(macro) ALIBI_TEXT_OF(macro)
+/// The name of the vector unit that this file is compiled for.
+inline constexpr char kIsa[] = ALIBI_TEXT(ALIBI_ISA);
+#undef ALIBI_TEXT
+#undef ALIBI_TEXT_OF
+
+}  // namespace kernel
+}  // namespace ALIBI_ISA
 }  // namespace alibi
