@@ -1,6 +1,6 @@
 // The part of the compiled library that runs first: checks the program (alibi/detail/build_check.hpp) and chooses the
-// unit (alibi/active_isa.hpp). With ALIBI_DISPATCHED the library has several units, else one, which this file is compiled
-// for like the others.
+// unit (alibi/active_isa.hpp). With ALIBI_DISPATCHED the library has several units, else one, which this file is
+// compiled for like the others.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -78,8 +78,9 @@ const UnitInfo* unit_of_environment() {
   for (const UnitInfo* const unit : kUnits) {
     if (std::strcmp(unit->name, asked) != 0) continue;
     if (const char* const lacking = missing(unit->instruction_sets)) {
-      std::fprintf(stderr, "alibi: the environment variable ALIBI_ISA is \"%s\", but this processor does not have %s.\n",
-                   asked, lacking);
+      std::fprintf(stderr,
+                   "alibi: the environment variable ALIBI_ISA is \"%s\", but this processor does not have %s.\n", asked,
+                   lacking);
       std::abort();
     }
     return unit;
@@ -94,7 +95,8 @@ const UnitInfo& choose_unit() {
   for (std::size_t i = std::size(kUnits); i-- > 0;)
     if (!missing(kUnits[i]->instruction_sets)) return *kUnits[i];
   std::fprintf(stderr, "alibi: this processor does not have %s. ", missing(kUnits[0]->instruction_sets));
-  abort_with_units("Build the compiled library with another -DALIBI_ARCH or with -DALIBI_UNITS; this one was built for:");
+  abort_with_units(
+      "Build the compiled library with another -DALIBI_ARCH or with -DALIBI_UNITS; this one was built for:");
 }
 
 }  // namespace

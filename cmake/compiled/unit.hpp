@@ -2,8 +2,8 @@
 // table is the only symbol of a unit that the linker sees (cmake/units.cmake).
 //
 // The functions of the library (dispatch.hpp) look up the table of the active unit and call through it, which costs
-// nanoseconds. What they pass has the same layout in every unit: views, numbers and pointers, and Options, Workspace and
-// KvCache, whose members are of such types. Internal to the compiled library.
+// nanoseconds. What they pass has the same layout in every unit: views, numbers and pointers, and Options, Workspace
+// and KvCache, whose members are of such types. Internal to the compiled library.
 #pragma once
 
 #include <cstddef>

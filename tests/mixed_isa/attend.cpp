@@ -1,6 +1,8 @@
 #include "attend.hpp"
 
+#include "alibi/active_isa.hpp"
 #include "alibi/attention.hpp"
+#include "alibi/kernel/simd/vec.hpp"
 #include "alibi/view.hpp"
 
 // out, q, k, v: [heads, tokens, head_dim], contiguous.
@@ -16,5 +18,5 @@ Unit ATTEND(float* out, const float* q, const float* k, const float* v, const fl
 #else
   constexpr bool kFma = false;
 #endif
-  return {alibi::kernel::kIsa, alibi::kernel::kLanes<float>, kFma, workspace.size()};
+  return {alibi::active_isa().data(), alibi::kernel::kLanes<float>, kFma, workspace.size()};
 }

@@ -10,7 +10,7 @@ struct Shape {
 
 /// What a translation unit was compiled for, and what the kernels that the linker chose for it used.
 struct Unit {
-  const char* isa;      ///< the namespace of its kernels
+  const char* isa;      ///< alibi::active_isa(), the namespace of its kernels
   int lanes;            ///< floats in a vector
   bool fma;             ///< whether multiply-adds are fused, which rounds differently
   std::size_t scratch;  ///< bytes that the call requested; depends on the lanes of the kernels that ran

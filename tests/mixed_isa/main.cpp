@@ -82,6 +82,8 @@ int main() {
                "expected the lanes of this machine and fused multiply-adds", "native");
 #ifdef PLAIN_BASELINE
   ok &= expect(baseline.lanes == 4 && !baseline.fma && !scalar.fma, "expected 4 lanes, nothing fused", "baseline");
+  for (const Result& result : {all[0], all[1], all[2]})
+    ok &= expect(std::strcmp(result.name, result.unit.isa) == 0, "expected this name of the unit", result.name);
 #else
   ok &= expect(baseline.lanes >= 4, "expected at least 4 lanes", "baseline");
 #endif

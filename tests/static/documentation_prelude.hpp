@@ -21,5 +21,6 @@ extern const float *q_data, *k_data, *v_data;
 extern float* output_data;
 
 // Used by examples/guides.
+#include <iostream>
 #include <thread>
 extern const float* qkv_data;
