@@ -90,11 +90,18 @@ int main() {}"
     return()
   endif()
 
-  execute_process(COMMAND "${CMAKE_LINKER}" --help OUTPUT_VARIABLE linker_options ERROR_QUIET)
-  execute_process(COMMAND "${CMAKE_OBJCOPY}" --help OUTPUT_VARIABLE objcopy_options ERROR_QUIET)
-  if(NOT linker_options MATCHES "force-group-allocation")
-    set(${reason} "the linker '${CMAKE_LINKER}' has no --force-group-allocation" PARENT_SCOPE)
-  elseif(NOT objcopy_options MATCHES "keep-global-symbol")
+  # With clang++, CMAKE_LINKER may be lld; ld.bfd is GNU's linker beside it.
+  set(ALIBI_LINKER "" CACHE INTERNAL "The linker that makes one object file of a unit")
+  foreach(linker "${CMAKE_LINKER}" ld.bfd)
+    execute_process(COMMAND "${linker}" --help OUTPUT_VARIABLE help ERROR_QUIET RESULT_VARIABLE failed)
+    if(NOT failed AND help MATCHES "force-group-allocation" AND help MATCHES "elf64-x86-64" AND NOT ALIBI_LINKER)
+      set(ALIBI_LINKER "${linker}" CACHE INTERNAL "")
+    endif()
+  endforeach()
+  execute_process(COMMAND "${CMAKE_OBJCOPY}" --help OUTPUT_VARIABLE help ERROR_QUIET)
+  if(NOT ALIBI_LINKER)
+    set(${reason} "no linker has --force-group-allocation: GNU's, '${CMAKE_LINKER}' or ld.bfd" PARENT_SCOPE)
+  elseif(NOT help MATCHES "keep-global-symbol")
     set(${reason} "'${CMAKE_OBJCOPY}' has no --keep-global-symbol" PARENT_SCOPE)
   endif()
 endfunction()
@@ -121,7 +128,7 @@ function(alibi_add_unit target name)
   set(object "${folder}/${unit}.o")
   add_custom_command(
     OUTPUT "${object}"
-    COMMAND "${CMAKE_LINKER}" -r --force-group-allocation -o "${object}.all" "$<TARGET_OBJECTS:${unit}>"
+    COMMAND "${ALIBI_LINKER}" -r --force-group-allocation -o "${object}.all" "$<TARGET_OBJECTS:${unit}>"
     COMMAND "${CMAKE_OBJCOPY}" --keep-global-symbol=alibi_unit_${name} "${object}.all" "${object}"
     COMMAND "${CMAKE_COMMAND}" -E rm "${object}.all"
     DEPENDS "$<TARGET_OBJECTS:${unit}>"
