@@ -1,5 +1,5 @@
 // A unit: the functions of the compiled library, compiled for one vector unit, and the table of their addresses. The
-// table is the only symbol of a unit that the linker sees (cmake/units.cmake).
+// table is the only symbol of a unit that the linker sees (cmake/compiled/library.cmake).
 //
 // The functions of the library (dispatch.hpp) look up the table of the active unit and call through it, which costs
 // nanoseconds. What they pass has the same layout in every unit: views, numbers and pointers, and Options, Workspace
