@@ -61,8 +61,8 @@ def measure_perplexity(programs: Programs, out: Path, largest: int, measured: in
     """This library's curves, transformers', and where the latter are from.
 
     Of the first `largest` predictions where the model has a perplexity.json. Else, or if `measured` is given,
-    transformers is measured, and both score the first `measured` predictions (16,384). On all cores: no times are taken.
-    `out` is a folder.
+    transformers is measured, and both score the first `measured` predictions (16,384). On all cores, because no times
+    are taken. `out` is a folder.
     """
     held_out = validation_file(programs.model)
     text: list[str | Path] = ["--ids", held_out] if held_out else ["--text", out / "text.txt"]
