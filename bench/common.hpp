@@ -171,6 +171,7 @@ inline int main(int argc, char** argv, std::vector<Ratio> ratios = {}) {
   int count = int(arguments.size());
   benchmark::Initialize(&count, arguments.data());
   if (benchmark::ReportUnrecognizedArguments(count, arguments.data())) return 1;
+  benchmark::AddCustomContext("vector_unit", alibi::kernel::kIsa);
   Table table(std::move(ratios));
   benchmark::RunSpecifiedBenchmarks(own_format ? nullptr : &table);
   return 0;  // also if a filter selected nothing, because it may be meant for another program

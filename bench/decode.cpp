@@ -135,6 +135,12 @@ void add_decode(const char* method, const Case& c, std::optional<double> toleran
     state.counters["bytes"] = bytes;
     state.counters["GB/s"] = bench::per_second(1e-9 * bytes);
     state.counters["of_read"] = bench::per_second(limit);
+    if (tolerance == 0) {
+      // Scores and values: two multiply-adds for each dim of each key and query, in float.
+      const double work = 4e-9 * double(c.heads * c.keys * c.head_dim);
+      const double arithmetic = work / (bench::core_peak<float>() * c.threads);
+      state.counters["of_roofline"] = bench::per_second(std::max(limit, arithmetic));
+    }
   });
 }
 

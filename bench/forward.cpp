@@ -84,6 +84,25 @@ void add_alibi(const Case& c, const char* method = "alibi", bool bf16_dot = fals
   bench::add(name, body, pairs(c) < Index(1) << 32 ? 0 : 3);
 }
 
+/// Times arrays [tokens, heads, head_dim] in turn with [heads, tokens, head_dim].
+void add_layouts(const Case& c) {
+  Case token_major = c;
+  token_major.token_major = true;
+  const std::string name = name_of<float>("in_turn", token_major);
+  bench::add(name, [=](benchmark::State& state) {
+    auto x = arrays<float>(token_major), other = arrays<float>(c);
+    alibi::Workspace workspace;
+    const alibi::Options options{.tolerance = 0, .workspace = &workspace};
+    const auto call = [&options](bench::Arrays<float>& a) {
+      alibi::attention_into(a.view(a.output), a.view(a.q), a.view(a.k), a.view(a.v), a.slopes, options);
+    };
+    call(x);
+    if (bench::first_run(name)) bench::check(name, x);
+    call(other);
+    state.counters["over_bhnd"] = 1 / bench::time_in_turn(state, [&] { call(x); }, [&] { call(other); });
+  });
+}
+
 /// make(case) returns a baseline of baselines.hpp.
 template <class T, class Make>
 void add_baseline(const char* method, const Case& c, Make make) {
@@ -119,7 +138,8 @@ void add_all() {
   for (const Index head_dim : {64, 128}) add_alibi<float>({.head_dim = head_dim, .bias = false});
   for (const Index head_dim : {64, 128}) {
     add_alibi<float>({.heads = 8, .head_dim = head_dim});
-    add_alibi<float>({.heads = 8, .head_dim = head_dim, .token_major = true});
+    add_layouts({.heads = 8, .tokens = 2048, .head_dim = head_dim});
+    add_layouts({.heads = 32, .tokens = 2048, .head_dim = head_dim});
     add_alibi<float>({.heads = 8, .head_dim = head_dim, .threads = 2});
     add_alibi<float>({.heads = 32, .tokens = 1024, .head_dim = head_dim});
   }

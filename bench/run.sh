@@ -18,6 +18,9 @@ echo "==> pictures"
 bash "$root/bench/pictures.sh" "$build/bench"
 
 echo
+bash "$root/bench/goals.sh" "$build/bench"
+
+echo
 echo "of_peak is the fraction of this machine's multiply-add peak, measured in the same process. of_read is the"
 echo "fraction of the speed of a plain read of as many bytes. Every unit is defined in $root/bench/README.md."
 echo "The same figures as JSON are in $build/bench/."
