@@ -62,16 +62,9 @@ GenerationReport generate(Session& session, std::span<const std::vector<int>> pr
     for (Index b = 0; b < count; b++) rows[std::size_t(b)] = (b + 1) * chunk.tokens - 1;
     session.logits(rows, logits);
   });
-  report.prompt_seconds = prompt_time.seconds();
-  report.prompt_attention_seconds = session.attention_seconds() - attention_before;
-
-  const Stopwatch time;
   std::iota(rows.begin(), rows.end(), Index(0));
-  for (Index step = 0; step < tokens; step++) {
-    if (step > 0) {
-      session.read({ids, 1, real});
-      session.logits(rows, logits);
-    }
+  /// Draws a token of each sequence that has not ended; whether one of them goes on.
+  const auto draw = [&] {
     bool any = false;
     for (Index b = 0; b < count; b++) {
       KeyRange& of_sequence = real[std::size_t(b)];
@@ -84,7 +77,18 @@ GenerationReport generate(Session& session, std::span<const std::vector<int>> pr
       if (std::ranges::find(ends, id) != ends.end()) of_sequence.end = 0;
       any |= of_sequence.end > 0;
     }
-    if (!any) break;
+    return any;
+  };
+  bool goes_on = tokens > 0 && draw();
+  report.first_tokens = report.tokens;
+  report.prompt_seconds = prompt_time.seconds();
+  report.prompt_attention_seconds = session.attention_seconds() - attention_before;
+
+  const Stopwatch time;
+  for (Index step = 1; step < tokens && goes_on; step++) {
+    session.read({ids, 1, real});
+    session.logits(rows, logits);
+    goes_on = draw();
   }
   report.seconds = time.seconds();
   report.attention_seconds = session.attention_seconds() - attention_before - report.prompt_attention_seconds;

@@ -38,9 +38,10 @@ class Sampler {
 };
 
 struct GenerationReport {
-  Index prompt_tokens = 0, tokens = 0;  ///< of all sequences
-  double prompt_seconds = 0, prompt_attention_seconds = 0;
-  double seconds = 0, attention_seconds = 0;  ///< behind the prompts
+  Index prompt_tokens = 0, tokens = 0;                      ///< of all sequences
+  Index first_tokens = 0;                                   ///< of `tokens`, those drawn from the logits of the prompts
+  double prompt_seconds = 0, prompt_attention_seconds = 0;  ///< of reading the prompts and drawing the first tokens
+  double seconds = 0, attention_seconds = 0;                ///< of the other tokens
 };
 
 /// Prompts of any lengths as one batch, up to `tokens` more for each; a sequence ends with a token of

@@ -36,15 +36,15 @@ Index longest(const std::vector<std::vector<int>>& sequences) {
   return Index(longest);
 }
 
-double rate(Index tokens, double seconds) { return double(tokens) / std::max(seconds, 1e-9); }
 double percent(double part, double whole) { return 100 * part / std::max(whole, 1e-9); }
 
+/// One line, always of this form: scripts read it.
 void print(const GenerationReport& r) {
-  std::fprintf(stderr, "prompt: %td tokens in %.3f s, %.0f a second, %.1f %% of it attention\n", r.prompt_tokens,
-               r.prompt_seconds, rate(r.prompt_tokens, r.prompt_seconds),
-               percent(r.prompt_attention_seconds, r.prompt_seconds));
-  std::fprintf(stderr, "generated: %td tokens in %.3f s, %.1f tokens a second, %.1f %% of it attention\n", r.tokens,
-               r.seconds, rate(r.tokens, r.seconds), percent(r.attention_seconds, r.seconds));
+  std::fprintf(stderr,
+               "prefill: %td tokens, %.4f s, of which attention %.4f s; "
+               "generation: %td tokens, %.4f s, of which attention %.4f s, %.2f tokens/s\n",
+               r.prompt_tokens, r.prompt_seconds, r.prompt_attention_seconds, r.tokens, r.seconds, r.attention_seconds,
+               double(r.tokens - r.first_tokens) / std::max(r.seconds, 1e-9));
 }
 
 /// Puts tokens out as they come: as ids, or as text.
