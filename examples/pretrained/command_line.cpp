@@ -5,6 +5,7 @@
 #include <charconv>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <string_view>
 #include <thread>
 
@@ -13,19 +14,26 @@ namespace pretrained {
 namespace {
 
 constexpr std::array<std::string_view, 4> kCommands = {"--help", "generate", "logits", "perplexity"};
-constexpr Index kMost = Index(1) << 40;
+constexpr Index kMost = Index(1) << 36;  // caches count tokens up to 2^37
 
 [[noreturn]] void refuse(const std::string& option, std::string_view value, const std::string& expected) {
   throw UsageError(option + " is '" + std::string(value) + "'; expected " + expected);
 }
 
+/// A number from least to most; nothing if the text is none.
+template <class Number>
+std::optional<Number> parsed(std::string_view text, Number least, Number most) {
+  Number result{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), result);
+  const bool whole = error == std::errc() && end == text.data() + text.size();
+  return whole && result >= least && result <= most ? std::optional(result) : std::nullopt;
+}
+
 template <class Number>
 Number number(const std::string& option, std::string_view value, Number least, Number most, const std::string& what) {
-  Number result{};
-  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), result);
-  const bool whole = error == std::errc() && end == value.data() + value.size();
-  if (!whole || !(result >= least && result <= most)) refuse(option, value, what);
-  return result;
+  const auto result = parsed(value, least, most);
+  if (!result) refuse(option, value, what);
+  return *result;
 }
 
 Index integer(const std::string& option, std::string_view value, Index most = kMost) {
@@ -42,13 +50,17 @@ void for_each_entry(std::string_view list, const Take& take) {
   }
 }
 
-std::vector<int> id_list(const std::string& option, std::string_view list) {
-  std::vector<int> ids;
-  if (list.empty()) return ids;  // an empty prompt, which is refused with the others
+/// Whole numbers by commas; `what` describes them in errors.
+template <class Number>
+std::vector<Number> integers(const std::string& option, std::string_view list, Number least, Number most,
+                             const std::string& what) {
+  std::vector<Number> result;
   for_each_entry(list, [&](std::string_view entry) {
-    ids.push_back(number<int>(option, entry, 0, std::numeric_limits<int>::max(), "token ids by commas, as 5,17,9"));
+    const auto value = parsed(entry, least, most);
+    if (!value) refuse(option, list, what);
+    result.push_back(*value);
   });
-  return ids;
+  return result;
 }
 
 std::vector<Dtype> dtypes(const std::string& option, std::string_view list) {
@@ -72,7 +84,7 @@ bool take(Arguments& a, const std::string& option, std::string_view value) {
   else if (option == "--tolerance")
     a.tolerance = number(option, value, 0.0, 0.999999, "a number from 0, below 1");
   else if (option == "--ids" && !evaluates)
-    a.ids.push_back(id_list(option, value));
+    a.ids.push_back(integers<int>(option, value, 0, std::numeric_limits<int>::max(), "token ids by commas, as 5,17,9"));
   else if (option == "--ids")
     a.ids_file = value;
   else if (option == "--prompt" && generates)
@@ -84,14 +96,14 @@ bool take(Arguments& a, const std::string& option, std::string_view value) {
   else if (option == "--top-p" && generates)
     a.sampling.top_p = number(option, value, 1e-9, 1.0, "a number above 0, up to 1");
   else if (option == "--seed" && generates)
-    a.sampling.seed =
-        number<std::uint64_t>(option, value, 0, std::numeric_limits<std::uint64_t>::max(), "a whole number");
+    a.sampling.seed = number<std::uint64_t>(option, value, 0, std::numeric_limits<std::uint64_t>::max(),
+                                            "a whole number from 0 to 2^64 - 1");
   else if (option == "--out" && writes)
     a.out = value;
   else if (option == "--text" && evaluates)
     a.text = value;
   else if (option == "--window" && evaluates)
-    for_each_entry(value, [&](std::string_view entry) { a.windows.push_back(integer(option, entry)); });
+    a.windows = integers<Index>(option, value, 1, kMost, "numbers of tokens by commas, as 512,2048");
   else if (option == "--limit" && evaluates)
     a.limit = integer(option, value);
   else if (option == "--picture" && evaluates)

@@ -12,6 +12,11 @@
 
 namespace pretrained {
 
+Sampler::Sampler(const Sampling& sampling, std::uint64_t sequence) : sampling_(sampling) {
+  std::seed_seq seed{sampling.seed & 0xFFFF'FFFF, sampling.seed >> 32, sequence};
+  random_.seed(seed);
+}
+
 int Sampler::draw(std::span<const float> logits) {
   if (!Eigen::Map<const Eigen::ArrayXf>(logits.data(), Index(logits.size())).isFinite().all())
     throw std::runtime_error("the model's logits are not finite");
@@ -21,10 +26,14 @@ int Sampler::draw(std::span<const float> logits) {
   std::ranges::transform(logits, weights_.begin(),
                          [&](float x) { return std::exp((double(x) - double(*best)) / sampling_.temperature); });
   const double whole = std::accumulate(weights_.begin(), weights_.end(), 0.0);
-  order_.resize(logits.size());
-  std::iota(order_.begin(), order_.end(), 0);
+  const bool some = sampling_.top_p < 1;
+  // All tokens below this weight have less than 1 - top_p together: none of them is among those that are kept.
+  const double least = some ? (1 - sampling_.top_p) * whole / double(logits.size()) : 0;
+  order_.clear();
+  for (std::size_t i = 0; i < weights_.size(); i++)
+    if (weights_[i] >= least) order_.push_back(int(i));
   double kept = whole;
-  if (sampling_.top_p < 1) {
+  if (some) {
     std::ranges::stable_sort(order_, std::greater(), [&](int id) { return weights_[std::size_t(id)]; });
     kept = 0;
     std::size_t count = 0;

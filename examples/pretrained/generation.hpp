@@ -25,7 +25,7 @@ struct Sampling {
 /// Draws the tokens of one sequence; its draws do not depend on what other sequences are generated beside it.
 class Sampler {
  public:
-  Sampler(const Sampling& sampling, std::uint64_t sequence) : sampling_(sampling), random_(sampling.seed + sequence) {}
+  Sampler(const Sampling& sampling, std::uint64_t sequence);
 
   /// Throws std::runtime_error for logits that are not finite.
   int draw(std::span<const float> logits);

@@ -1,5 +1,6 @@
 #include "layers.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <numbers>
@@ -8,24 +9,33 @@
 
 namespace pretrained {
 
+namespace {
+
+constexpr Index kPiece = 1024;  // floats that stay in the first cache
+using Piece = Eigen::Array<float, Eigen::Dynamic, 1, 0, kPiece, 1>;
+
+}  // namespace
+
 template <class T>
 template <class F>
-void Layers<T>::map_rows(Array<T>& x, const F& f) const {
-  threads_.for_rows(x.rows(), [&](Index begin, Index end) {
-    Eigen::ArrayXf row(x.cols());
-    for (Index i = begin; i < end; i++) {
-      convert(&x(i, 0), x.cols(), row.data());
-      f(row);
-      convert(row.data(), x.cols(), &x(i, 0));
+void Layers<T>::map(Array<T>& x, const F& f) const {
+  threads_.for_rows(x.rows(), [&](Index begin, Index end, int) {
+    Piece piece;
+    for (Index i = begin * x.cols(); i < end * x.cols(); i += kPiece) {
+      piece.resize(std::min(kPiece, end * x.cols() - i));
+      convert(x.data() + i, piece.size(), piece.data());
+      f(i, piece);
+      convert(piece.data(), piece.size(), x.data() + i);
     }
   });
 }
 
 template <class T>
-void Layers<T>::norm(const Array<T>& x, const Norm& norm, Array<T>& y) const {
+void Layers<T>::norm(const Array<T>& x, const Norm& norm, Array<T>& y) {
   y.resize(x.rows(), x.cols());
-  threads_.for_rows(x.rows(), [&](Index begin, Index end) {
-    Eigen::ArrayXf row(x.cols());
+  threads_.for_rows(x.rows(), [&](Index begin, Index end, int slot) {
+    Eigen::ArrayXf& row = rows_[std::size_t(slot)];
+    row.resize(x.cols());
     for (Index i = begin; i < end; i++) {
       convert(&x(i, 0), x.cols(), row.data());
       row -= row.mean();
@@ -42,7 +52,7 @@ const float* Layers<T>::in_float(const Array<T>& x) {
     return x.data();
   } else {
     factor_.resize(std::size_t(x.size()));
-    threads_.for_rows(x.rows(), [&](Index begin, Index end) {
+    threads_.for_rows(x.rows(), [&](Index begin, Index end, int) {
       convert(&x(begin, 0), (end - begin) * x.cols(), factor_.data() + begin * x.cols());
     });
     return factor_.data();
@@ -71,29 +81,25 @@ void Layers<T>::logits(const Array<T>& x, const Matrix& weight, float* y) {
 
 template <class T>
 void Layers<T>::add(Array<T>& x, const Array<T>& y) const {
-  threads_.for_rows(x.rows(), [&](Index begin, Index end) {
-    Eigen::ArrayXf left(x.cols()), right(x.cols());
-    for (Index i = begin; i < end; i++) {
-      convert(&x(i, 0), x.cols(), left.data());
-      convert(&y(i, 0), x.cols(), right.data());
-      left += right;
-      convert(left.data(), x.cols(), &x(i, 0));
-    }
+  map(x, [&](Index first, auto& piece) {
+    Piece other(piece.size());
+    convert(y.data() + first, other.size(), other.data());
+    piece += other;
   });
 }
 
 template <class T>
 void Layers<T>::clip(Array<T>& x, double limit) const {
-  map_rows(x, [&](auto& row) { row = row.cwiseMin(float(limit)).cwiseMax(-float(limit)); });
+  map(x, [&](Index, auto& piece) { piece = piece.cwiseMin(float(limit)).cwiseMax(-float(limit)); });
 }
 
 template <class T>
 void Layers<T>::gelu(Array<T>& x, bool exact) const {
-  map_rows(x, [&](auto& row) {
+  map(x, [&](Index, auto& piece) {
     if (exact)
-      row = 0.5f * row * (1 + (row * float(1 / std::numbers::sqrt2)).erf());
+      piece = 0.5f * piece * (1 + (piece * float(1 / std::numbers::sqrt2)).erf());
     else
-      row = 0.5f * row * (1 + (0.79788456f * row * (1 + 0.044715f * row.square())).tanh());
+      piece = 0.5f * piece * (1 + (0.79788456f * piece * (1 + 0.044715f * piece.square())).tanh());
   });
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <cstddef>
 #include <vector>
 
 #include "numbers.hpp"
@@ -19,10 +20,10 @@ template <class T>
 class Layers {
  public:
   Layers(const Threads& threads, double norm_epsilon)
-      : threads_(threads), product_(threads), norm_epsilon_(float(norm_epsilon)) {}
+      : threads_(threads), product_(threads), norm_epsilon_(float(norm_epsilon)), rows_(std::size_t(threads.count())) {}
 
-  /// y = (x - mean) / sqrt(variance + epsilon) weight + bias, along each row
-  void norm(const Array<T>& x, const Norm& norm, Array<T>& y) const;
+  /// y = (x - mean) / sqrt(variance + epsilon) weight + bias, along each row; y may be x
+  void norm(const Array<T>& x, const Norm& norm, Array<T>& y);
 
   /// y = x W' + b
   void linear(const Array<T>& x, const Linear& linear, Array<T>& y);
@@ -41,14 +42,15 @@ class Layers {
 
  private:
   const float* in_float(const Array<T>& x);
-  /// row = f(row) for each row, as an array of floats.
+  /// Calls f(first, floats) for short pieces of x in float, the first of which has the place `first` in x.
   template <class F>
-  void map_rows(Array<T>& x, const F& f) const;
+  void map(Array<T>& x, const F& f) const;
 
   const Threads& threads_;
   Product product_;
   float norm_epsilon_;
-  std::vector<float> factor_;  // the factor of a product, in float
+  std::vector<Eigen::ArrayXf> rows_;  // one a thread: a row in float
+  std::vector<float> factor_;         // the factor of a product, in float
 };
 
 extern template class Layers<float>;

@@ -2,9 +2,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <cstring>
 #include <exception>
 #include <filesystem>
 #include <fstream>
@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "command_line.hpp"
+#include "configuration.hpp"
 #include "generation.hpp"
 #include "logits.hpp"
 #include "model.hpp"
@@ -64,6 +65,7 @@ class TokenOutput {
     } else {
       output_.add(sequence, decoders_[sequence].push(id));
     }
+    if (!std::cout) throw std::runtime_error("the output cannot be written");
     first_[sequence] = false;
     if (--left_[sequence] > 0 && !ends) return;
     if (!decoders_.empty()) output_.add(sequence, decoders_[sequence].finish());
@@ -108,40 +110,55 @@ void run_logits(const Arguments& arguments) {
   write_logits(*session, arguments.ids, arguments.out);
 }
 
+[[noreturn]] void fail(const std::filesystem::path& file, const std::string& what) {
+  throw std::runtime_error(file.string() + ": " + what);
+}
+
 std::string read_file(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
+  if (!in || std::filesystem::is_directory(path)) fail(path, "cannot be read");
   std::string bytes{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-  if (!in) throw std::runtime_error(path.string() + ": cannot be read");
+  if (bytes.empty()) fail(path, "is empty");
   return bytes;
 }
 
-std::vector<int> read_text(const Arguments& arguments) {
-  if (!arguments.text.empty()) return tokenizer_of(arguments).encode(read_file(arguments.text));
-  const std::string bytes = read_file(arguments.ids_file);
-  if (bytes.size() % 2 != 0)
-    throw std::runtime_error(arguments.ids_file.string() + ": has " + std::to_string(bytes.size()) +
-                             " bytes; expected two for each id");
-  std::vector<std::uint16_t> ids(bytes.size() / 2);
-  std::memcpy(ids.data(), bytes.data(), bytes.size());
-  return {ids.begin(), ids.end()};
+std::vector<int> read_ids(const std::filesystem::path& path) {
+  const std::string bytes = read_file(path);
+  if (bytes.size() % 2 != 0) fail(path, "has " + std::to_string(bytes.size()) + " bytes; expected two for each id");
+  std::vector<int> ids;
+  for (std::size_t i = 0; i < bytes.size(); i += 2)
+    ids.push_back(int(std::uint8_t(bytes[i])) | int(std::uint8_t(bytes[i + 1])) << 8);
+  return ids;
+}
+
+std::vector<int> read_text(const Arguments& arguments, const Configuration& configuration) {
+  const auto& file = arguments.text.empty() ? arguments.ids_file : arguments.text;
+  const std::vector<int> text =
+      arguments.text.empty() ? read_ids(file) : tokenizer_of(arguments).encode(read_file(file));
+  for (std::size_t i = 0; i < text.size(); i++)
+    if (text[i] >= configuration.vocabulary)
+      fail(file, "token " + std::to_string(i) + " is " + std::to_string(text[i]) + "; expected 0 to " +
+                     std::to_string(configuration.vocabulary - 1));
+  return text;
 }
 
 void run_perplexity(const Arguments& arguments) {
   std::vector<Curve> beside;
   if (!arguments.beside.empty()) beside = read_curves(arguments.beside.string());
-  const std::vector<int> text = read_text(arguments);
+  if (!arguments.picture.empty()) check_drawable(arguments.picture.string());
+  const std::vector<int> text = read_text(arguments, read_configuration(arguments.model / "config.json"));
   std::vector<Index> windows = arguments.windows;
   if (windows.empty()) {
     const Index predictions = std::min(arguments.limit.value_or(Index(text.size())), Index(text.size()) - 1);
     for (const Index window : {512, 2048, 16384})
       if (window <= predictions || window == 512) windows.push_back(window);
   }
+  for (const Index window : windows) whole_windows(Index(text.size()), window, arguments.limit);
   const Threads threads(arguments.threads);
   const bool shows_progress = isatty(STDERR_FILENO) != 0;
   std::vector<Curve> curves;
   for (const Dtype dtype : arguments.dtypes) {
     const Model model(arguments.model, dtype);
-    check_sequences({&text, 1}, model.configuration());
     Curve curve{std::string(name_of(dtype)), {}};
     for (const Index window : windows) {
       const auto progress = [&](double share) {
@@ -154,7 +171,7 @@ void run_perplexity(const Arguments& arguments) {
         std::printf("%-9s %8s %9s %11s %9s %10s\n", "dtype", "window", "tokens", "perplexity", "seconds", "attention");
       std::printf("%-9s %8td %9td %11.4f %9.2f %8.0f %%\n", curve.title.c_str(), window, p.tokens, p.value, p.seconds,
                   percent(p.attention_seconds, p.seconds));
-      std::fflush(stdout);
+      if (std::fflush(stdout) != 0) throw std::runtime_error("the output cannot be written");
       curve.points[window] = p.value;
     }
     curves.push_back(curve);

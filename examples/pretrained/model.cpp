@@ -3,12 +3,12 @@
 #include <alibi/cached_attention.hpp>
 #include <alibi/kv_cache.hpp>
 #include <alibi/layouts.hpp>
-#include <chrono>
 #include <cstddef>
 #include <stdexcept>
 #include <string>
 
 #include "layers.hpp"
+#include "stopwatch.hpp"
 
 namespace pretrained {
 
@@ -37,11 +37,10 @@ class TypedSession final : public Session {
   }
 
   void read(const Chunk& chunk) override {
-    real_.assign(chunk.real.begin(), chunk.real.end());
-    if (real_.empty()) real_.assign(std::size_t(batch()), KeyRange{0, chunk.tokens});
     check(chunk);
+    place_rows(chunk);
     embed(chunk);
-    for (std::size_t i = 0; i < weights_.layers.size(); i++) layer(weights_.layers[i], caches_[i], chunk);
+    for (std::size_t i = 0; i < weights_.layers.size(); i++) layer(weights_.layers[i], caches_[i]);
   }
 
   void logits(std::span<const Index> rows, std::span<float> out) override {
@@ -50,8 +49,7 @@ class TypedSession final : public Session {
                                   std::to_string(Index(rows.size()) * vocabulary()));
     norm_.resize(Index(rows.size()), configuration_.dim);
     for (std::size_t i = 0; i < rows.size(); i++) {
-      if (rows[i] < 0 || rows[i] >= hidden_.rows()) throw std::invalid_argument("logits of a row that was not read");
-      norm_.row(Index(i)) = hidden_.row(rows[i]);
+      norm_.row(Index(i)) = hidden_.row(row_of(rows[i]));
     }
     layers_.norm(norm_, weights_.final_norm, norm_);
     layers_.logits(norm_, weights_.head, out.data());
@@ -63,10 +61,11 @@ class TypedSession final : public Session {
 
  private:
   void check(const Chunk& chunk) const {
-    if (chunk.tokens < 0 || Index(chunk.ids.size()) != batch() * chunk.tokens || Index(real_.size()) != batch())
+    if (chunk.tokens < 0 || Index(chunk.ids.size()) != batch() * chunk.tokens ||
+        (!chunk.real.empty() && Index(chunk.real.size()) != batch()))
       throw std::invalid_argument("the sizes of a chunk do not fit its batch of " + std::to_string(batch()));
     for (Index b = 0; b < batch(); b++) {
-      const auto [begin, end] = real_[std::size_t(b)];
+      const auto [begin, end] = real_tokens(chunk, b);
       if (begin < 0 || begin > end || end > chunk.tokens)
         throw std::invalid_argument("the real tokens of sequence " + std::to_string(b) + " are not in its chunk");
       for (Index t = begin; t < end; t++)
@@ -78,33 +77,54 @@ class TypedSession final : public Session {
     }
   }
 
-  /// hidden = embedding of each token; zeros for padding, which is calculated but never read.
+  static KeyRange real_tokens(const Chunk& chunk, Index b) {
+    return chunk.real.empty() ? KeyRange{0, chunk.tokens} : chunk.real[std::size_t(b)];
+  }
+
+  /// Gives each real token a row, sequence after sequence; padding has none.
+  void place_rows(const Chunk& chunk) {
+    tokens_ = chunk.tokens;
+    real_.clear();
+    first_row_.clear();
+    rows_ = 0;
+    for (Index b = 0; b < batch(); b++) {
+      real_.push_back(real_tokens(chunk, b));
+      first_row_.push_back(rows_);
+      rows_ += real_.back().end - real_.back().begin;
+    }
+  }
+
+  /// The row of place sequence * tokens + token of the last chunk.
+  Index row_of(Index place) const {
+    if (place >= 0 && place < batch() * tokens_) {
+      const auto b = std::size_t(place / tokens_);
+      const Index token = place % tokens_;
+      if (token >= real_[b].begin && token < real_[b].end) return first_row_[b] + token - real_[b].begin;
+    }
+    throw std::invalid_argument("logits of place " + std::to_string(place) + ", which is not a token that was read");
+  }
+
+  /// hidden = embedding of each token
   void embed(const Chunk& chunk) {
-    hidden_.resize(batch() * chunk.tokens, configuration_.dim);
-    Eigen::ArrayXf embedded(configuration_.dim);
+    hidden_.resize(rows_, configuration_.dim);
+    embedded_.resize(configuration_.dim);
     visit(weights_.embedding.dtype, [&]<class W>(W) {
-      for (Index b = 0; b < batch(); b++) {
-        const auto [begin, end] = real_[std::size_t(b)];
-        for (Index t = 0; t < chunk.tokens; t++) {
-          const Index row = b * chunk.tokens + t;
-          if (t < begin || t >= end) {
-            hidden_.row(row).setZero();
-            continue;
-          }
-          convert(weights_.embedding.row<W>(chunk.ids[std::size_t(row)]), embedded.size(), embedded.data());
-          convert(embedded.data(), embedded.size(), &hidden_(row, 0));
+      for (Index b = 0, row = 0; b < batch(); b++)
+        for (Index t = real_[std::size_t(b)].begin; t < real_[std::size_t(b)].end; t++, row++) {
+          const int id = chunk.ids[std::size_t(b * chunk.tokens + t)];
+          convert(weights_.embedding.row<W>(id), embedded_.size(), embedded_.data());
+          convert(embedded_.data(), embedded_.size(), &hidden_(row, 0));
         }
-      }
     });
     if (weights_.embedding_norm) layers_.norm(hidden_, *weights_.embedding_norm, hidden_);
   }
 
-  void layer(const Layer& layer, alibi::KvCache<T>& cache, const Chunk& chunk) {
+  void layer(const Layer& layer, alibi::KvCache<T>& cache) {
     const Configuration& c = configuration_;
     layers_.norm(hidden_, layer.attention_norm, norm_);
     layers_.linear(norm_, layer.qkv, wide_);
     if (c.clip_qkv) layers_.clip(wide_, *c.clip_qkv);
-    attend(cache, chunk);
+    attend(cache);
     layers_.linear(attended_, layer.output, output_);
     if (c.parallel_attention) {
       feed_forward(layer, norm_, attended_);
@@ -120,28 +140,46 @@ class TypedSession final : public Session {
     layers_.add(hidden_, output_);
   }
 
-  /// attended = attention over the cache, after what is new has been appended; wide holds the fused q, k and v, which
-  /// are read where they lie.
-  void attend(alibi::KvCache<T>& cache, const Chunk& chunk) {
-    const auto start = std::chrono::steady_clock::now();
+  /// attended = attention over the cache, after what is new has been appended. wide holds the fused q, k and v, which
+  /// are read where they lie; only a chunk with padding is copied, into the places of a batch.
+  void attend(alibi::KvCache<T>& cache) {
+    const Stopwatch time;
     const Configuration& c = configuration_;
     alibi::LayoutSizes sizes;
     sizes.batch = batch();
-    sizes.tokens = chunk.tokens;
+    sizes.tokens = tokens_;
     sizes.heads = c.heads;
     sizes.kv_heads = c.kv_heads;
     sizes.head_dim = c.head_dim();
-    const auto [q, k, v] = c.qkv_layout == QkvLayout::heads_3 ? alibi::view_bsh3d(wide_.data(), sizes)
-                                                              : alibi::view_bs3hd(wide_.data(), sizes);
+    const bool padded = rows_ != batch() * tokens_;
+    if (padded) {
+      padded_wide_.resize(batch() * tokens_, wide_.cols());
+      for (Index b = 0; b < batch(); b++) of_sequence(padded_wide_, b) = wide_.middleRows(first_row(b), count(b));
+    }
+    const T* const fused = (padded ? padded_wide_ : wide_).data();
+    const auto [q, k, v] =
+        c.qkv_layout == QkvLayout::heads_3 ? alibi::view_bsh3d(fused, sizes) : alibi::view_bs3hd(fused, sizes);
     cache.append(k, v, real_);
-    attended_.resize(batch() * chunk.tokens, c.dim);
-    alibi::attention_into(alibi::view_bshd(attended_.data(), sizes), q, cache, slopes_,
+    Array<T>& result = padded ? padded_attended_ : attended_;
+    result.resize(batch() * tokens_, c.dim);
+    alibi::attention_into(alibi::view_bshd(result.data(), sizes), q, cache, slopes_,
                           {.scale = c.scale,
                            .tolerance = options_.tolerance,
                            .executor = threads_.executor(),
                            .queries = real_,
                            .workspace = &workspace_});
-    attention_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (padded) {
+      attended_.resize(rows_, c.dim);
+      for (Index b = 0; b < batch(); b++) attended_.middleRows(first_row(b), count(b)) = of_sequence(result, b);
+    }
+    attention_seconds_ += time.seconds();
+  }
+
+  Index first_row(Index b) const { return first_row_[std::size_t(b)]; }
+  Index count(Index b) const { return real_[std::size_t(b)].end - real_[std::size_t(b)].begin; }
+  /// The real tokens of a sequence in an array [batch * tokens, …].
+  auto of_sequence(Array<T>& padded, Index b) const {
+    return padded.middleRows(b * tokens_ + real_[std::size_t(b)].begin, count(b));
   }
 
   /// y = W_down gelu(W_up x)
@@ -156,8 +194,13 @@ class TypedSession final : public Session {
   Eigen::VectorXf slopes_;
   std::vector<alibi::KvCache<T>> caches_;  // one a layer
   alibi::Workspace workspace_;
-  std::vector<KeyRange> real_;                         // [batch], of the last chunk
-  Array<T> hidden_, norm_, wide_, attended_, output_;  // [batch * tokens, …]
+  // Of the last chunk: its tokens, and which of them are real; all real ones, and the first of each sequence.
+  Index tokens_ = 0, rows_ = 0;
+  std::vector<KeyRange> real_;
+  std::vector<Index> first_row_;
+  Array<T> hidden_, norm_, wide_, attended_, output_;  // [rows, …]
+  Array<T> padded_wide_, padded_attended_;             // [batch * tokens, …]
+  Eigen::ArrayXf embedded_;
 };
 
 }  // namespace

@@ -49,7 +49,7 @@ class Model {
 /// Throws std::invalid_argument for a sequence that is empty or has a token that the model does not know.
 void check_sequences(std::span<const std::vector<int>> sequences, const Configuration& configuration);
 
-/// The next tokens of every sequence of a batch.
+/// The next tokens of every sequence of a batch. Padding is not calculated.
 struct Chunk {
   std::span<const int> ids;          ///< [batch, tokens]
   Index tokens = 0;                  ///< of each sequence
@@ -71,7 +71,7 @@ class Session {
   /// the model does not know, and sequences beyond their capacity.
   virtual void read(const Chunk& chunk) = 0;
 
-  /// Logits [rows.size(), vocabulary] of rows of the last chunk: row sequence * tokens + token.
+  /// Logits [rows.size(), vocabulary] of tokens of the last chunk, padding excepted: row sequence * tokens + token.
   virtual void logits(std::span<const Index> rows, std::span<float> out) = 0;
 
   /// Forgets what was read.

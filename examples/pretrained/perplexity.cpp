@@ -37,7 +37,7 @@ class Losses {
       const auto some = rows.subspan(first, std::min(std::size_t(most_), rows.size() - first));
       const std::span logits = std::span(logits_).first(some.size() * vocabulary);
       session_.logits(some, logits);
-      session_.threads().for_rows(Index(some.size()), [&](Index begin, Index end) {
+      session_.threads().for_rows(Index(some.size()), [&](Index begin, Index end, int) {
         for (auto i = std::size_t(begin); i < std::size_t(end); i++)
           losses_[i] = loss(logits.subspan(i * vocabulary, vocabulary), targets[first + i]);
       });
@@ -56,16 +56,19 @@ class Losses {
 
 }  // namespace
 
+Index whole_windows(Index text_tokens, Index window, std::optional<Index> limit) {
+  if (window < 1) throw std::invalid_argument("the window is " + std::to_string(window) + "; expected at least 1");
+  const Index predictions = std::max<Index>(0, std::min(limit.value_or(text_tokens), text_tokens - 1));
+  if (predictions < window)
+    throw std::invalid_argument("the window is " + std::to_string(window) + "; expected at most the " +
+                                std::to_string(predictions) + " predictions");
+  return predictions / window;
+}
+
 Perplexity perplexity(const Model& model, const Threads& threads, std::span<const int> text, Index window,
                       std::optional<Index> limit, std::optional<double> tolerance,
                       const std::function<void(double)>& progress) {
-  if (window < 1) throw std::invalid_argument("the window is " + std::to_string(window) + "; expected at least 1");
-  const Index predicted = std::min(limit.value_or(Index(text.size())), Index(text.size()) - 1);
-  const Index windows = predicted < 0 ? 0 : predicted / window;
-  if (windows == 0)
-    throw std::invalid_argument("a window of " + std::to_string(window) + " tokens does not fit into the " +
-                                std::to_string(std::max<Index>(predicted, 0)) + " predictions of the text");
-
+  const Index windows = whole_windows(Index(text.size()), window, limit);
   const Stopwatch time;
   const Index together = std::min(windows, std::max<Index>(1, kChunkRows / window));  // short windows, side by side
   const auto session = new_session(model, threads, {.batch = together, .capacity = window, .tolerance = tolerance});

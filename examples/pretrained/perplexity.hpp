@@ -18,9 +18,12 @@ struct Perplexity {
   double seconds = 0, attention_seconds = 0;
 };
 
-/// Over the whole windows of the first `limit` predictions; a text of n tokens has n - 1. Logits are made and consumed
-/// some rows at a time. progress(share done) is called now and then.
-/// Throws std::invalid_argument for a window below 1, or where there is not one whole window.
+/// The whole windows among the first `limit` predictions; a text of n tokens has n - 1. Throws std::invalid_argument
+/// for a window below 1, or where there is not one whole window.
+Index whole_windows(Index text_tokens, Index window, std::optional<Index> limit);
+
+/// Over whole_windows() windows. Logits are made and consumed some rows at a time. progress(share done) is called now
+/// and then.
 Perplexity perplexity(const Model& model, const Threads& threads, std::span<const int> text, Index window,
                       std::optional<Index> limit, std::optional<double> tolerance,
                       const std::function<void(double)>& progress);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -28,7 +29,9 @@ struct Curve {
 /// {"name": {"512": 6.995, …}, …}
 inline std::vector<Curve> read_curves(const std::string& path) {
   std::ifstream in(path);
+  if (!in) throw std::runtime_error(path + ": cannot be read");
   const auto json = nlohmann::json::parse(in, nullptr, false);
+  if (json.is_discarded()) throw std::runtime_error(path + ": is not JSON");
   const Field root(json, path);
   std::vector<Curve> curves;
   for (const auto& [name, unused] : root.object()) {
@@ -42,6 +45,14 @@ inline std::vector<Curve> read_curves(const std::string& path) {
     curves.push_back(std::move(curve));
   }
   return curves;
+}
+
+/// Throws std::runtime_error where draw() would: without gnuplot, or for a place that cannot be written.
+inline void check_drawable(const std::string& png) {
+  gnuplot::run("exit\n");
+  const std::string part = png + ".part";
+  if (!std::ofstream(part)) throw std::runtime_error(part + ": cannot be written");
+  std::filesystem::remove(part);
 }
 
 /// Throws std::runtime_error where that fails.

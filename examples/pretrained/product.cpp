@@ -13,8 +13,8 @@ namespace pretrained {
 
 namespace {
 
-constexpr Index kRowBlock = 512,
-                kColBlock = 128;  // of y: enough tasks for all threads, and W is converted once a chunk
+constexpr Index kRowBlock = 512, kLeastRowBlock = 128, kColBlock = 128;  // of y
+constexpr Index kTasks = 8;                                              // wanted at least, for as many threads
 constexpr Index kFewRows = 8;
 constexpr Index kLanes = EIGEN_MAX_STATIC_ALIGN_BYTES / Index(sizeof(float));
 
@@ -80,12 +80,16 @@ void Product::operator()(const float* x, Index rows, const Matrix& weight,
 template <class W>
 void Product::many_rows(const float* x, Index rows, const Matrix& weight,
                         const std::function<void(const ProductBlock&)>& store) {
-  const Index in = weight.cols, row_blocks = blocks(rows, kRowBlock), col_blocks = blocks(weight.rows, kColBlock);
+  const Index in = weight.cols, col_blocks = blocks(weight.rows, kColBlock);
+  // Large blocks convert W once for all rows; a narrow y is cut into smaller ones.
+  Index row_block = kRowBlock;
+  while (row_block > kLeastRowBlock && blocks(rows, row_block) * col_blocks < kTasks) row_block /= 2;
+  const Index row_blocks = blocks(rows, row_block);
   threads_.executor().for_each(row_blocks * col_blocks, [&](Index task, int slot) {
     Scratch& scratch = scratch_[std::size_t(slot)];
-    scratch.result.resize(std::size_t(kRowBlock * kColBlock));
-    const Index row = task % row_blocks * kRowBlock, col = task / row_blocks * kColBlock;
-    const Index height = std::min(kRowBlock, rows - row), width = std::min(kColBlock, weight.rows - col);
+    scratch.result.resize(std::max(scratch.result.size(), std::size_t(row_block * kColBlock)));
+    const Index row = task % row_blocks * row_block, col = task / row_blocks * kColBlock;
+    const Index height = std::min(row_block, rows - row), width = std::min(kColBlock, weight.rows - col);
     const float* const w = rows_in_float<W>(weight, col, width, scratch.weight);
     Eigen::Map<Block> result(scratch.result.data(), height, width);
     result.noalias() =
@@ -100,7 +104,7 @@ void Product::few_rows(const float* x, Index rows, const Matrix& weight,
   const Index in = weight.cols, width = std::clamp<Index>((Index(1) << 16) / in, 16, 256);
   threads_.executor().for_each(blocks(weight.rows, width), [&](Index task, int slot) {
     Scratch& scratch = scratch_[std::size_t(slot)];
-    scratch.result.resize(std::size_t(kRowBlock * kColBlock));
+    scratch.result.resize(std::max(scratch.result.size(), std::size_t(rows * width)));
     const Index col = task * width, cols = std::min(width, weight.rows - col);
     float* const y = scratch.result.data();
     // One row of W after another: memory is read in order.

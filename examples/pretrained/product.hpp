@@ -3,8 +3,9 @@
 //   x [rows, in] float, W [out, in] in the format it is stored in, y [rows, out] float
 //
 // Many rows: W is converted to float block by block, each block once for up to 512 rows, and multiplied by Eigen (or
-// the BLAS that it was built with). Few rows, as in decoding: memory is the limit, so that W is read once, and
-// converted in registers. How the work is cut depends on the sizes alone, and so does every bit of the result.
+// the BLAS that it was built with). Few rows, as in decoding: the memory's speed is the limit, so W is read once, and
+// converted in registers. A task has at least 65,536 weights (or all), some microseconds of work. How the work is cut
+// depends on the sizes alone, and so does every bit of the result.
 #pragma once
 
 #include <functional>

@@ -38,12 +38,13 @@ class Threads {
   const alibi::Executor& executor() const { return executor_; }
   int count() const { return executor_.max_concurrency(); }
 
-  /// Calls body(begin, end) for pieces of [0, rows), at once on several threads.
+  /// Calls body(begin, end, slot) for pieces of [0, rows), at once on several threads. No two calls that run at once
+  /// have the same slot, which is below count().
   template <class Body>
   void for_rows(Index rows, const Body& body) const {
     constexpr Index kPiece = 16;
     executor_.for_each((rows + kPiece - 1) / kPiece,
-                       [&](Index i, int) { body(i * kPiece, std::min(rows, (i + 1) * kPiece)); });
+                       [&](Index i, int slot) { body(i * kPiece, std::min(rows, (i + 1) * kPiece), slot); });
   }
 
  private:
