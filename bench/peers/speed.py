@@ -29,16 +29,16 @@ class Speed:
 
 def _measure_ours(programs: Programs, speed: Speed, prompt: str, tokens: int, tolerance: Sequence[str]) -> None:
     finished = programs.ours("generate", "--ids", prompt, "--tokens", str(tokens), *tolerance)
-    line = r"{}: (\d+) tokens in ([\d.]+) s, .*?([\d.]+) % of it attention"
-    prompted, generated = (re.search(line.format(what), finished.errors) for what in ("prompt", "generated"))
-    if finished.status != 0 or not prompted or not generated:
+    seconds = r"{}: (\d+) tokens, ([\d.]+) s, of which attention ([\d.]+) s"
+    prefill, generation = (re.search(seconds.format(of), finished.errors) for of in ("prefill", "generation"))
+    if finished.status != 0 or not prefill or not generation:
         speed.reason = finished.failure
         return
-    speed.prompt_seconds.append(float(prompted[2]))
-    speed.prompt_attention.append(float(prompted[3]) / 100)
+    speed.prompt_seconds.append(float(prefill[2]))
+    speed.prompt_attention.append(float(prefill[3]) / float(prefill[2]))
     # The first token comes from the logits of the prompt.
-    speed.token_seconds.append(float(generated[2]) / max(1, int(generated[1]) - 1))
-    speed.token_attention.append(float(generated[3]) / 100)
+    speed.token_seconds.append(float(generation[2]) / max(1, int(generation[1]) - 1))
+    speed.token_attention.append(float(generation[3]) / float(generation[2]))
     speed.peak_bytes.append(finished.peak_bytes)
     speed.ids = [int(token) for token in finished.output.split(",")]
 
