@@ -1,22 +1,26 @@
-// What a model is: the `config.json` of a BLOOM, MPT or Falcon checkpoint, reduced to the few ways in which their
-// transformers differ.
+// What a model is: the `config.json` of a BLOOM, MPT or Falcon checkpoint, reduced to what their transformers differ
+// in.
 //
-//                    BLOOM                      MPT                     Falcon with alibi
-//   fused qkv        [heads, 3, head_dim]       [3, heads, head_dim]    as BLOOM; multi_query: [heads + 2, head_dim]
-//   slopes           slopes(heads)              slopes(heads, max)      slopes(heads) / sqrt(head_dim)
-//   biases           yes                        no                      `bias`
-//   embedding norm   yes                        no                      no
-//   GELU             tanh form                  exact                   exact
-//   besides          post-layernorm residuals   clip_qkv,               parallel_attn
-//                                               softmax_scale
+//                    BLOOM                    MPT                      Falcon with alibi
+//   fused qkv        [heads, 3, head_dim]     [3, heads, head_dim]     [heads, 3, head_dim], multi_query:
+//                                                                      [heads + 2, head_dim]
+//   slopes           slopes(heads)            slopes(heads,            slopes(heads) / sqrt(head_dim)
+//                                               alibi_bias_max)
+//   linear biases    yes                      no                       if `bias`
+//   norm biases      yes                      no                       yes
+//   embedding norm   yes                      no                       no
+//   GELU             tanh                     exact                    exact
+//   options          apply_residual_          clip_qkv,                parallel_attn
+//                    connection_post_         softmax_scale,
+//                    layernorm                expansion_ratio
 //
-// MPT. alibi_bias_max and expansion_ratio are those of the authors' code; transformers (5.24) reads neither, and so
-// runs MPT-7B-StoryWriter, whose alibi_bias_max is 16, with other slopes than it was trained with.
+// MPT: the authors' code reads alibi_bias_max and expansion_ratio, and so does this. Transformers 5.24 takes 8 and 4
+// for every model. MPT-7B-StoryWriter has alibi_bias_max 16: transformers runs it with other slopes than its own.
 //
-// Falcon. Its bias is added before the scale, softmax((q·k + m j) / sqrt(head_dim)), hence the slopes. Transformers
-// rounds the slope to bfloat16, which is done here too, and then slope times position to bfloat16, which is not: there
-// positions from 257 on are blurred, in float32 as well, and logits differ from those here. (They agree on shorter
-// texts if the slopes are powers of two, that is for 1, 2, 4 or 8 heads.)
+// Falcon: the bias is added before the scale, softmax((q·k + m j) / sqrt(head_dim)), so the slopes are scaled too.
+// Transformers rounds the slope to bfloat16, and then the product of slope and position, in a float32 run as well. The
+// slope is rounded here too. The product is not, so logits differ from those of transformers, unless the product is
+// exact: up to position 256, for slopes that are powers of two (1, 2, 4 or 8 heads).
 #pragma once
 
 #include <filesystem>
@@ -30,7 +34,8 @@
 namespace pretrained {
 
 enum class Family { bloom, mpt, falcon };
-enum class QkvLayout { heads_3, three_heads };  ///< [heads, 3, head_dim], or [heads, then kv_heads, then kv_heads]
+/// The rows of the fused weight: for each head q, k and v; or all heads of q, then those of k, then those of v.
+enum class QkvLayout { heads_3, three_heads };
 
 struct Configuration {
   Family family = Family::bloom;
@@ -41,7 +46,7 @@ struct Configuration {
   double norm_epsilon = 1e-5;
   bool linear_biases = true, norm_biases = true, embedding_norm = false, exact_gelu = false, tied_embeddings = true;
   bool residual_after_norm = false;  ///< apply_residual_connection_post_layernorm
-  bool parallel_attention = false;   ///< attention and feed-forward of a layer read the same norm
+  bool parallel_attention = false;   ///< attention and feed-forward read the same norm of the same input
   std::optional<double> clip_qkv;
   std::vector<int> end_tokens;
 
@@ -49,10 +54,10 @@ struct Configuration {
   Index qkv_dim() const { return (heads + 2 * kv_heads) * head_dim(); }
 };
 
-/// Throws std::runtime_error that names the file and the field, also for what is not supported.
+/// Throws std::runtime_error that names the file and the field, for what is wrong and for what is not supported.
 Configuration read_configuration(const std::filesystem::path& config_json);
 
-/// The same of a text; `name` stands for the file in errors.
+/// The same, given the text of the file; `name` stands for it in errors.
 Configuration parse_configuration(std::string_view json, const std::string& name);
 
 }  // namespace pretrained

@@ -1,5 +1,5 @@
-// The number formats of weights and activations: float32, bfloat16 and IEEE half. 16-bit numbers are stored; arithmetic
-// is in float, and a result is rounded once when it is stored.
+// The number formats of weights and activations: float32, bfloat16 and IEEE half. Arithmetic is in float; a result is
+// rounded once, when it is stored.
 #pragma once
 
 #include <Eigen/Core>
@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <cstring>
 #include <string_view>
-#include <type_traits>
 
 namespace pretrained {
 
@@ -22,11 +21,6 @@ inline constexpr std::array<std::string_view, 3> kDtypeNames = {"float", "bfloat
 
 inline std::string_view name_of(Dtype dtype) { return kDtypeNames[std::size_t(dtype)]; }
 inline Index size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
-
-template <class T>
-inline constexpr Dtype kDtypeOf = std::is_same_v<T, float>      ? Dtype::float32
-                                  : std::is_same_v<T, bfloat16> ? Dtype::bfloat16
-                                                                : Dtype::half;
 
 /// Calls f(T()) with the scalar type that `dtype` names.
 template <class F>
@@ -41,9 +35,9 @@ decltype(auto) visit(Dtype dtype, F&& f) {
   }
 }
 
-// Conversions have no branch, so that compilers turn loops of them into vector code (Eigen 3.4 converts one by one).
+// Eigen 3.4 converts numbers one by one. The conversions here have no branch, so that compilers vectorise their loops.
 
-/// The bits of a number of 16 bits; g++ 12 does not vectorise a loop that copies it as an object.
+/// The bits of a 16-bit number. (g++ 12 does not vectorise a loop that copies the number as an object.)
 inline std::uint32_t bits_of(const void* number) {
   std::uint16_t bits;
   std::memcpy(&bits, number, sizeof bits);
@@ -53,9 +47,10 @@ inline std::uint32_t bits_of(const void* number) {
 inline float widened(const float* x) { return *x; }
 /// A bfloat16 is the upper half of a float.
 inline float widened(const bfloat16* x) { return std::bit_cast<float>(bits_of(x) << 16); }
-/// With exponent and mantissa of a half in their places in a float, the exponent is too small by 112, for infinity and
-/// NaN by twice that. What is subnormal lacks the leading 1 of 2^-14. (Multiplying by 2^112 would do it all, but many
-/// processors are slow with subnormal factors.)
+/// A half has 5 bits of exponent and 10 of mantissa, a float 8 and 23. Shifted by 13, the bits of a half have their
+/// places in a float; the exponent is then too small by 112, and by 224 for infinity and NaN. A subnormal half has no
+/// leading 1: it is read as if it had one, 2^-14, which is subtracted. (Multiplying by 2^112 would do all this, but
+/// many processors are slow with subnormal factors.)
 inline float widened(const half* x) {
   constexpr std::uint32_t kExponent = 112u << 23;
   const std::uint32_t bits = bits_of(x), magnitude = bits & 0x7FFF, sign = (bits & 0x8000) << 16;

@@ -1,18 +1,11 @@
 #include "safetensors.hpp"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cerrno>
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string_view>
 #include <system_error>
@@ -24,9 +17,6 @@ namespace pretrained {
 
 namespace {
 
-using Json = nlohmann::json;
-using Range = std::pair<std::uint64_t, std::uint64_t>;
-
 static_assert(std::endian::native == std::endian::little, "the numbers of these files are little endian");
 
 constexpr std::uint64_t kPrefix = 8, kMostHeader = 100'000'000;  // the limit of the reference implementation
@@ -37,94 +27,70 @@ constexpr std::uint64_t kPrefix = 8, kMostHeader = 100'000'000;  // the limit of
 
 std::string quoted(const std::string& name) { return "'" + name + "'"; }
 
-/// Bytes of a number, 0 for a dtype that does not exist.
-std::uint64_t size_of_dtype(std::string_view dtype) {
-  static constexpr std::array<std::pair<std::string_view, std::uint64_t>, 14> kSizes = {{{"F32", 4},
-                                                                                         {"F16", 2},
-                                                                                         {"BF16", 2},
-                                                                                         {"F64", 8},
-                                                                                         {"I64", 8},
-                                                                                         {"I32", 4},
-                                                                                         {"I16", 2},
-                                                                                         {"I8", 1},
-                                                                                         {"U64", 8},
-                                                                                         {"U32", 4},
-                                                                                         {"U16", 2},
-                                                                                         {"U8", 1},
-                                                                                         {"BOOL", 1},
-                                                                                         {"F8_E4M3", 1}}};
-  const auto found = std::ranges::find(kSizes, dtype, [](const auto& entry) { return entry.first; });
-  return found == kSizes.end() ? 0 : found->second;
-}
-
-std::uint64_t unsigned_of(const Json& value, const Tensor& tensor, const char* what) {
-  if (!value.is_number_unsigned()) tensor.fail("has a " + std::string(what) + " that is not a whole number from 0 on");
-  return value.get<std::uint64_t>();
-}
-
-const Json& member(const Json& object, const char* key, const Tensor& tensor) {
-  const auto found = object.find(key);
-  if (found == object.end()) tensor.fail("has no " + std::string(key));
-  return *found;
-}
-
-/// What the header says of one tensor; `data` is all that lies behind the header.
-Range read_entry(const Json& entry, std::span<const std::byte> data, Tensor& tensor) {
-  if (!entry.is_object()) tensor.fail("is no object in the header");
-  const Json& dtype = member(entry, "dtype", tensor);
-  if (!dtype.is_string()) tensor.fail("has a dtype that is no string");
-  tensor.dtype = dtype.get<std::string>();
-  std::uint64_t bytes = size_of_dtype(tensor.dtype);
-  if (bytes == 0) tensor.fail("has the unknown dtype " + quoted(tensor.dtype.substr(0, 40)));
-
-  const Json& shape = member(entry, "shape", tensor);
-  if (!shape.is_array()) tensor.fail("has a shape that is no array");
-  constexpr std::uint64_t kMost = std::uint64_t(std::numeric_limits<Index>::max());
-  for (const Json& value : shape) {
-    const std::uint64_t size = unsigned_of(value, tensor, "size in its shape");
-    if (size > kMost || (size != 0 && bytes > kMost / size)) tensor.fail("has a shape whose product overflows");
-    bytes *= size;
-    tensor.shape.push_back(Index(size));
-  }
-
-  const Json& offsets = member(entry, "data_offsets", tensor);
-  if (!offsets.is_array() || offsets.size() != 2) tensor.fail("has data_offsets that are no array of two numbers");
-  const std::uint64_t begin = unsigned_of(offsets[0], tensor, "data_offset");
-  const std::uint64_t end = unsigned_of(offsets[1], tensor, "data_offset");
-  const std::string said = "[" + std::to_string(begin) + ", " + std::to_string(end) + "]";
-  if (begin > end) tensor.fail("has data_offsets " + said + ", the end before the begin");
-  if (end > data.size())
-    tensor.fail("has data_offsets " + said + " beyond the " + std::to_string(data.size()) +
-                " bytes of data; is the file truncated?");
-  if (end - begin != bytes)
-    tensor.fail("has data_offsets " + said + "; its dtype " + tensor.dtype + " and shape " + to_string(tensor.shape) +
-                " take " + std::to_string(bytes) + " bytes");
-  tensor.bytes = data.subspan(begin, bytes);
-  return {begin, end};
-}
-
-/// Tensors have to cover the data from its first byte to its last.
-void check_cover(std::vector<std::pair<Range, const Tensor*>> ranges, std::uint64_t size, const std::string& file) {
-  std::ranges::sort(ranges, {}, [](const auto& entry) { return std::pair(entry.first, entry.second->name); });
-  std::uint64_t at = 0;
-  const Tensor* before = nullptr;
-  for (const auto& [range, tensor] : ranges) {
-    if (range.first < at) tensor->fail("overlaps tensor " + quoted(before->name));
-    if (range.first > at)
-      tensor->fail("begins " + std::to_string(range.first - at) + " bytes behind the end of what is before it");
-    at = range.second;
-    before = tensor;
-  }
-  if (at != size) fail(file, "has " + std::to_string(size - at) + " bytes behind its last tensor");
-}
-
-}  // namespace
-
 std::string to_string(const std::vector<Index>& shape) {
   std::string text = "[";
   for (const Index size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
   return text + "]";
 }
+
+Index bytes_of_number(const Field& dtype) {
+  using namespace std::string_view_literals;
+  constexpr std::array kSizes = {std::pair("F64"sv, 8),     std::pair("F32"sv, 4),     std::pair("F16"sv, 2),
+                                 std::pair("BF16"sv, 2),    std::pair("I64"sv, 8),     std::pair("I32"sv, 4),
+                                 std::pair("I16"sv, 2),     std::pair("I8"sv, 1),      std::pair("U64"sv, 8),
+                                 std::pair("U32"sv, 4),     std::pair("U16"sv, 2),     std::pair("U8"sv, 1),
+                                 std::pair("F8_E4M3"sv, 1), std::pair("F8_E5M2"sv, 1), std::pair("BOOL"sv, 1)};
+  for (const auto& [name, bytes] : kSizes)
+    if (dtype.string() == name) return bytes;
+  dtype.expected("a dtype such as F32, F16, BF16 or I64");
+}
+
+/// The header's entry of one tensor; `data` is all that lies behind the header.
+Tensor read_entry(const Field& entry, std::span<const std::byte> data) {
+  constexpr Index kMost = std::numeric_limits<Index>::max();
+  const Field shape = entry["shape"], offsets = entry["data_offsets"];
+  Tensor tensor;
+  Index bytes = bytes_of_number(entry["dtype"]);
+  tensor.dtype = entry["dtype"].string();
+  for (std::size_t i = 0; i < shape.array().size(); i++) {
+    const Index size = shape[i].integer(kMost);
+    if (size != 0 && bytes > kMost / size) shape.fail("asks for 2^63 bytes or more");
+    bytes *= size;
+    tensor.shape.push_back(size);
+  }
+  if (offsets.array().size() != 2)
+    offsets.fail("has " + std::to_string(offsets.array().size()) + " numbers; expected 2");
+  const Index begin = offsets[0].integer(kMost), end = offsets[1].integer(kMost, begin);
+  if (end > Index(data.size()))
+    offsets[1].fail("is " + std::to_string(end) + ", but the file has " + std::to_string(data.size()) +
+                    " bytes of data; is it truncated?");
+  if (end - begin != bytes)
+    offsets.fail("has " + std::to_string(end - begin) + " bytes; expected " + std::to_string(bytes) + " for dtype " +
+                 tensor.dtype + " and shape " + to_string(tensor.shape));
+  tensor.bytes = data.subspan(std::size_t(begin), std::size_t(bytes));
+  return tensor;
+}
+
+/// Throws unless the tensors cover the data from its first byte to its last, each byte once.
+void check_cover(const std::map<std::string, Tensor>& tensors, std::span<const std::byte> data,
+                 const std::string& file) {
+  std::vector<const Tensor*> in_order;
+  for (const auto& [name, tensor] : tensors) in_order.push_back(&tensor);
+  std::ranges::stable_sort(in_order, {}, [](const Tensor* t) { return std::pair(t->bytes.data(), t->bytes.size()); });
+  const std::byte* end = data.data();
+  const Tensor* before = nullptr;
+  for (const Tensor* tensor : in_order) {
+    const std::ptrdiff_t gap = tensor->bytes.data() - end;
+    if (gap < 0) tensor->fail("overlaps tensor " + quoted(before->name));
+    if (gap > 0) tensor->fail("begins " + std::to_string(gap) + " bytes behind the end of what is before it");
+    end += tensor->bytes.size();
+    before = tensor;
+  }
+  const std::ptrdiff_t rest = data.data() + data.size() - end;
+  if (rest > 0) fail(file, "has " + std::to_string(rest) + " bytes behind its last tensor");
+}
+
+}  // namespace
 
 void Tensor::fail(const std::string& what) const { pretrained::fail(file, "tensor " + quoted(name) + " " + what); }
 
@@ -141,57 +107,31 @@ void Tensor::expect_shape(const std::vector<Index>& expected) const {
 
 std::map<std::string, Tensor> parse_safetensors(std::span<const std::byte> file, const std::string& name) {
   if (file.size() < kPrefix)
-    fail(name, "has " + std::to_string(file.size()) + " bytes, too few for the size of a header");
+    fail(name, "has " + std::to_string(file.size()) + " bytes; expected at least 8, the size of the header");
   std::uint64_t header_size;
   std::memcpy(&header_size, file.data(), kPrefix);
-  if (header_size > std::min<std::uint64_t>(file.size() - kPrefix, kMostHeader))
-    fail(name, "says that its header has " + std::to_string(header_size) + " bytes; the file has " +
-                   std::to_string(file.size()) + ", and a header at most " + std::to_string(kMostHeader));
+  const std::uint64_t most = std::min<std::uint64_t>(file.size() - kPrefix, kMostHeader);
+  if (header_size > most)
+    fail(name, "has a header of " + std::to_string(header_size) + " bytes by its first 8 bytes; expected at most " +
+                   std::to_string(most) + ": is it truncated?");
   const auto* text = reinterpret_cast<const char*>(file.data() + kPrefix);
-  const Json header = Json::parse(text, text + header_size, nullptr, false);
-  if (!header.is_object()) fail(name, "has a header that is no JSON object");
-
   const std::span<const std::byte> data = file.subspan(kPrefix + header_size);
+  const Json json = parse_json({text, header_size}, name);
+  const Field header(json, name);
   std::map<std::string, Tensor> tensors;
-  std::vector<std::pair<Range, const Tensor*>> ranges;
-  for (const auto& [key, entry] : header.items()) {
+  for (const auto& [key, unused] : header.object()) {
     if (key == "__metadata__") continue;
-    Tensor& tensor = tensors[key];
+    Tensor& tensor = tensors[key] = read_entry(header[key], data);
     tensor.file = name;
     tensor.name = key;
-    ranges.emplace_back(read_entry(entry, data, tensor), &tensor);
   }
-  check_cover(std::move(ranges), data.size(), name);
+  check_cover(tensors, data, name);
   return tensors;
-}
-
-MappedFile::MappedFile(const std::filesystem::path& path) {
-  const auto check = [&](bool good) {
-    if (!good) fail(path.string(), std::generic_category().message(errno));
-  };
-  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  check(descriptor >= 0);
-  struct stat status{};
-  const bool known = fstat(descriptor, &status) == 0;
-  const bool regular = known && S_ISREG(status.st_mode);
-  const auto size = known ? std::size_t(status.st_size) : 0;
-  // Of an empty file there is nothing to map.
-  void* memory = regular && size > 0 ? mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0) : nullptr;
-  const int error = errno;
-  close(descriptor);
-  if (known && !regular) fail(path.string(), "is no file");
-  errno = error;
-  check(known && memory != MAP_FAILED);
-  bytes_ = {static_cast<const std::byte*>(memory), memory ? size : 0};
-}
-
-MappedFile::~MappedFile() {
-  if (!bytes_.empty()) munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
 }
 
 const Tensor& SafetensorsFile::at(const std::string& name) const {
   const auto found = tensors_.find(name);
-  if (found == tensors_.end()) throw std::runtime_error("there is no tensor " + quoted(name));
+  if (found == tensors_.end()) fail(name_, "has no tensor " + quoted(name));
   return found->second;
 }
 
@@ -202,32 +142,20 @@ Checkpoint::Checkpoint(const std::filesystem::path& folder) {
     return;
   }
   source_ = whole.string();
-  files_.emplace_back(whole);
-  for (const auto& [name, tensor] : files_.back().tensors()) tensors_[name] = &tensor;
+  for (const auto& [name, tensor] : files_.try_emplace(source_, whole).first->second.tensors())
+    tensors_[name] = &tensor;
 }
 
 void Checkpoint::read_shards(const std::filesystem::path& index) {
   source_ = index.string();
-  const MappedFile file(index);
-  const auto* text = reinterpret_cast<const char*>(file.bytes().data());
-  const Json json = Json::parse(text, text + file.bytes().size(), nullptr, false);
-  const Field root(json, source_);
-  if (!json.is_object()) root.fail("is no JSON object");
-  std::map<std::string, std::size_t> shards;
-  for (const auto& [name, unused] : root["weight_map"].object()) {
-    const Field shard = root["weight_map"][name];
-    const std::string& file_name = shard.string();
-    // Files beside the index only: a checkpoint has no business elsewhere.
-    if (file_name.find('/') != std::string::npos || file_name.empty() || file_name[0] == '.')
+  const Json json = parse_json(MappedFile(index).text(), source_);
+  const Field map = Field(json, source_)["weight_map"];
+  for (const auto& [name, unused] : map.object()) {
+    const Field shard = map[name];
+    const std::string& file = shard.string();
+    if (file.empty() || file.find('/') != std::string::npos || file == "." || file == "..")
       shard.expected("the name of a file in the same folder");
-    if (shards.emplace(file_name, files_.size()).second) files_.emplace_back(index.parent_path() / file_name);
-  }
-  for (const auto& [name, shard] : root["weight_map"].object()) {
-    const auto& tensors = files_[shards.at(shard.get<std::string>())].tensors();
-    const auto found = tensors.find(name);
-    if (found == tensors.end())
-      fail(source_, "has tensor " + quoted(name) + " in " + shard.get<std::string>() + ", which does not have it");
-    tensors_[name] = &found->second;
+    tensors_[name] = &files_.try_emplace(file, index.parent_path() / file).first->second.at(name);
   }
 }
 
@@ -242,7 +170,7 @@ TensorWriter::TensorWriter(const std::filesystem::path& path, const std::string&
   std::uint64_t bytes = 4;
   for (const Index size : shape) bytes *= std::uint64_t(size);
   std::string header = Json({{name, {{"dtype", "F32"}, {"shape", shape}, {"data_offsets", {0, bytes}}}}}).dump();
-  header.resize((header.size() + 7) / 8 * 8, ' ');  // the data is then aligned
+  header.resize((header.size() + 7) / 8 * 8, ' ');  // so that the data is aligned
   const std::uint64_t size = header.size();
   out_.write(reinterpret_cast<const char*>(&size), kPrefix);
   out_.write(header.data(), std::streamsize(size));
@@ -253,7 +181,7 @@ TensorWriter::TensorWriter(const std::filesystem::path& path, const std::string&
 TensorWriter::~TensorWriter() {
   std::error_code ignored;
   out_.close();
-  std::filesystem::remove(part_, ignored);  // renamed by finish(), it is no longer there
+  std::filesystem::remove(part_, ignored);  // finish() has renamed it
 }
 
 void TensorWriter::write(Index first, std::span<const float> numbers) {

@@ -1,14 +1,15 @@
 // Tensors in files as on the Hugging Face hub: `model.safetensors`, or shards with `model.safetensors.index.json`.
 //
-// Format (huggingface.co/docs/safetensors): 8 bytes, the size of the header, little endian; the header, JSON; the data.
+// A file (huggingface.co/docs/safetensors) is the size of the header, in 8 bytes, little endian; the header, in JSON;
+// and the data:
 //
-//   {"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, …, "__metadata__": {…}}
+//   {"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, ..., "__metadata__": {...}}
 //
-// Files are mapped into memory, so that weights are read from the disk when they are used and take no memory of the
-// process. A header is believed only where it fits the file: tensors lie one after another, without a gap or an
-// overlap, from the first byte of the data to the last, each as long as its shape says.
+// Files are mapped into memory: weights are read from the disk when they are used. A header must fit its file: the
+// tensors lie one after another, without a gap or an overlap, from the first byte of the data to the last, and each
+// takes the bytes that its dtype and shape need.
 //
-// Errors: std::runtime_error that names the file and the tensor or the field.
+// Errors are std::runtime_error that names the file, and the tensor or the field.
 #pragma once
 
 #include <cstddef>
@@ -19,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "mapped_file.hpp"
 #include "numbers.hpp"
 
 namespace pretrained {
@@ -26,46 +28,31 @@ namespace pretrained {
 /// A tensor in memory that a SafetensorsFile or a Checkpoint holds.
 struct Tensor {
   std::string file, name;
-  std::string dtype;  ///< as in the file: "F32", "BF16", "I64", …
+  std::string dtype;  ///< as in the file: "F32", "BF16", "I64", ...
   std::vector<Index> shape;
   std::span<const std::byte> bytes;
 
-  /// Throws what is wrong with it: "FILE: tensor 'NAME' `what`".
+  /// Throws "FILE: tensor 'NAME' `what`".
   [[noreturn]] void fail(const std::string& what) const;
   /// The dtype of a tensor of weights. Throws for any other.
   Dtype float_dtype() const;
   void expect_shape(const std::vector<Index>& expected) const;
 };
 
-std::string to_string(const std::vector<Index>& shape);
-
-/// The tensors of a file whose bytes are given; `name` stands for it in errors.
+/// The tensors of a file, given its bytes; `name` stands for it in errors.
 std::map<std::string, Tensor> parse_safetensors(std::span<const std::byte> file, const std::string& name);
-
-/// A file in memory, read only.
-class MappedFile {
- public:
-  explicit MappedFile(const std::filesystem::path& path);
-  ~MappedFile();
-  MappedFile(MappedFile&& other) noexcept : bytes_(other.bytes_) { other.bytes_ = {}; }
-  MappedFile& operator=(MappedFile&&) = delete;
-
-  std::span<const std::byte> bytes() const { return bytes_; }
-
- private:
-  std::span<const std::byte> bytes_;
-};
 
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(const std::filesystem::path& path)
-      : file_(path), tensors_(parse_safetensors(file_.bytes(), path.string())) {}
+      : name_(path.string()), file_(path), tensors_(parse_safetensors(file_.bytes(), name_)) {}
 
   const std::map<std::string, Tensor>& tensors() const { return tensors_; }
   /// Throws for a name that the file does not have.
   const Tensor& at(const std::string& name) const;
 
  private:
+  std::string name_;
   MappedFile file_;
   std::map<std::string, Tensor> tensors_;
 };
@@ -81,13 +68,13 @@ class Checkpoint {
  private:
   void read_shards(const std::filesystem::path& index);
 
-  std::string source_;  // what errors call it: the file, or the index of the shards
-  std::vector<SafetensorsFile> files_;
+  std::string source_;  // the file, or the index of the shards: for errors
+  std::map<std::string, SafetensorsFile> files_;
   std::map<std::string, const Tensor*> tensors_;
 };
 
-/// Writes a file of one float32 tensor, in any order. It appears under its name with finish(), complete; without that
-/// nothing is left of it.
+/// Writes a file of one float32 tensor, its numbers in any order. The file appears under its name in finish(). Without
+/// finish(), nothing is left of it.
 class TensorWriter {
  public:
   TensorWriter(const std::filesystem::path& path, const std::string& name, const std::vector<Index>& shape);
@@ -95,7 +82,7 @@ class TensorWriter {
   TensorWriter(const TensorWriter&) = delete;
   TensorWriter& operator=(const TensorWriter&) = delete;
 
-  /// Numbers of the tensor from place `first` on.
+  /// Writes numbers of the tensor, from its number `first` on.
   void write(Index first, std::span<const float> numbers);
   void finish();
 

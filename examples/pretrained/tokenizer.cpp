@@ -1,20 +1,17 @@
 #include "tokenizer.hpp"
 
 #include <algorithm>
-#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
-#include <fstream>
-#include <iterator>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <stdexcept>
-#include <system_error>
 #include <unordered_map>
 #include <utility>
 
 #include "byte_pairs.hpp"
+#include "json_field.hpp"
+#include "mapped_file.hpp"
 #include "nfc.hpp"
 #include "tokenizer_file.hpp"
 #include "tokenizer_model.hpp"
@@ -105,23 +102,11 @@ class Encoder {
 
 }  // namespace
 
-Tokenizer Tokenizer::load(const std::filesystem::path& file) {
-  std::ifstream stream(file, std::ios::binary);
-  const int error = std::filesystem::is_directory(file) ? EISDIR : errno;
-  if (!stream || error == EISDIR)
-    throw std::runtime_error("cannot read " + file.string() + ": " + std::generic_category().message(error));
-  const std::string text(std::istreambuf_iterator<char>(stream), {});
-  return parse(text, file.string());
-}
+Tokenizer Tokenizer::load(const std::filesystem::path& file) { return parse(MappedFile(file).text(), file.string()); }
 
-Tokenizer Tokenizer::parse(std::string_view json, const std::string& name) {
-  nlohmann::json root;
-  try {
-    root = nlohmann::json::parse(json);
-  } catch (const nlohmann::json::exception& error) {
-    throw std::runtime_error(name + " is no JSON: " + error.what());
-  }
-  return Tokenizer(TokenizerFile(root, name).read());
+Tokenizer Tokenizer::parse(std::string_view text, const std::string& name) {
+  const Json json = parse_json(text, name);
+  return Tokenizer(TokenizerFile(json, name).read());
 }
 
 std::vector<int> Tokenizer::encode(std::string_view text, bool with_template) const {

@@ -42,8 +42,8 @@ class TokenizerFile {
   }
 
  private:
-  /// No vocabulary has so many; what a file claims is not allocated before that is checked.
-  static constexpr int kMostIds = 1 << 22;
+  /// The largest id that is taken. Memory is proportional to the largest id of a file.
+  static constexpr int kMostId = (1 << 20) - 1;
 
   /// What GPT-2 split texts with, and ByteLevel does when use_regex is set.
   static constexpr std::string_view kByteLevelPattern =
@@ -67,24 +67,21 @@ class TokenizerFile {
     if (model.is_null()) model.fail("is missing");
     if (const Field type = model["type"]; !type.is_null() && type.string() != "BPE")
       model.fail("is " + type.string() + "; supported: BPE");
-    const auto refuse_unless = [&](const char* name, const nlohmann::json& other) {
-      const Field field = model[name];
-      if (!field.is_null() && !field.equals(other)) field.fail("is " + field.shortened() + ", which is not supported");
-    };
-    refuse_unless("dropout", 0);
-    refuse_unless("continuing_subword_prefix", "");
-    refuse_unless("end_of_word_suffix", "");
-    refuse_unless("byte_fallback", false);
+    model["dropout"].support({0});
+    model["continuing_subword_prefix"].support({""});
+    model["end_of_word_suffix"].support({""});
+    model["byte_fallback"].support({false});
   }
 
   void read_vocabulary(const Field& model) {
     const Field vocabulary = model["vocab"];
     const bool ignores_merges = model["ignore_merges"].boolean(false);
+    if (vocabulary.object().empty()) vocabulary.fail("is empty");
     ids_.reserve(vocabulary.object().size());
     for (const auto& [text, value] : vocabulary.object()) {
       // The path of a field is a string to be made: only where it is needed.
-      if (!value.is_number_integer() || value.get<std::uint64_t>() >= std::uint64_t(kMostIds))
-        vocabulary[text].integer(kMostIds);
+      if (!value.is_number_integer() || value.get<std::uint64_t>() > std::uint64_t(kMostId))
+        vocabulary[text].integer(kMostId);
       const int id = value.get<int>();
       if (std::size_t(id) < model_->tokens.size() && model_->tokens[std::size_t(id)].exists)
         vocabulary[text].fail("is " + std::to_string(id) + ", the id of another token too");
@@ -157,7 +154,7 @@ class TokenizerFile {
       const Field token = tokens[i];
       const std::string& content = token["content"].string();
       if (content.empty()) continue;
-      const int id = token["id"].integer(kMostIds);
+      const int id = int(token["id"].integer(kMostId));
       // Where the file says something else, `tokenizers` does not heed it, and models are trained by the one or the
       // other.
       const int known = id_of(content), expected = known >= 0 ? known : next;
@@ -239,7 +236,7 @@ class TokenizerFile {
       }
       const Field ids = field["special_tokens"][special["id"].string()]["ids"];
       for (std::size_t j = 0; j < ids.array().size(); j++)
-        (has_text ? behind : before).push_back(ids[j].integer(int(model_->tokens.size())));
+        (has_text ? behind : before).push_back(int(ids[j].integer(std::int64_t(model_->tokens.size()) - 1)));
     }
     if (!has_text) single.fail("has no Sequence A");
     // Of templates in sequence each wraps what those before it have made.

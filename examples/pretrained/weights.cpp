@@ -17,7 +17,7 @@ class Reader {
   Weights read() const {
     const bool is_mpt = c_.family == Family::mpt;
     const char* const embedding = is_mpt ? "wte" : "word_embeddings";
-    // Some checkpoints were saved without the head, and their names lack the prefix.
+    // A checkpoint that was saved without the head has no prefix.
     const std::string prefix = checkpoint_.has(std::string(embedding) + ".weight") ? "" : "transformer.";
     Weights weights;
     weights.embedding = matrix(prefix + embedding + ".weight", c_.vocabulary, c_.dim);
@@ -66,23 +66,23 @@ class Reader {
     return linear;
   }
 
-  /// In float, with the values that `dtype` has.
+  /// In float, after rounding to the dtype of the run.
   Eigen::ArrayXf vector(const std::string& name, Index size) const {
-    const Matrix rounded = matrix_of(name, {size}, 1, size);
+    const Matrix rounded = read_matrix(name, {size}, 1, size);
     Eigen::ArrayXf values(size);
     visit(rounded.dtype, [&]<class W>(W) { convert(rounded.row<W>(0), size, values.data()); });
     return values;
   }
 
   Matrix matrix(const std::string& name, Index rows, Index cols) const {
-    return matrix_of(name, {rows, cols}, rows, cols);
+    return read_matrix(name, {rows, cols}, rows, cols);
   }
 
-  Matrix matrix_of(const std::string& name, const std::vector<Index>& shape, Index rows, Index cols) const {
+  Matrix read_matrix(const std::string& name, const std::vector<Index>& shape, Index rows, Index cols) const {
     const Tensor& tensor = checkpoint_.at(name);
     tensor.expect_shape(shape);
     Matrix result{tensor.bytes.data(), tensor.float_dtype(), rows, cols};
-    // A header may have any length, so that its numbers may lie anywhere.
+    // A header may have any length, so the numbers behind it may not be aligned.
     if (reinterpret_cast<std::uintptr_t>(result.data) % std::size_t(size_of(result.dtype)) != 0) {
       result.owned = allocate(tensor.bytes.size());
       std::memcpy(result.owned.get(), tensor.bytes.data(), tensor.bytes.size());
@@ -107,7 +107,7 @@ class Reader {
   }
 
   static std::shared_ptr<std::byte[]> allocate(std::size_t bytes) {
-    return std::shared_ptr<std::byte[]>(new std::byte[bytes]);  // aligned for every number, as new is
+    return std::shared_ptr<std::byte[]>(new std::byte[bytes]);  // new aligns for every number
   }
 
   const Checkpoint& checkpoint_;

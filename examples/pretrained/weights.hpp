@@ -1,7 +1,7 @@
 // The weights of a model, in memory or straight from the file.
 //
-// A matrix stays in the format of the file where that says the same: 16-bit weights are multiplied in float without a
-// copy of them in float. Only where the run's own 16-bit format is another one are they rounded to it, once.
+// A run in float, or in the dtype of the file, reads a matrix where it lies in the file. A run in another 16-bit dtype
+// rounds a copy of it, once.
 #pragma once
 
 #include <Eigen/Core>
@@ -16,12 +16,12 @@
 
 namespace pretrained {
 
-/// A matrix [rows, cols], row-major: of a linear layer [out, in].
+/// A matrix [rows, cols], row-major. The weight of a linear layer is [out, in].
 struct Matrix {
   const void* data = nullptr;
   Dtype dtype = Dtype::float32;
   Index rows = 0, cols = 0;
-  std::shared_ptr<std::byte[]> owned = nullptr;  // where it is not in a mapped file
+  std::shared_ptr<std::byte[]> owned = nullptr;  // the numbers, if they are not in a mapped file
 
   template <class W>
   const W* row(Index i) const {
@@ -50,8 +50,8 @@ struct Weights {
   Norm final_norm;
 };
 
-/// Weights for a run in `dtype`; they refer to the checkpoint. Throws std::runtime_error that names file and tensor for
-/// one that is missing, or of another shape or type.
+/// Weights for a run in `dtype`. They point into the checkpoint. Throws std::runtime_error that names file and tensor
+/// if one is missing, or has another shape or dtype.
 Weights read_weights(const Checkpoint& checkpoint, const Configuration& configuration, Dtype dtype);
 
 }  // namespace pretrained

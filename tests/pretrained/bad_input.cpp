@@ -54,34 +54,34 @@ std::string header_error(const std::string& header, std::size_t data = 8) {
 }
 
 TEST(BadSafetensors, Sizes) {
-  EXPECT_EQ(parse_error(""), "F: has 0 bytes, too few for the size of a header");
-  EXPECT_EQ(parse_error("1234567"), "F: has 7 bytes, too few for the size of a header");
-  EXPECT_EQ(parse_error(file_of("{}", 0, 3)),
-            "F: says that its header has 3 bytes; the file has 10, and a header at most 100000000");
-  EXPECT_EQ(parse_error(file_of("{}", 0, std::numeric_limits<std::uint64_t>::max())),
-            "F: says that its header has 18446744073709551615 bytes; the file has 10, and a header at most 100000000");
+  EXPECT_EQ(parse_error(""), "F: has 0 bytes; expected at least 8, the size of the header");
+  EXPECT_EQ(parse_error("1234567"), "F: has 7 bytes; expected at least 8, the size of the header");
+  for (const std::uint64_t size : {std::uint64_t(3), std::numeric_limits<std::uint64_t>::max()})
+    EXPECT_EQ(parse_error(file_of("{}", 0, size)), "F: has a header of " + std::to_string(size) +
+                                                       " bytes by its first 8 bytes; expected at most 2: is it "
+                                                       "truncated?");
   EXPECT_EQ(parse_error(file_of("{}", 0, 2)), "nothing was thrown");
   EXPECT_EQ(parse_error(file_of("{}", 5, 2)), "F: has 5 bytes behind its last tensor");
 }
 
 TEST(BadSafetensors, Headers) {
-  EXPECT_EQ(header_error("[]"), "F: has a header that is no JSON object");
-  EXPECT_EQ(header_error("{"), "F: has a header that is no JSON object");
-  EXPECT_EQ(header_error(std::string(100000, '[')), "F: has a header that is no JSON object");
-  EXPECT_EQ(header_error(R"({"a":1})"), "F: tensor 'a' is no object in the header");
-  EXPECT_EQ(header_error(R"({"a":{}})"), "F: tensor 'a' has no dtype");
-  EXPECT_EQ(header_error(R"({"a":{"dtype":4}})"), "F: tensor 'a' has a dtype that is no string");
-  EXPECT_EQ(header_error(R"({"a":{"dtype":"F33"}})"), "F: tensor 'a' has the unknown dtype 'F33'");
-  EXPECT_EQ(header_error(R"({"a":{"dtype":"F32"}})"), "F: tensor 'a' has no shape");
-  EXPECT_EQ(header_error(R"({"a":{"dtype":"F32","shape":2}})"), "F: tensor 'a' has a shape that is no array");
-  for (const char* size : {"-2", "2.0", "\"2\"", "null"})
-    EXPECT_EQ(header_error(std::string(R"({"a":{"dtype":"F32","shape":[)") + size + "]}}"),
-              "F: tensor 'a' has a size in its shape that is not a whole number from 0 on");
+  EXPECT_EQ(header_error("[]"), "F: the JSON is an array; expected an object");
+  for (const std::string& header : {std::string("{"), std::string(100000, '['), std::string(R"({"a":1e999})")})
+    EXPECT_TRUE(header_error(header).starts_with("F: is no JSON: ")) << header_error(header);
+  EXPECT_EQ(header_error(R"({"a":1})"), "F: a is 1; expected an object");
+  EXPECT_EQ(header_error(R"({"a":{}})"), "F: a.dtype is null; expected a string");
+  EXPECT_EQ(header_error(R"({"a":{"dtype":4}})"), "F: a.dtype is 4; expected a string");
+  EXPECT_EQ(header_error(R"({"a":{"dtype":"F33"}})"),
+            "F: a.dtype is \"F33\"; expected a dtype such as F32, F16, BF16 or I64");
+  EXPECT_EQ(header_error(R"({"a":{"dtype":"F32"}})"), "F: a.shape is null; expected an array");
+  for (const std::string size : {"-2", "2.0", "\"2\"", "null"})
+    EXPECT_EQ(header_error(R"({"a":{"dtype":"F32","shape":[)" + size + "]}}"),
+              "F: a.shape[0] is " + size + "; expected an integer from 0 to 9223372036854775807");
   EXPECT_EQ(header_error(R"({"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}})"),
-            "F: tensor 'a' has a shape whose product overflows");
-  EXPECT_EQ(header_error(R"({"a":{"dtype":"F32","shape":[2]}})"), "F: tensor 'a' has no data_offsets");
+            "F: a.shape asks for 2^63 bytes or more");
+  EXPECT_EQ(header_error(R"({"a":{"dtype":"F32","shape":[2]}})"), "F: a.data_offsets is null; expected an array");
   EXPECT_EQ(header_error(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[8]}})"),
-            "F: tensor 'a' has data_offsets that are no array of two numbers");
+            "F: a.data_offsets has 1 numbers; expected 2");
 }
 
 TEST(BadSafetensors, Offsets) {
@@ -89,10 +89,10 @@ TEST(BadSafetensors, Offsets) {
     return header_error(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":)" + offsets + "}}");
   };
   EXPECT_EQ(one("[0,8]"), "nothing was thrown");
-  EXPECT_EQ(one("[8,0]"), "F: tensor 'a' has data_offsets [8, 0], the end before the begin");
-  EXPECT_EQ(one("[4,12]"), "F: tensor 'a' has data_offsets [4, 12] beyond the 8 bytes of data; is the file truncated?");
-  EXPECT_EQ(one("[0,4]"), "F: tensor 'a' has data_offsets [0, 4]; its dtype F32 and shape [2] take 8 bytes");
-  EXPECT_EQ(one("[-1,7]"), "F: tensor 'a' has a data_offset that is not a whole number from 0 on");
+  EXPECT_EQ(one("[8,0]"), "F: a.data_offsets[1] is 0; expected an integer from 8 to 9223372036854775807");
+  EXPECT_EQ(one("[4,12]"), "F: a.data_offsets[1] is 12, but the file has 8 bytes of data; is it truncated?");
+  EXPECT_EQ(one("[0,4]"), "F: a.data_offsets has 4 bytes; expected 8 for dtype F32 and shape [2]");
+  EXPECT_EQ(one("[-1,7]"), "F: a.data_offsets[0] is -1; expected an integer from 0 to 9223372036854775807");
 
   const auto two = [](const std::string& b, std::size_t data) {
     return header_error(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],)"
@@ -146,17 +146,17 @@ TEST_F(BadCheckpoint, MissingFiles) {
   fs::remove(folder_ / kShard);
   EXPECT_EQ(load_error(), path(kShard) + ": No such file or directory");
   fs::create_directory(folder_ / kShard);
-  EXPECT_EQ(load_error(), path(kShard) + ": is no file");
+  EXPECT_EQ(load_error(), path(kShard) + ": is no regular file");
   fs::remove(folder_ / kIndex);
   EXPECT_EQ(load_error(), path("model.safetensors") + ": No such file or directory");
   fs::remove(folder_ / kConfig);
-  EXPECT_EQ(load_error(), path(kConfig) + ": cannot be read");
+  EXPECT_EQ(load_error(), path(kConfig) + ": No such file or directory");
 }
 
 TEST_F(BadCheckpoint, Index) {
   const std::string whole = read(kIndex);
   write(kIndex, "{");
-  EXPECT_EQ(load_error(), path(kIndex) + ": the whole is no JSON object");
+  EXPECT_TRUE(load_error().starts_with(path(kIndex) + ": is no JSON: ")) << load_error();
   write(kIndex, "{}");
   EXPECT_EQ(load_error(), path(kIndex) + ": weight_map is null; expected an object");
   for (const char* file : {"../model.safetensors", "/etc/passwd", "", ".."}) {
@@ -165,7 +165,7 @@ TEST_F(BadCheckpoint, Index) {
               path(kIndex) + ": weight_map.a is \"" + file + "\"; expected the name of a file in the same folder");
   }
   write(kIndex, std::string(R"({"weight_map": {"a": ")") + kShard + "\"}}");
-  EXPECT_EQ(load_error(), path(kIndex) + ": has tensor 'a' in " + kShard + ", which does not have it");
+  EXPECT_EQ(load_error(), path(kShard) + ": has no tensor 'a'");
   write(kIndex, R"({"weight_map": {}})");
   EXPECT_EQ(load_error(), path(kIndex) + ": has no tensor 'transformer.word_embeddings.weight'");
 }
@@ -173,11 +173,11 @@ TEST_F(BadCheckpoint, Index) {
 TEST_F(BadCheckpoint, Tensors) {
   const std::string whole = read(kShard);
   write(kShard, whole.substr(0, whole.size() - 1));
-  EXPECT_NE(load_error().find("is the file truncated?"), std::string::npos) << load_error();
+  EXPECT_NE(load_error().find("is it truncated?"), std::string::npos) << load_error();
   write(kShard, whole + "1");
   EXPECT_EQ(load_error(), path(kShard) + ": has 1 bytes behind its last tensor");
   write(kShard, "");
-  EXPECT_EQ(load_error(), path(kShard) + ": has 0 bytes, too few for the size of a header");
+  EXPECT_EQ(load_error(), path(kShard) + ": has 0 bytes; expected at least 8, the size of the header");
   write(kShard, whole);
   replace(kShard, "\"dtype\":\"F32\"", "\"dtype\":\"I32\"");
   EXPECT_NE(load_error().find("has dtype I32; expected F32, BF16 or F16"), std::string::npos) << load_error();
@@ -200,8 +200,8 @@ TEST(BadConfiguration, Fields) {
   const auto error = [](const std::string& json) {
     return error_of([&] { pretrained::parse_configuration(json, "C"); });
   };
-  EXPECT_EQ(error("{"), "C: the whole is no JSON object");
-  EXPECT_EQ(error("[1]"), "C: the whole is no JSON object");
+  EXPECT_TRUE(error("{").starts_with("C: is no JSON: ")) << error("{");
+  EXPECT_EQ(error("[1]"), "C: the JSON is an array; expected an object");
   EXPECT_EQ(error("{}"), "C: model_type is null; expected bloom, mpt or falcon");
   EXPECT_EQ(error(R"({"model_type": "llama"})"), "C: model_type is \"llama\"; expected bloom, mpt or falcon");
 
@@ -210,15 +210,16 @@ TEST(BadConfiguration, Fields) {
                  "}");
   };
   EXPECT_EQ(bloom(""), "nothing was thrown");
-  EXPECT_EQ(bloom(R"(, "n_head": 3)"), "C: n_head is 3, which does not divide the hidden size");
+  EXPECT_EQ(bloom(R"(, "n_head": 3)"), "C: n_head is 3; expected a divisor of the hidden size, 8");
   EXPECT_EQ(bloom(R"(, "n_head": 0)"), "C: n_head is 0; expected an integer from 1 to 16384");
   EXPECT_EQ(bloom(R"(, "n_layer": -1)"), "C: n_layer is -1; expected an integer from 1 to 65536");
   EXPECT_EQ(bloom(R"(, "hidden_size": 1e9)"), "C: hidden_size is 1000000000.0; expected an integer from 1 to 1048576");
   EXPECT_EQ(bloom(R"(, "vocab_size": null)"), "C: vocab_size is null; expected an integer from 1 to 268435456");
-  EXPECT_EQ(bloom(R"(, "layer_norm_epsilon": 0)"), "C: layer_norm_epsilon is 0; expected a number above 0");
+  EXPECT_EQ(bloom(R"(, "layer_norm_epsilon": 0)"),
+            "C: layer_norm_epsilon is 0; expected a number above 0 and below 1e30");
   EXPECT_EQ(bloom(R"(, "layer_norm_epsilon": "x")"), "C: layer_norm_epsilon is \"x\"; expected a number");
   EXPECT_EQ(bloom(R"(, "eos_token_id": [1, "x"])"),
-            "C: eos_token_id[1] is \"x\"; expected an integer from 0 to 268435455");
+            "C: eos_token_id[1] is \"x\"; expected an integer from 0 to 268435456");
 
   const auto mpt = [&](const std::string& attention, const std::string& more = "") {
     return error(
@@ -226,15 +227,17 @@ TEST(BadConfiguration, Fields) {
         attention + "}" + more + "}");
   };
   EXPECT_EQ(mpt(""), "nothing was thrown");
-  EXPECT_EQ(mpt(R"("alibi": false)"), "C: attn_config.alibi is false, which is not supported");
-  EXPECT_EQ(mpt(R"("qk_ln": true)"), "C: attn_config.qk_ln is true, which is not supported");
-  EXPECT_EQ(mpt(R"("prefix_lm": true)"), "C: attn_config.prefix_lm is true, which is not supported");
+  EXPECT_EQ(mpt(R"("alibi": false)"), "C: attn_config.alibi is false; supported: null, true");
+  EXPECT_EQ(mpt(R"("qk_ln": true)"), "C: attn_config.qk_ln is true; supported: null, false");
+  EXPECT_EQ(mpt(R"("prefix_lm": true)"), "C: attn_config.prefix_lm is true; supported: null, false");
   EXPECT_EQ(mpt(R"("attn_type": "multiquery_attention")"),
-            "C: attn_config.attn_type is \"multiquery_attention\", which is not supported");
-  EXPECT_EQ(mpt(R"("alibi_bias_max": -8)"), "C: attn_config.alibi_bias_max is -8; expected a number above 0");
-  EXPECT_EQ(mpt("", R"(, "no_bias": false)"), "C: no_bias is false, which is not supported");
-  EXPECT_EQ(mpt("", R"(, "logit_scale": 2)"), "C: logit_scale is 2, which is not supported");
-  EXPECT_EQ(mpt("", R"(, "norm_type": "rmsnorm")"), "C: norm_type is \"rmsnorm\", which is not supported");
+            "C: attn_config.attn_type is \"multiquery_attention\"; supported: null, \"multihead_attention\"");
+  EXPECT_EQ(mpt(R"("alibi_bias_max": -8)"),
+            "C: attn_config.alibi_bias_max is -8; expected a number above 0 and below 1e30");
+  EXPECT_EQ(mpt("", R"(, "no_bias": false)"), "C: no_bias is false; supported: null, true");
+  EXPECT_EQ(mpt("", R"(, "logit_scale": 2)"), "C: logit_scale is 2; supported: null");
+  EXPECT_EQ(mpt("", R"(, "norm_type": "rmsnorm")"),
+            "C: norm_type is \"rmsnorm\"; supported: null, \"low_precision_layernorm\", \"layernorm\"");
 
   const auto falcon = [&](const std::string& more) {
     return error(
@@ -242,10 +245,10 @@ TEST(BadConfiguration, Fields) {
         more + "}");
   };
   EXPECT_EQ(falcon(R"(, "alibi": true)"), "nothing was thrown");
-  EXPECT_EQ(falcon(""), "C: alibi is false, which is not supported");
+  EXPECT_EQ(falcon(""), "C: alibi is null; expected true");
   EXPECT_EQ(falcon(R"(, "alibi": true, "new_decoder_architecture": true)"),
-            "C: new_decoder_architecture is true, which is not supported");
-  EXPECT_EQ(falcon(R"(, "alibi": true, "activation": "relu")"), "C: activation is \"relu\", which is not supported");
+            "C: new_decoder_architecture is true; supported: null, false");
+  EXPECT_EQ(falcon(R"(, "alibi": true, "activation": "relu")"), "C: activation is \"relu\"; supported: null, \"gelu\"");
 }
 
 TEST(BadRequests, TokensAndSizes) {
