@@ -1,4 +1,4 @@
-// Added tokens: texts that are tokens as they are, found before anything else looks at the text.
+// Added tokens: texts that are tokens as they are. They are found before the rest of the text is split into words.
 #pragma once
 
 #include <array>
@@ -16,14 +16,15 @@ namespace pretrained {
 
 struct AddedToken {
   int id = 0;
-  bool single_word = false;                        // no letter, digit or the like before it or behind it
-  bool strips_left = false, strips_right = false;  // takes the white space there with it
+  bool single_word = false;                        // matches only if no letter, digit or the like is beside it
+  bool strips_left = false, strips_right = false;  // takes the white space beside it too
 };
 
 /// A set of added tokens as a trie.
 class AddedTokens {
  public:
-  bool empty() const { return tokens_.empty(); }
+  /// The longest text: finding tokens takes time in proportion to it for each byte.
+  static constexpr std::size_t kMostBytes = 1024;
 
   void add(std::string_view text, const AddedToken& token) {
     begins_[std::uint8_t(text[0])] = true;
@@ -37,11 +38,11 @@ class AddedTokens {
     tokens_.push_back(token);
   }
 
-  /// Calls visit_text(part) and visit_token(id) over a text from left to right. Of the tokens that match, the leftmost
+  /// Calls visit_text(part) and visit_token(id) over a text from left to right. Of tokens that overlap, the leftmost
   /// counts, and of these the longest.
   template <class VisitText, class VisitToken>
   void split(std::string_view text, VisitText&& visit_text, VisitToken&& visit_token) const {
-    std::size_t done = 0;
+    std::size_t done = 0, spaces_end = 0;  // spaces_end: of the last white space behind a token
     for (std::size_t at = 0; at < text.size();) {
       const Match match = begins_[std::uint8_t(text[at])] ? longest(text.substr(at)) : Match{};
       if (match.token == nullptr) {
@@ -54,7 +55,8 @@ class AddedTokens {
           (is_word(utf8::last(text.substr(0, begin))) || is_word(utf8::first(text.substr(end)))))
         continue;
       if (match.token->strips_left) begin = skip_spaces_left(text, begin, done);
-      if (match.token->strips_right) end = skip_spaces_right(text, end);
+      // Tokens may be white space themselves: what is known is not searched again.
+      if (match.token->strips_right) end = spaces_end = end < spaces_end ? spaces_end : skip_spaces_right(text, end);
       if (done < begin) visit_text(text.substr(done, begin - done));
       visit_token(match.token->id);
       done = end;
@@ -112,8 +114,8 @@ class AddedTokens {
   }
 
   std::vector<AddedToken> tokens_;
-  std::unordered_map<std::uint64_t, int> edges_;  // of a node and a byte, to a node
-  std::vector<int> ends_ = {-1};                  // of a node: the token that ends there
+  std::unordered_map<std::uint64_t, int> edges_;  // from a node, by a byte, to a node
+  std::vector<int> ends_ = {-1};                  // by node: the token that ends there
   std::array<bool, 256> begins_ = {};
 };
 

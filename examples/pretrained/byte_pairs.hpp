@@ -1,16 +1,16 @@
-// Byte-pair encoding of one word: of all adjacent pairs that have a merge, the one of lowest rank, leftmost first,
-// becomes one token; again, until none is left. (Sennrich et al., "Neural Machine Translation of Rare Words with
-// Subword Units".)
+// Byte-pair encoding of one word (Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units"): of
+// all adjacent pairs that have a merge, the pair of lowest rank, and of these the leftmost, becomes one token; again,
+// until no pair has a merge.
 //
-// A heap of candidates over a linked list takes O(n log n) for n bytes; the plain loop takes O(n^2), which a text
-// without spaces makes felt.
+// A heap of candidates over a linked list takes O(n log n) for n bytes. The plain loop takes O(n^2), too long for a
+// text without spaces.
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <unordered_map>
 #include <vector>
 
 namespace pretrained {
@@ -20,39 +20,28 @@ struct Merge {
   int id = -1;  // of the merged token; -1: the pair has none
 };
 
-/// The merges by pair: a hash table with open addresses, since this look-up is what encoding does most.
+/// The merges by pair.
 class MergeTable {
  public:
-  explicit MergeTable(std::size_t merges = 0) : slots_(std::bit_ceil(2 * merges + 2)) {}
-
-  /// At most as many as the constructor was told of; of two merges of a pair the later one holds.
-  void set(int left, int right, Merge merge) { slots_[find(key(left, right))] = {key(left, right), merge}; }
-  Merge operator()(int left, int right) const { return slots_[find(key(left, right))].merge; }
+  /// Of two merges of a pair the later one holds.
+  void set(int left, int right, Merge merge) { merges_[key(left, right)] = merge; }
+  Merge operator()(int left, int right) const {
+    const auto found = merges_.find(key(left, right));
+    return found == merges_.end() ? Merge{} : found->second;
+  }
 
  private:
-  static constexpr std::uint64_t kFree = ~std::uint64_t(0);  // ids are not negative
-  struct Slot {
-    std::uint64_t pair = kFree;
-    Merge merge;
-  };
-
   static std::uint64_t key(int left, int right) {
     return std::uint64_t(std::uint32_t(left)) << 32 | std::uint32_t(right);
   }
-  std::size_t find(std::uint64_t pair) const {
-    const std::size_t mask = slots_.size() - 1;
-    std::size_t slot = std::size_t((pair * 0x9E3779B97F4A7C15U) >> 32) & mask;
-    while (slots_[slot].pair != kFree && slots_[slot].pair != pair) slot = (slot + 1) & mask;
-    return slot;
-  }
 
-  std::vector<Slot> slots_;
+  std::unordered_map<std::uint64_t, Merge> merges_;
 };
 
 /// Merges one word after another in the same memory.
 class WordMerger {
  public:
-  /// The word: begin() and then add() for each of its bytes, at most 2^31.
+  /// A word: begin(), and add() for each of its bytes, fewer than 2^31.
   void begin() { symbols_.clear(), heap_.clear(); }
   void add(int id) {
     const int at = int(symbols_.size());
@@ -74,7 +63,7 @@ class WordMerger {
       const int at = int(std::uint32_t(top));
       if (symbol(at).id < 0 || symbol(at).next < 0) continue;
       const Merge merge = merges(symbol(at).id, symbol(symbol(at).next).id);
-      // A candidate of what is there no more has another rank: a pair at a place only ever grows.
+      // A pair that has changed since it became a candidate has another rank, because every merge makes it longer.
       if (merge.id >= 0 && candidate(merge, at) == top) merge_at(at, merge.id, merges);
     }
   }
@@ -86,7 +75,7 @@ class WordMerger {
 
  private:
   struct Symbol {
-    int id, previous, next;  // id -1: merged into the one on its left; places -1: none
+    int id, previous, next;  // id -1: merged into its left neighbour; previous and next -1: no neighbour
   };
 
   static std::uint64_t candidate(Merge merge, int at) { return std::uint64_t(merge.rank) << 32 | std::uint32_t(at); }
@@ -102,7 +91,7 @@ class WordMerger {
     consider(at, merges);
   }
 
-  /// The pair that begins there, if it is one.
+  /// Makes the pair that begins at a place a candidate, if it has a merge.
   void consider(int at, const MergeTable& merges) {
     if (at < 0 || symbol(at).next < 0) return;
     const Merge merge = merges(symbol(at).id, symbol(symbol(at).next).id);

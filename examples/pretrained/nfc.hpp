@@ -1,5 +1,5 @@
-// Normalization form C (Unicode Standard Annex 15): what can be one code point is one. The tokenizers of GPT-NeoX and
-// MPT ask for it.
+// Normalization form C (Unicode Standard Annex 15): composed characters, such as U+00E9 instead of e and U+0301. The
+// tokenizer of GPT-NeoX, which MPT uses, asks for it.
 #pragma once
 
 #include <algorithm>
@@ -44,7 +44,7 @@ class Composition {
   }
 
  private:
-  // Hangul: a syllable is (leading * 21 + vowel) * 28 + trailing, counted from its blocks (Unicode 15, section 3.12).
+  // Hangul (Unicode 15, section 3.12): syllable = (leading * 21 + vowel) * 28 + trailing, each counted from the first.
   static constexpr char32_t kLeading = 0x1100, kVowel = 0x1161, kTrailing = 0x11A7, kSyllable = 0xAC00;
   static constexpr char32_t kLeadings = 19, kVowels = 21, kTrailings = 28,
                             kSyllables = kLeadings * kVowels * kTrailings;
@@ -93,7 +93,7 @@ class Composition {
     if (found->second.second != 0) decompose(found->second.second, out);
   }
 
-  /// Sorts what follows a starter by class, stably.
+  /// Sorts every run of combining characters by their class, stably.
   void order(std::u32string& text) const {
     for (std::size_t begin = 0; begin < text.size();) {
       std::size_t end = begin;
@@ -104,7 +104,7 @@ class Composition {
     }
   }
 
-  /// 0 if the pair does not compose.
+  /// The composition of a pair, 0 if there is none.
   char32_t pair(char32_t first, char32_t second) const {
     if (first - kLeading < kLeadings && second - kVowel < kVowels)
       return kSyllable + ((first - kLeading) * kVowels + second - kVowel) * kTrailings;
@@ -118,7 +118,7 @@ class Composition {
   std::u32string compose(const std::u32string& text) const {
     std::u32string out;
     std::size_t starter = std::u32string::npos;
-    int last_class = -1;  // of what stands between the starter and here; -1: nothing does
+    int last_class = -1;  // of the character before, -1: that is the starter
     for (const char32_t code : text) {
       const int combining = class_of(code);
       if (starter != std::u32string::npos && last_class < combining) {
@@ -145,7 +145,7 @@ class Composition {
 
 }  // namespace detail
 
-/// A text in form C; what is no UTF-8 stays, and nothing composes across it.
+/// A text in form C. Bytes that are no UTF-8 stay, and nothing composes across them.
 inline std::string composed(std::string_view text) {
   // Below U+0300, where the first byte of UTF-8 is below 0xCC, every text is in form C.
   if (std::ranges::all_of(text, [](char c) { return std::uint8_t(c) < 0xCC; })) return std::string(text);

@@ -5,7 +5,9 @@
 #include <pcre2.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -15,41 +17,20 @@
 
 namespace pretrained {
 
-/// A compiled pattern; copies share it. Threads may match with one at the same time.
+/// A compiled pattern. Copies share it, and threads may match with one at the same time.
 class Pattern {
  public:
-  /// Throws std::invalid_argument, the message to stand behind the pattern's name.
-  explicit Pattern(std::string_view pattern) {
-    const std::string text = Dialect(pattern).rewrite();
-    const std::unique_ptr<pcre2_compile_context, decltype(&pcre2_compile_context_free)> context(
-        pcre2_compile_context_create(nullptr), &pcre2_compile_context_free);
-    if (!context) throw std::bad_alloc();
-    pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
-    int error = 0;
-    std::size_t offset = 0;
-    // In Ruby's dialect ^ and $ are of lines.
-    code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
-                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset,
-                              context.get()),
-                &pcre2_code_free);
-    if (!code_) throw std::invalid_argument("is no pattern that PCRE2 reads: " + message(error));
-    pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);  // where there is no compiler, the interpreter matches
-  }
+  /// Throws std::invalid_argument, whose message continues the name of the field that holds the pattern.
+  explicit Pattern(std::string_view pattern)
+      // In Ruby's dialect ^ and $ are those of lines.
+      : Pattern(Dialect(pattern).rewrite(), PCRE2_UCP | PCRE2_MULTILINE) {}
 
-  /// The pattern of that text alone.
-  static Pattern literal(std::string_view text) {
-    std::string pattern;
-    for (const char c : text) {
-      if (c >= '!' && c <= '~' && !((c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')))
-        pattern += '\\';
-      pattern += c;
-    }
-    return Pattern(pattern);
-  }
+  /// Matches the text itself.
+  static Pattern literal(std::string_view text) { return {std::string(text), PCRE2_LITERAL}; }
 
-  /// Calls visit(begin, end) for every match, from left to right; an empty one does not follow a match directly.
-  /// What is no UTF-8 matches nothing: it ends a text and begins another. Throws std::runtime_error where a match takes
-  /// more steps than PCRE2's limit.
+  /// Calls visit(begin, end) for every match, from left to right. An empty match does not follow a match directly. What
+  /// is no UTF-8 matches nothing: it ends a text and begins another. Throws std::runtime_error if a match takes more
+  /// steps or memory than allowed.
   template <class Visit>
   void for_each_match(std::string_view text, Visit&& visit) const {
     const std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> data(pcre2_match_data_create(1, nullptr),
@@ -61,8 +42,6 @@ class Pattern {
       while (from <= part.size() && match(part, from, data.get())) {
         const std::size_t* const offsets = pcre2_get_ovector_pointer(data.get());
         const std::size_t match_begin = offsets[0], match_end = offsets[1];
-        if (match_begin > match_end || match_begin < from)
-          throw std::runtime_error("a pattern matches backwards: \\K is not supported");
         if (match_begin == match_end && match_end == last_end) {
           from += from < part.size() ? utf8::first(part.substr(from)).length : 1;
           continue;
@@ -74,6 +53,23 @@ class Pattern {
   }
 
  private:
+  Pattern(const std::string& text, std::uint32_t options) {
+    const std::unique_ptr<pcre2_compile_context, decltype(&pcre2_compile_context_free)> context(
+        pcre2_compile_context_create(nullptr), &pcre2_compile_context_free);
+    if (!context) throw std::bad_alloc();
+    pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
+    int error = 0;
+    std::size_t offset = 0;
+    code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), PCRE2_UTF | options, &error,
+                              &offset, context.get()),
+                &pcre2_code_free);
+    if (!code_) throw std::invalid_argument("is no pattern that PCRE2 reads: " + message(error));
+    pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);  // the interpreter matches if there is no compiler
+    limits_.reset(pcre2_match_context_create(nullptr), &pcre2_match_context_free);
+    if (!limits_) throw std::bad_alloc();
+    pcre2_set_heap_limit(limits_.get(), 1 << 18);  // KiB; PCRE2 itself allows 20 GB
+  }
+
   static std::string message(int error) {
     char text[256] = {};
     pcre2_get_error_message(error, reinterpret_cast<PCRE2_UCHAR*>(text), sizeof text);
@@ -83,16 +79,17 @@ class Pattern {
   bool match(std::string_view text, std::size_t from, pcre2_match_data* data) const {
     const auto call = [&](std::uint32_t options) {
       return pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
-                         PCRE2_NO_UTF_CHECK | options, data, nullptr);
+                         PCRE2_NO_UTF_CHECK | options, data, limits_.get());
     };
     int result = call(0);
-    if (result == PCRE2_ERROR_JIT_STACKLIMIT) result = call(PCRE2_NO_JIT);  // the interpreter's is the heap
+    if (result == PCRE2_ERROR_JIT_STACKLIMIT) result = call(PCRE2_NO_JIT);  // the interpreter works on the heap
     if (result == PCRE2_ERROR_NOMATCH) return false;
     if (result < 0) throw std::runtime_error("a pattern of the pre-tokenizer cannot be matched: " + message(result));
     return true;
   }
 
   std::shared_ptr<pcre2_code> code_;
+  std::shared_ptr<pcre2_match_context> limits_;
 };
 
 }  // namespace pretrained

@@ -27,8 +27,6 @@ class Encoder {
   explicit Encoder(const TokenizerModel& model) : model_(model) {}
 
   std::vector<int> operator()(std::string_view text, bool with_template) {
-    if (text.size() > std::size_t(std::numeric_limits<int>::max()))
-      throw std::runtime_error(model_.file + ": cannot encode a text of " + std::to_string(text.size()) + " bytes");
     if (with_template) ids_ = model_.before;
     const auto push = [&](int id) { ids_.push_back(id); };
     model_.added.split(
@@ -43,7 +41,7 @@ class Encoder {
   }
 
  private:
-  /// The words in the cache point into the texts.
+  /// Keeps a text as long as the cache, which points into it.
   std::string_view keep(std::string text) { return texts_.emplace_back(std::move(text)); }
 
   void add_text(std::string_view text, std::size_t split) {
@@ -76,6 +74,9 @@ class Encoder {
       if (const auto found = model_.words.find(std::string(word)); found != model_.words.end())
         return ids_.push_back(found->second);
     }
+    if (word.size() >= std::size_t(std::numeric_limits<int>::max()))
+      throw std::runtime_error(model_.file + ": a word has " + std::to_string(word.size()) +
+                               " bytes; expected fewer than 2^31 - 1");
     merger_.begin();
     bool after_unknown = false;
     for (const char c : word) {
@@ -97,7 +98,8 @@ class Encoder {
   std::vector<int> ids_;
   std::deque<std::string> texts_;
   WordMerger merger_;
-  std::unordered_map<std::string_view, std::pair<std::size_t, std::size_t>> cache_;  // a word's place in ids_
+  std::unordered_map<std::string_view, std::pair<std::size_t, std::size_t>>
+      cache_;  // begin and count of the ids of a word, in ids_
 };
 
 }  // namespace

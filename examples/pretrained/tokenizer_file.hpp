@@ -1,4 +1,4 @@
-// Reads a tokenizer.json, and refuses what this tokenizer does not do.
+// Reads a tokenizer.json, and refuses what is not supported.
 #pragma once
 
 #include <algorithm>
@@ -44,8 +44,11 @@ class TokenizerFile {
  private:
   /// The largest id that is taken. Memory is proportional to the largest id of a file.
   static constexpr int kMostId = (1 << 20) - 1;
+  /// Each Split takes a level of recursion.
+  static constexpr std::size_t kMostSplits = 64;
+  static constexpr std::size_t kMostTemplateIds = 1000;
 
-  /// What GPT-2 split texts with, and ByteLevel does when use_regex is set.
+  /// GPT-2's pattern, by which ByteLevel splits texts if it has use_regex.
   static constexpr std::string_view kByteLevelPattern =
       R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
@@ -54,7 +57,7 @@ class TokenizerFile {
     field.fail("is " + type_of(field) + "; supported: " + supported);
   }
 
-  /// Calls visit(field), or visit(part) for the parts of a Sequence, which are in its member `name`.
+  /// Calls visit(part, type) for the parts of a Sequence, which are its member `name`, or for the field itself.
   template <class Visit>
   static void for_each_part(const Field& field, const std::string& name, const Visit& visit, int depth = 0) {
     if (type_of(field) != "Sequence") return visit(field, type_of(field));
@@ -64,9 +67,7 @@ class TokenizerFile {
   }
 
   static void check_model(const Field& model) {
-    if (model.is_null()) model.fail("is missing");
-    if (const Field type = model["type"]; !type.is_null() && type.string() != "BPE")
-      model.fail("is " + type.string() + "; supported: BPE");
+    model["type"].support({"BPE"});
     model["dropout"].support({0});
     model["continuing_subword_prefix"].support({""});
     model["end_of_word_suffix"].support({""});
@@ -79,7 +80,7 @@ class TokenizerFile {
     if (vocabulary.object().empty()) vocabulary.fail("is empty");
     ids_.reserve(vocabulary.object().size());
     for (const auto& [text, value] : vocabulary.object()) {
-      // The path of a field is a string to be made: only where it is needed.
+      // A Field makes a string of its path, so there is one only for errors.
       if (!value.is_number_integer() || value.get<std::uint64_t>() > std::uint64_t(kMostId))
         vocabulary[text].integer(kMostId);
       const int id = value.get<int>();
@@ -109,7 +110,6 @@ class TokenizerFile {
 
   void read_merges(const Field& merges) {
     const std::size_t count = merges.array().size();
-    model_->merges = MergeTable(count);
     std::uint32_t rank = 0;
     for (std::size_t i = 0; i < count; i++) {
       const auto& value = merges.array()[i];
@@ -154,9 +154,11 @@ class TokenizerFile {
       const Field token = tokens[i];
       const std::string& content = token["content"].string();
       if (content.empty()) continue;
+      if (content.size() > AddedTokens::kMostBytes)
+        token["content"].fail("has " + std::to_string(content.size()) + " bytes; expected at most " +
+                              std::to_string(AddedTokens::kMostBytes));
       const int id = int(token["id"].integer(kMostId));
-      // Where the file says something else, `tokenizers` does not heed it, and models are trained by the one or the
-      // other.
+      // `tokenizers` ignores an id that is not the one by this rule. The model may have been trained with either.
       const int known = id_of(content), expected = known >= 0 ? known : next;
       if (id != expected)
         token["id"].fail("is " + std::to_string(id) + "; the token \"" + content + "\" has " +
@@ -183,6 +185,8 @@ class TokenizerFile {
       model_->adds_prefix_space = field["add_prefix_space"].boolean();
       if (field["use_regex"].boolean(true)) model_->byte_level_split = Split{Pattern(kByteLevelPattern)};
     } else if (type == "Split") {
+      if (model_->splits.size() == kMostSplits)
+        field.fail("is a Split behind " + std::to_string(kMostSplits) + " others");
       model_->splits.push_back(
           {pattern_of(field["pattern"]), behavior_of(field["behavior"]), field["invert"].boolean(false)});
     } else {
@@ -230,23 +234,26 @@ class TokenizerFile {
       const Field special = single[i]["SpecialToken"], text = single[i]["Sequence"];
       if (special.is_null() == text.is_null()) single[i].expected("either a SpecialToken or a Sequence");
       if (special.is_null()) {
-        if (text["id"].string() != "A" || has_text) text.fail("is not the only one, A");
+        if (text["id"].string() != "A" || has_text) text.fail("is not the one Sequence A");
         has_text = true;
         continue;
       }
       const Field ids = field["special_tokens"][special["id"].string()]["ids"];
+      const std::size_t count = model_->before.size() + model_->behind.size() + before.size() + behind.size();
+      if (count + ids.array().size() > kMostTemplateIds)
+        single.fail("has more than " + std::to_string(kMostTemplateIds) + " ids around a text");
       for (std::size_t j = 0; j < ids.array().size(); j++)
         (has_text ? behind : before).push_back(int(ids[j].integer(std::int64_t(model_->tokens.size()) - 1)));
     }
     if (!has_text) single.fail("has no Sequence A");
-    // Of templates in sequence each wraps what those before it have made.
+    // A template wraps the ids of those before it in a Sequence.
     model_->before.insert(model_->before.begin(), before.begin(), before.end());
     model_->behind.insert(model_->behind.end(), behind.begin(), behind.end());
   }
 
   Field root_;
   std::shared_ptr<TokenizerModel> model_ = std::make_shared<TokenizerModel>();
-  std::unordered_map<std::string, int> ids_;  // of tokens as the file writes them
+  std::unordered_map<std::string, int> ids_;  // by token, as the file writes it
   bool has_byte_level_ = false;
 };
 

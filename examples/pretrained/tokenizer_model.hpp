@@ -1,4 +1,4 @@
-// What a tokenizer is made of; tokenizer_file.hpp reads it, and tokenizer.cpp works by it.
+// What a tokenizer.json says. tokenizer_file.hpp reads it, and tokenizer.cpp encodes and decodes by it.
 #pragma once
 
 #include <array>
@@ -17,8 +17,8 @@
 
 namespace pretrained {
 
-/// Vocabularies are written in an alphabet of 256 visible characters, one for each byte: the printable ones of Latin-1
-/// stand for themselves, the others for U+0100 and on, in order.
+/// Vocabularies are written in an alphabet of 256 visible characters, one for each byte. The printable characters of
+/// Latin-1 stand for themselves, those from U+0100 on for the other bytes, in order.
 inline char32_t character_of(std::uint8_t byte) {
   const auto is_printable = [](int b) { return (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b != 0xAD); };
   if (is_printable(byte)) return byte;
@@ -28,7 +28,7 @@ inline char32_t character_of(std::uint8_t byte) {
   return character;
 }
 
-/// The bytes that a token of the vocabulary stands for; nothing if a character is not of the alphabet.
+/// The bytes that a token of the vocabulary stands for, none if a character is not of the alphabet.
 inline std::optional<std::string> bytes_of(std::string_view token) {
   static const auto bytes = [] {
     std::array<int, 0x144> table;
@@ -47,7 +47,6 @@ inline std::optional<std::string> bytes_of(std::string_view token) {
   return text;
 }
 
-/// What a tokenizer.json says, ready for use.
 struct TokenizerModel {
   struct Token {
     std::size_t begin = 0, size = 0;
@@ -59,19 +58,19 @@ struct TokenizerModel {
   std::string bytes;          // of all tokens
   std::vector<Token> tokens;  // by id
 
-  std::array<int, 256> byte_ids;  // -1: has no token
+  std::array<int, 256> byte_ids;  // by byte, -1: has no token
   MergeTable merges;
-  int unknown = -1;  // stands for bytes without a token
+  int unknown = -1;  // the token of bytes that have none, -1: there is none
   bool fuses_unknown = false;
-  std::unordered_map<std::string, int> words;  // that are tokens whatever the merges say
+  std::unordered_map<std::string, int> words;  // tokens that need no merges, if the file has ignore_merges
 
-  bool composes = false;                // NFC
-  AddedTokens added, added_normalized;  // the latter are searched for behind the normalizer
+  bool composes = false;                // to normalization form C
+  AddedTokens added, added_normalized;  // searched for before and after that
   std::vector<Split> splits;
   bool adds_prefix_space = false;
   std::optional<Split> byte_level_split;
 
-  std::vector<int> before, behind;  // what the template puts around a text
+  std::vector<int> before, behind;  // ids that the template puts around a text
 
   std::string_view token(int id) const {
     if (id < 0 || std::size_t(id) >= tokens.size()) return {};

@@ -10,12 +10,12 @@ namespace pretrained::utf8 {
 
 enum class Status { complete, broken, cut };
 
-/// What a text begins with. `length` bytes belong together: a code point, or the longest beginning of one that is
-/// broken or ends with the text (Unicode 15, table 3-7). It is 0 for the empty text, which is cut.
+/// What a text begins with: a code point, or the longest beginning of one that is broken, or cut by the end of the text
+/// (Unicode 15, table 3-7). The empty text is cut, and its length is 0.
 struct Sequence {
   Status status = Status::cut;
   std::size_t length = 0;
-  char32_t code = 0;  // of a complete one
+  char32_t code = 0;  // if it is complete
 };
 
 inline Sequence first(std::string_view text) {
@@ -25,7 +25,7 @@ inline Sequence first(std::string_view text) {
   if (lead < 0x80) return {Status::complete, 1, lead};
   if (lead < 0xC2 || lead > 0xF4) return {Status::broken, 1};
   const std::size_t length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
-  // No overlong form, no surrogate, nothing above U+10FFFF: all that is in the second byte.
+  // The bounds of the second byte exclude overlong forms, surrogates, and what is above U+10FFFF.
   std::uint8_t low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
   std::uint8_t high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
   char32_t code = lead & (0x7F >> length);
@@ -38,7 +38,7 @@ inline Sequence first(std::string_view text) {
   return {Status::complete, length, code};
 }
 
-/// What a text ends with: broken, and a byte long, unless that is a code point.
+/// What a text ends with: a code point, or one broken byte.
 inline Sequence last(std::string_view text) {
   for (std::size_t length = 1; length <= 4 && length <= text.size(); length++) {
     const Sequence sequence = first(text.substr(text.size() - length));
@@ -47,7 +47,7 @@ inline Sequence last(std::string_view text) {
   return {Status::broken, text.empty() ? 0U : 1U};
 }
 
-/// The bytes before the first that is not of a code point.
+/// The length of the longest valid beginning.
 inline std::size_t valid_prefix(std::string_view text) {
   std::size_t at = 0;
   while (at < text.size()) {
