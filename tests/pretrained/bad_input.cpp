@@ -273,7 +273,7 @@ TEST(BadRequests, TokensAndSizes) {
   EXPECT_EQ(read({ids, 2, first}), "nothing was thrown");
   std::vector<float> logits(40);
   const std::vector<pretrained::Index> row = {4};
-  EXPECT_ERROR("logits of a row that was not read", session->logits(row, logits));
+  EXPECT_ERROR("logits of place 4, which is not a token that was read", session->logits(row, logits));
   logits.pop_back();
   EXPECT_ERROR("logits have 39 places; expected 40", session->logits(row, logits));
 
@@ -283,7 +283,7 @@ TEST(BadRequests, TokensAndSizes) {
                              [](double) {});
     });
   };
-  EXPECT_EQ(perplexity(3), "a window of 3 tokens does not fit into the 2 predictions of the text");
+  EXPECT_EQ(perplexity(3), "the window is 3; expected at most the 2 predictions");
   EXPECT_EQ(perplexity(0), "the window is 0; expected at least 1");
 }
 
@@ -312,9 +312,9 @@ TEST(BadCommandLine, Options) {
   EXPECT_EQ(error({"m", "generate", "--prompt"}), "--prompt has no value, or is no option; --help lists them");
   EXPECT_EQ(error({"m", "generate", "--out", "f"}), "generate has no option --out; --help lists them");
   EXPECT_EQ(error({"m", "logits", "--ids", "1,x", "--out", "f"}),
-            "--ids is 'x'; expected token ids by commas, as 5,17,9");
+            "--ids is '1,x'; expected token ids by commas, as 5,17,9");
   EXPECT_EQ(error({"m", "logits", "--ids", "1,", "--out", "f"}),
-            "--ids is ''; expected token ids by commas, as 5,17,9");
+            "--ids is '1,'; expected token ids by commas, as 5,17,9");
   EXPECT_EQ(error({"m", "logits", "--ids", "1"}), "logits needs --out");
   EXPECT_EQ(error({"m", "perplexity"}), "perplexity needs --text or --ids, and not both");
   EXPECT_EQ(error({"m", "generate", "--ids", "1", "--dtype", "int"}),
