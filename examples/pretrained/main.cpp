@@ -133,8 +133,7 @@ std::vector<int> read_ids(const std::filesystem::path& path) {
 
 std::vector<int> read_text(const Arguments& arguments, const Configuration& configuration) {
   const auto& file = arguments.text.empty() ? arguments.ids_file : arguments.text;
-  const std::vector<int> text =
-      arguments.text.empty() ? read_ids(file) : tokenizer_of(arguments).encode(read_file(file));
+  std::vector<int> text = arguments.text.empty() ? read_ids(file) : tokenizer_of(arguments).encode(read_file(file));
   for (std::size_t i = 0; i < text.size(); i++)
     if (text[i] >= configuration.vocabulary)
       fail(file, "token " + std::to_string(i) + " is " + std::to_string(text[i]) + "; expected 0 to " +

@@ -48,9 +48,7 @@ class TypedSession final : public Session {
       throw std::invalid_argument("logits have " + std::to_string(out.size()) + " places; expected " +
                                   std::to_string(Index(rows.size()) * vocabulary()));
     norm_.resize(Index(rows.size()), configuration_.dim);
-    for (std::size_t i = 0; i < rows.size(); i++) {
-      norm_.row(Index(i)) = hidden_.row(row_of(rows[i]));
-    }
+    for (std::size_t i = 0; i < rows.size(); i++) norm_.row(Index(i)) = hidden_.row(row_of(rows[i]));
     layers_.norm(norm_, weights_.final_norm, norm_);
     layers_.logits(norm_, weights_.head, out.data());
   }
