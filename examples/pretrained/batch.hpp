@@ -37,14 +37,26 @@ inline Index logit_rows(const Session& session) {
   return std::clamp<Index>((Index(1) << 22) / session.vocabulary(), 16, kChunkRows);
 }
 
+/// The length of a chunk from `first` on: as many tokens as have up to `rows` real ones in all sequences together. Its
+/// places, padding included, are limited too, because attention gives each of them memory.
+inline Index chunk_length(const Batch& batch, Index first, Index rows) {
+  const Index most = std::min(batch.tokens - first, std::max<Index>(1, 8 * rows / batch.size));
+  Index length = 0, real = 0;
+  while (length < most) {
+    for (const KeyRange& range : batch.real) real += first + length >= range.begin && first + length < range.end;
+    if (real > rows && length > 0) break;
+    length++;
+  }
+  return length;
+}
+
 /// Lets a session read a batch in chunks, and calls each(first, chunk) after each of them; `first` is its first token.
 template <class Each>
 void read_in_chunks(Session& session, const Batch& batch, const Each& each, Index rows = kChunkRows) {
-  const Index most = std::max<Index>(1, rows / batch.size);
   std::vector<int> ids;
   std::vector<KeyRange> real;
-  for (Index first = 0; first < batch.tokens; first += most) {
-    const Index tokens = std::min(most, batch.tokens - first);
+  for (Index first = 0, tokens = 0; first < batch.tokens; first += tokens) {
+    tokens = chunk_length(batch, first, rows);
     ids.clear();
     real.clear();
     for (Index b = 0; b < batch.size; b++) {
