@@ -48,8 +48,9 @@ class Dialect {
     out_ += in_.substr(at_, count);
     at_ = std::min(at_ + count, in_.size());
   }
-  /// Refuses the next characters.
+  /// Refuses the next bytes, up to the end of a character.
   [[noreturn]] void refuse(std::size_t count) const {
+    while (at_ + count < in_.size() && (in_[at_ + count] & 0xC0) == 0x80) count++;
     throw std::invalid_argument("has " + std::string(in_.substr(at_, count)) + ", which is not supported");
   }
   /// The count of characters from a place on that are in a set.
@@ -142,7 +143,8 @@ class Dialect {
 
   /// The brackets of inner classes are left out: the class is the union.
   void inside_class() {
-    if (next_is("&&") || next_is("[:") || next_is("[^") || next_is("[]")) refuse(2);
+    // Oniguruma leaves out what is before -[, such as both characters in [a-[b]].
+    if (next_is("-[") || next_is("&&") || next_is("[:") || next_is("[^") || next_is("[]")) refuse(2);
     if (next_is("[")) {
       at_++;
       class_depth_++;
@@ -155,7 +157,7 @@ class Dialect {
       at_++;
       return literal_minus();
     }
-    if (next_is("-[") || next_is("-]")) return literal_minus();
+    if (next_is("-]")) return literal_minus();
     if (next_is("-\\") && kSets.find(in_.substr(at_ + 2, 1)) != kSets.npos) refuse(3);
     copy(1);
   }
@@ -168,7 +170,7 @@ class Dialect {
   }
   /// Oniguruma refuses a range that begins or ends with a set such as \s.
   void refuse_range() const {
-    if (class_depth_ > 0 && next_is("-") && !next_is("-]") && !next_is("-[")) refuse(2);
+    if (class_depth_ > 0 && next_is("-") && !next_is("-]")) refuse(2);
   }
 
   std::string_view in_;

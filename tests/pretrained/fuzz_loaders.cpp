@@ -1,11 +1,10 @@
-// libFuzzer over what examples/pretrained reads from files that somebody else made: whatever the bytes are, there is a
-// result or an exception of the standard library. The first byte chooses the reader, the others are the file.
+// libFuzzer over what examples/pretrained reads from files of others: any bytes give a result or an exception of the
+// standard library. The first byte selects the reader, the others are its input. tests/fuzz/run.sh runs this.
 //
-//   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -Iinclude -Iexamples/pretrained -isystem EIGEN
-//     tests/pretrained/fuzz_loaders.cpp examples/pretrained/{tokenizer,configuration,safetensors}.cpp -lpcre2-8
-//
-//   s  the header of a safetensors file      c  config.json
-//   t  tokenizer.json, a zero byte, a text   m  members of a small tokenizer.json, a zero byte, a text
+//   s  the header of a safetensors file, a zero byte, the data; or a zero byte, the whole file
+//   c  config.json
+//   t  tokenizer.json, a zero byte, a text
+//   m  members of a small tokenizer.json, a zero byte, a text
 //   x  a text for a small tokenizer
 #include <algorithm>
 #include <cmath>
@@ -115,8 +114,7 @@ void fuzz_text(std::string_view bytes) {
   require(pretrained::composed(form_c) == form_c, "form C is not idempotent");
 }
 
-/// A whole file behind a zero byte, or a header and, behind a zero byte, the data: a fuzzer seldom finds the size that
-/// stands in front of a header.
+/// A header without the size in front of it, because a fuzzer seldom finds the right size; or a whole file.
 void fuzz_safetensors(std::string_view bytes) {
   std::vector<std::byte> file;
   const auto append = [&](std::string_view part) {
@@ -130,7 +128,7 @@ void fuzz_safetensors(std::string_view bytes) {
     append(header);
     append(bytes);
   }
-  file.shrink_to_fit();  // so that the address sanitizer sees a read behind the end
+  file.shrink_to_fit();  // the address sanitizer detects a read behind the end
   std::uint64_t sum = 0;
   for (const auto& [name, tensor] : pretrained::parse_safetensors(file, "fuzz")) {
     for (const std::byte byte : tensor.bytes) sum += std::uint64_t(byte);
@@ -178,7 +176,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         return -1;  // not for the corpus
     }
   } catch (const std::exception&) {
-    // As it should be: bad_alloc would be none, but the fuzzer itself ends a run that takes too much memory.
+    // An error is right. (The fuzzer itself limits the memory.)
   }
   return 0;
 }

@@ -262,6 +262,7 @@ TEST(Tokenizer, RefusesByFileAndField) {
       {"verb", "/pre_tokenizer", pattern("(*UCP)a"), "has (*"},
       {"range behind a set", "/pre_tokenizer", pattern("[\\s-a]"), "has -a"},
       {"range to a set", "/pre_tokenizer", pattern("[a-\\p{L}]"), "has -\\p"},
+      {"range to a class", "/pre_tokenizer", pattern("[a-[b]]"), "has -["},
       {"byte", "/pre_tokenizer", pattern("\\xe9"), "has \\xe9"},
       {"open code point", "/pre_tokenizer", pattern("\\x{e9"), "has \\x{e9"},
       {"possessive interval", "/pre_tokenizer", pattern("a{2,3}+"), "has {2,3}+"},
