@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <type_traits>
+#include <utility>
 
 #if defined(ALIBI_EXAMPLE_OPENBLAS)
 extern "C" void openblas_set_num_threads(int);
@@ -28,24 +29,32 @@ Lanes load(const W* w) {
   return Eigen::Map<const Lanes>(lanes.data());
 }
 
+/// Calls f(0), …, f(N - 1), each with a constant: g++ leaves a loop a loop at -O2, and its sums in memory.
+template <Index N, class F>
+void unrolled(const F& f) {
+  [&]<Index... I>(std::integer_sequence<Index, I...>) {
+    (f(std::integral_constant<Index, I>()), ...);
+  }(std::make_integer_sequence<Index, N>());
+}
+
 /// y[r * stride] = x_r·w for `R` rows of x, each `in` long.
 template <Index R, class W>
 void dot(const float* x, const W* w, Index in, float* y, Index stride) {
-  constexpr Index kSums = 4 / R;  // sums that do not wait for each other
+  constexpr Index kSums = 4 / R;  // of a row, so that one does not wait for the other
   std::array<Lanes, 4> sums;
-  for (Lanes& sum : sums) sum.setZero();
+  unrolled<4>([&](auto n) { sums[n].setZero(); });
   Index i = 0;
   for (; i + kSums * kLanes <= in; i += kSums * kLanes)
-    for (Index s = 0; s < kSums; s++) {
-      const Lanes weights = load(w + i + s * kLanes);
-      for (Index r = 0; r < R; r++) sums[std::size_t(r * kSums + s)] += load(x + r * in + i + s * kLanes) * weights;
-    }
-  for (Index r = 0; r < R; r++) {
+    unrolled<4>([&](auto n) {
+      constexpr Index kRow = n / kSums, kOffset = n % kSums * kLanes;
+      sums[n] += load(x + kRow * in + i + kOffset) * load(w + i + kOffset);
+    });
+  unrolled<R>([&](auto r) {
     float sum = 0;
-    for (Index s = 0; s < kSums; s++) sum += sums[std::size_t(r * kSums + s)].sum();
+    unrolled<kSums>([&](auto s) { sum += sums[r * kSums + s].sum(); });
     for (Index rest = i; rest < in; rest++) sum += x[r * in + rest] * widened(w + rest);
     y[r * stride] = sum;
-  }
+  });
 }
 
 /// `count` rows of W from `row` on, in float: where they lie, or in scratch memory.
