@@ -34,7 +34,7 @@ struct ForwardScratch {
     const std::size_t block =
         (std::size_t(units<U>(head_dim)) * sizeof(U) + std::size_t(value_dim) * sizeof(T)) * kBlock<T>;
     const std::size_t shared = std::size_t(kScoreRows * kBlock<T>) * sizeof(T) +
-                               std::size_t(tile_units<F>(head_dim, value_dim) + units<U>(head_dim)) * sizeof(U);
+                               std::size_t(tile_units<F>(head_dim, value_dim, true) + units<U>(head_dim)) * sizeof(U);
     const std::size_t left = std::max(kScratchBytes, shared) - shared;
     blocks = int(std::clamp<std::size_t>(left / block, 1, kMaxBlocks));
     bytes = (std::size_t(blocks) * block + shared + 63) / 64 * 64;  // the slots of an executor share no cache line

@@ -174,7 +174,10 @@ template <class F>
 void ForwardTask<F>::compute_tile(ForwardBlock<F>& block, const TileKeys& keys) {
   if (!loaded_) {
     const Index first = number_ * kTile;
-    tile_ = load_tile<F>(source_, number_, std::min<Index>(kTile, mask_.keys - first), head_dim_, value_dim_, buffer_);
+    // Copying takes as long as a tenth of a block's work on the tile.
+    const bool copies = count_ > 1;
+    tile_ = load_tile<F>(source_, number_, std::min<Index>(kTile, mask_.keys - first), head_dim_, value_dim_, buffer_,
+                         copies);
     loaded_ = true;
   }
   computed_++;
@@ -268,7 +271,7 @@ ForwardTask<F>::ForwardTask(const Params<F>& params, const ForwardItem& item, st
     to = reinterpret_cast<X*>(std::exchange(scratch, scratch + std::size_t(size) * sizeof(X)));
   };
   take(probabilities_, kScoreRows * kBlock<T>);
-  take(buffer_, tile_units<F>(head_dim_, value_dim_));
+  take(buffer_, tile_units<F>(head_dim_, value_dim_, true));
   for (Index i = item.chunk * item.blocks * kBlock<T>; count_ < item.blocks && i < sequence.q.tokens; i += kBlock<T>) {
     ForwardBlock<F>& block = blocks_[count_++];
     static_cast<Block<T>&>(block) = Block<T>(mask_, i, std::min<Index>(kBlock<T>, sequence.q.tokens - i), slope_);

@@ -1,6 +1,10 @@
 // A tile of keys and values as the products read it. If the stored type is the type that is multiplied, the tile is
 // read in place. Otherwise it is widened, or paired for the dot product instruction, once for all blocks of a task.
 //
+// A tile that could be read in place is copied instead if several blocks use it and its rows are far apart, as those of
+// [tokens, heads, head_dim] are: rows at a distance of a large power of two compete for a few sets of the first-level
+// cache, so that every block would read the tile from the second level.
+//
 //   stored        rows                    a cache (cached.hpp)
 //   keys          [kTile][head_dim]       [head_dim][kTile]
 //   values        [kTile][value_dim]      [kTile][value_dim]
@@ -57,20 +61,29 @@ struct Tile {
   Index value_stride;
 };
 
-/// The number of units of a tile that is not read in place: keys, then values.
+/// Whether rows of `dims` numbers that are `stride` apart compete for the sets of the first-level cache. It has 64 sets
+/// of 64 bytes: rows at a multiple of 512 bytes begin in 8 of them at most.
+template <class T>
+bool rows_compete(Index stride, Index dims) {
+  constexpr Index kApart = 512 / Index(sizeof(T));
+  return stride > dims && stride >= 2 * kApart && stride % kApart == 0;
+}
+
+/// The number of units of the buffer of a tile: keys, then values. `copies`: with room for a tile that could be read in
+/// place.
 template <class F>
-constexpr Index tile_units(Index head_dim, Index value_dim) {
+constexpr Index tile_units(Index head_dim, Index value_dim, bool copies = false) {
   using U = typename F::Unit;
-  if (F::kInPlace) return 0;
+  if (F::kInPlace && (F::kCached || !copies)) return 0;
   const Index all = kTile * units<U>(head_dim) + units<U>(kTile) * value_dim;
   return ceil_div(all, kBlock<float>) * kBlock<float>;
 }
 
 /// Loads the first `count` keys and values of tile `number`. A tile that is not read in place is converted into
-/// `buffer`, which has tile_units() units.
+/// `buffer`, which has tile_units() units. `copies`: a tile whose rows compete is copied there.
 template <class F>
 Tile<typename F::Unit> load_tile(const Source<F>& source, Index number, Index count, Index head_dim, Index value_dim,
-                                 typename F::Unit* buffer) {
+                                 typename F::Unit* buffer, bool copies = false) {
   using U = typename F::Unit;
   using S = typename F::Stored;
   const S *k, *v;
@@ -85,6 +98,16 @@ Tile<typename F::Unit> load_tile(const Source<F>& source, Index number, Index co
     value_stride = source.v.stride;
   }
   if constexpr (F::kInPlace) {
+    if constexpr (!F::kCached) {
+      const auto copy = [count](const U*& rows, Index& stride, Index dims, U* to) {
+        for (Index j = 0; j < count; j++) std::copy_n(rows + j * stride, dims, to + j * dims);
+        rows = to;
+        stride = dims;
+      };
+      if (copies && rows_compete<U>(key_stride, head_dim)) copy(k, key_stride, head_dim, buffer);
+      if (copies && rows_compete<U>(value_stride, value_dim))
+        copy(v, value_stride, value_dim, buffer + kTile * head_dim);
+    }
     return {k, key_stride, v, value_stride};
   } else {
     const Index dims = units<U>(head_dim);
