@@ -5,8 +5,6 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
-#include <cstdio>
-#include <map>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -32,50 +30,40 @@ inline constexpr std::array<Style, kMethodNames.size()> kStyles = {{{"ALiBi", "#
                                                                     {"learned", "#606060", "2", "1"}}};
 inline const Style& style_of(Method method) { return kStyles[std::size_t(method)]; }
 
-/// The vertical range: from below the smallest perplexity to above the largest one at the training length.
+/// The vertical range: from below the smallest perplexity to some times the smallest at the training length. Lines of
+/// methods that fail leave it; with all of them inside, the others would nearly coincide.
 struct Range {
   double bottom = 1e300, top = 0;
 };
 
 inline Range range_of(const std::vector<Line>& lines) {
-  Range range;
+  constexpr double kTimes = 4;
+  double least = 1e300, least_trained = 1e300, largest = 0;
   for (const Line& line : lines)
     for (const Evaluation& e : line.evaluations) {
-      range.bottom = std::min(range.bottom, 0.93 * std::exp(e.loss));
-      if (e.length == line.training_length) range.top = std::max(range.top, 1.6 * std::exp(e.loss));
+      const double perplexity = std::exp(e.loss);
+      least = std::min(least, perplexity);
+      largest = std::max(largest, perplexity);
+      if (e.length == line.training_length) least_trained = std::min(least_trained, perplexity);
     }
-  return range;
+  return {0.93 * least, std::min(1.07 * largest, kTimes * least_trained)};
 }
 
-/// Writes one block of data for each method: length, perplexity. Also writes commands that print perplexities above the
-/// range at its upper edge, one above the other. If the range included them, all other lines would nearly coincide.
-inline void put_panel(std::ostream& script, const std::vector<Line>& lines, Reading reading, double top) {
-  std::ostringstream labels;
-  std::map<Index, int> written;
-  int tag = 100;
+/// Writes one block of data for each method: length, perplexity.
+inline void put_panel(std::ostream& script, const std::vector<Line>& lines, Reading reading) {
   script << '$' << name_of(reading) << " << END\n";
   for (const Line& line : lines) {
-    for (const Evaluation& e : line.evaluations) {
-      if (e.reading != reading) continue;
-      const double perplexity = std::exp(e.loss);
-      script << e.length << ' ' << perplexity << '\n';
-      if (perplexity <= top) continue;
-      char number[32];
-      std::snprintf(number, sizeof number, "↑ %.3g", perplexity);
-      labels << "set label " << tag++ << " \"" << number << "\" at first " << e.length << ", graph "
-             << 1.025 + 0.04 * written[e.length]++ << " center font \",13\" textcolor rgb \""
-             << style_of(line.method).colour << "\"; ";
-    }
+    for (const Evaluation& e : line.evaluations)
+      if (e.reading == reading) script << e.length << ' ' << std::exp(e.loss) << '\n';
     script << "\n\n";
   }
-  script << "END\n" << name_of(reading) << "_labels = '" << labels.str() << "'\n";
+  script << "END\n";
 }
 
 inline void put_data(std::ostream& script, const std::vector<Line>& lines, const std::string& png) {
   const Index trained = lines[0].training_length;
   const Range range = range_of(lines);
-  for (const Reading reading : {Reading::nonoverlapping, Reading::sliding})
-    put_panel(script, lines, reading, range.top);
+  for (const Reading reading : {Reading::nonoverlapping, Reading::sliding}) put_panel(script, lines, reading);
   const auto put_styles = [&](const char* name, const char* Style::* part) {
     gnuplot::put_array(script, name, std::ptrdiff_t(lines.size()),
                        [&](std::ptrdiff_t i) { return style_of(lines[std::size_t(i)].method).*part; });
@@ -109,28 +97,25 @@ set xtics ()
 do for [i = 0:4] { set xtics add (sprintf('%d', trained * 2 ** i) trained * 2 ** i) }
 set ytics (1.5, 1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 25, 30, 40, 50, 70, 100)
 set bmargin at screen 0.12
-set tmargin at screen 0.75
+set tmargin at screen 0.80
 set arrow 1 from trained, graph 0 to trained, graph 1 nohead linewidth 2 dashtype 2 linecolor '#909090'
 set label 1 'training length' at trained, graph 0.97 rotate by 90 right offset -1.7, 0 textcolor '#606060'
-set key at screen 0.5, screen 0.915 center center horizontal maxrows 2 Left reverse samplen 3 width 1 font ',15'
+set key at screen 0.5, screen 0.905 center center horizontal maxcols 5 maxrows 2 Left reverse samplen 3 width 1 font ',15'
 
 line = "plot for [i = 1:methods] data index i - 1 using 1:2 title titles[i] \
           with linespoints linewidth 3 dashtype int(dashes[i]) pointtype int(points[i]) pointsize 1.7 linecolor rgb colours[i]"
 
-set title 'nonoverlapping windows' font ',17' offset 0, 3
+set title 'nonoverlapping windows' font ',17' offset 0, -0.3
 set lmargin at screen 0.065
 set rmargin at screen 0.485
 data = '$nonoverlapping'
-eval nonoverlapping_labels
 eval line
 
-do for [i = 100:150] { unset label i }
 unset key
 set title sprintf('sliding windows, stride %d: the same bytes at every length', stride)
 set lmargin at screen 0.565
 set rmargin at screen 0.985
 data = '$sliding'
-eval sliding_labels
 eval line
 unset multiplot
 unset output
