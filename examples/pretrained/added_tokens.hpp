@@ -1,6 +1,7 @@
 // Added tokens: texts that are tokens as they are. They are found before the rest of the text is split into words.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -54,9 +55,10 @@ class AddedTokens {
       if (match.token->single_word &&
           (is_word(utf8::last(text.substr(0, begin))) || is_word(utf8::first(text.substr(end)))))
         continue;
-      if (match.token->strips_left) begin = skip_spaces_left(text, begin, done);
+      if (match.token->strips_left) begin = std::max(done, skip_spaces_left(text, begin, done));
       // Tokens may be white space themselves: what is known is not searched again.
       if (match.token->strips_right) end = spaces_end = end < spaces_end ? spaces_end : skip_spaces_right(text, end);
+      if (begin >= end) continue;  // all of it belongs to the token before
       if (done < begin) visit_text(text.substr(done, begin - done));
       visit_token(match.token->id);
       done = end;

@@ -49,13 +49,11 @@ std::string_view next_part(std::string_view& bytes) {
 /// Parts of characters must not reach a terminal.
 void check_stream(const Tokenizer& tokenizer, std::span<const int> ids) {
   StreamDecoder decoder(tokenizer);
-  std::string text;
-  for (const int id : ids) {
-    text += decoder.push(id);
-    require(pretrained::utf8::valid_prefix(text) == text.size(), "a stream is no UTF-8");
-  }
-  text += decoder.finish();
-  require(pretrained::utf8::valid_prefix(text) == text.size(), "a stream ends as no UTF-8");
+  const auto check = [](const std::string& part) {
+    require(pretrained::utf8::valid_prefix(part) == part.size(), "a stream is no UTF-8");
+  };
+  for (const int id : ids) check(decoder.push(id));
+  check(decoder.finish());
 }
 
 /// Byte-level BPE of all 256 bytes without merges, plus the members of the input.
