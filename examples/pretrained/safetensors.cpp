@@ -75,6 +75,7 @@ Tensor read_entry(const Field& entry, std::span<const std::byte> data) {
 void check_cover(const std::map<std::string, Tensor>& tensors, std::span<const std::byte> data,
                  const std::string& file) {
   std::vector<const Tensor*> in_order;
+  in_order.reserve(tensors.size());
   for (const auto& [name, tensor] : tensors) in_order.push_back(&tensor);
   std::ranges::stable_sort(in_order, {}, [](const Tensor* t) { return std::pair(t->bytes.data(), t->bytes.size()); });
   const std::byte* end = data.data();
