@@ -1,5 +1,4 @@
-// What a model is: the `config.json` of a BLOOM, MPT or Falcon checkpoint, reduced to what their transformers differ
-// in.
+// The `config.json` of a BLOOM, MPT or Falcon checkpoint, reduced to what these models differ in.
 //
 //                    BLOOM                    MPT                      Falcon with alibi
 //   fused qkv        [heads, 3, head_dim]     [3, heads, head_dim]     [heads, 3, head_dim], multi_query:
