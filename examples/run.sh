@@ -37,6 +37,9 @@ echo "$experiment/results.csv. The full version, ten methods in about an hour:"
 echo "    $build/examples/train_short_test_long --out train_short_test_long.out"
 
 echo
-echo "==> pretrained: the ALiBi model just trained, from $experiment/alibi, writes C++ after \"template <\""
-"$build/examples/pretrained/pretrained" "$experiment/alibi" generate --prompt "template <" --tokens 200 \
-  --temperature 0.6 --seed 1
+echo "==> pretrained: the ALiBi model just trained, from $experiment/alibi, goes on after \"// Returns the \""
+"$build/examples/pretrained/pretrained" "$experiment/alibi" generate --prompt "// Returns the " --tokens 160 \
+  --temperature 0.8 --top-p 0.9 --seed 1 2>"$experiment/generate.log" || {
+  cat "$experiment/generate.log" >&2
+  exit 1
+}
