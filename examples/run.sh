@@ -26,7 +26,7 @@ echo "==> decode, up to 65,536 tokens"
 experiment=$build/examples/experiment
 rm -rf "$experiment"
 echo "==> train_short_test_long, the reduced version: ALiBi and sinusoidal, trained at 128 bytes"
-"$build/examples/train_short_test_long" --methods alibi,sinusoidal --length 128 --steps 300 --evaluate 16384 \
+"$build/examples/train_short_test_long" --methods alibi,sinusoidal --length 128 --steps 200 --evaluate 16384 \
   --out "$experiment"
 
 echo
