@@ -7,7 +7,6 @@
 #include <fstream>
 #include <iterator>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -30,8 +29,7 @@ struct Curve {
 inline std::vector<Curve> read_curves(const std::string& path) {
   std::ifstream in(path);
   if (!in) throw std::runtime_error(path + ": cannot be read");
-  const auto json = nlohmann::json::parse(in, nullptr, false);
-  if (json.is_discarded()) throw std::runtime_error(path + ": is not JSON");
+  const Json json = parse_json(std::string{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()}, path);
   const Field root(json, path);
   std::vector<Curve> curves;
   for (const auto& [name, unused] : root.object()) {

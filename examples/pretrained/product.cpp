@@ -6,9 +6,7 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(ALIBI_EXAMPLE_OPENBLAS)
-extern "C" void openblas_set_num_threads(int);
-#endif
+#include "../one_blas_thread.hpp"
 
 namespace pretrained {
 
@@ -73,11 +71,7 @@ Index blocks(Index size, Index block) { return (size + block - 1) / block; }
 
 }  // namespace
 
-Product::Product(const Threads& threads) : threads_(threads), scratch_(std::size_t(threads.count())) {
-#if defined(ALIBI_EXAMPLE_OPENBLAS)
-  openblas_set_num_threads(1);  // the threads are ours
-#endif
-}
+Product::Product(const Threads& threads) : threads_(threads), scratch_(std::size_t(threads.count())) {}
 
 void Product::operator()(const float* x, Index rows, const Matrix& weight,
                          const std::function<void(const ProductBlock&)>& store) {

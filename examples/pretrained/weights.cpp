@@ -25,33 +25,31 @@ class Reader {
     if (c_.embedding_norm) weights.embedding_norm = norm(prefix + "word_embeddings_layernorm");
     for (Index i = 0; i < c_.layers; i++) {
       const std::string at = prefix + (is_mpt ? "blocks." : "h.") + std::to_string(i) + ".";
-      weights.layers.push_back(is_mpt ? mpt_layer(at) : layer(at));
+      weights.layers.push_back(layer(at, is_mpt ? kMptNames : kNames));
     }
     weights.final_norm = norm(prefix + (is_mpt ? "norm_f" : "ln_f"));
     return weights;
   }
 
  private:
+  struct LayerNames {
+    const char *attention_norm, *feed_forward_norm, *qkv, *output, *up, *down;
+  };
+  static constexpr LayerNames kMptNames = {"norm_1",        "norm_2",      "attn.Wqkv",
+                                           "attn.out_proj", "ffn.up_proj", "ffn.down_proj"};
   /// BLOOM and Falcon.
-  Layer layer(const std::string& at) const {
-    Layer layer;
-    layer.attention_norm = norm(at + "input_layernorm");
-    if (!c_.parallel_attention) layer.feed_forward_norm = norm(at + "post_attention_layernorm");
-    layer.qkv = linear(at + "self_attention.query_key_value", c_.qkv_dim(), c_.dim);
-    layer.output = linear(at + "self_attention.dense", c_.dim, c_.dim);
-    layer.up = linear(at + "mlp.dense_h_to_4h", c_.feed_forward, c_.dim);
-    layer.down = linear(at + "mlp.dense_4h_to_h", c_.dim, c_.feed_forward);
-    return layer;
-  }
+  static constexpr LayerNames kNames = {
+      "input_layernorm",      "post_attention_layernorm", "self_attention.query_key_value",
+      "self_attention.dense", "mlp.dense_h_to_4h",        "mlp.dense_4h_to_h"};
 
-  Layer mpt_layer(const std::string& at) const {
+  Layer layer(const std::string& at, const LayerNames& names) const {
     Layer layer;
-    layer.attention_norm = norm(at + "norm_1");
-    layer.feed_forward_norm = norm(at + "norm_2");
-    layer.qkv = linear(at + "attn.Wqkv", c_.qkv_dim(), c_.dim);
-    layer.output = linear(at + "attn.out_proj", c_.dim, c_.dim);
-    layer.up = linear(at + "ffn.up_proj", c_.feed_forward, c_.dim);
-    layer.down = linear(at + "ffn.down_proj", c_.dim, c_.feed_forward);
+    layer.attention_norm = norm(at + names.attention_norm);
+    if (!c_.parallel_attention) layer.feed_forward_norm = norm(at + names.feed_forward_norm);
+    layer.qkv = linear(at + names.qkv, c_.qkv_dim(), c_.dim);
+    layer.output = linear(at + names.output, c_.dim, c_.dim);
+    layer.up = linear(at + names.up, c_.feed_forward, c_.dim);
+    layer.down = linear(at + names.down, c_.dim, c_.feed_forward);
     return layer;
   }
 

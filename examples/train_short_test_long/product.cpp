@@ -7,9 +7,7 @@
 
 #include "product.hpp"
 
-#if defined(ALIBI_EXAMPLE_OPENBLAS)
-extern "C" void openblas_set_num_threads(int);
-#endif
+#include "../one_blas_thread.hpp"
 
 namespace experiment {
 
@@ -24,11 +22,6 @@ void product_of(MatrixRef& c, const A& a, const B& b, float scale, bool adds) {
 }  // namespace
 
 void product(MatrixRef c, const Factor& a, const Factor& b, float scale, bool adds) {
-#if defined(ALIBI_EXAMPLE_OPENBLAS)
-  // The experiment has its own threads, each of which multiplies.
-  static const bool kOneThread = (openblas_set_num_threads(1), true);
-  static_cast<void>(kOneThread);
-#endif
   const auto with_b = [&](const auto& left) {
     b.is_transposed ? product_of(c, left, b.matrix.transpose(), scale, adds)
                     : product_of(c, left, b.matrix, scale, adds);

@@ -110,11 +110,16 @@ INSTANTIATE_TEST_SUITE_P(Methods, ExperimentModel,
                                                           Method::rotary_alibi, Method::xpos, Method::sinusoidal,
                                                           Method::learned)));
 
+/// For evaluations of one window of the largest length.
+experiment::Settings small_settings(Method method) {
+  experiment::Settings settings{.shape = {.method = method, .dim = 16, .layers = 1, .heads = 2, .training_length = 16}};
+  settings.evaluated = experiment::kLongest * settings.length();
+  return settings;
+}
+
 // The variants of rotary that change it at evaluation are rotary itself at the training length, and differ beyond.
 TEST(ExperimentEvaluation, ScaledRotationsDifferBeyondTheTrainingLength) {
-  experiment::Settings settings{
-      .shape = {.method = Method::rotary, .dim = 16, .layers = 1, .heads = 2, .training_length = 16}};
-  settings.evaluated = experiment::kLongest * settings.length();
+  const experiment::Settings settings = small_settings(Method::rotary);
   experiment::Parameters parameters(settings.shape);
   experiment::initialise(parameters, settings.shape, 1);
   std::string text;
@@ -133,8 +138,7 @@ TEST(ExperimentEvaluation, ScaledRotationsDifferBeyondTheTrainingLength) {
 }
 
 TEST(ExperimentEvaluation, LearnedPositionsEndAtTheTrainingLength) {
-  experiment::Settings settings{
-      .shape = {.method = Method::learned, .dim = 16, .layers = 1, .heads = 2, .training_length = 16}};
+  const experiment::Settings settings = small_settings(Method::learned);
   const std::string text(1000, 'a');
   const experiment::Evaluator evaluator(settings, text, {});
   EXPECT_EQ(evaluator.lengths(Method::learned), std::vector<Index>{16});
@@ -143,9 +147,7 @@ TEST(ExperimentEvaluation, LearnedPositionsEndAtTheTrainingLength) {
 
 // The text has the minimum length. The evaluation must not read beyond it.
 TEST(ExperimentEvaluation, PredictsTheSameBytesAtEveryLength) {
-  experiment::Settings settings{
-      .shape = {.method = Method::alibi, .dim = 16, .layers = 1, .heads = 2, .training_length = 16}};
-  settings.evaluated = experiment::kLongest * settings.length();
+  const experiment::Settings settings = small_settings(Method::alibi);
   experiment::Parameters parameters(settings.shape);
   experiment::initialise(parameters, settings.shape, 1);
   std::vector<char> text(std::size_t(settings.evaluated) + 1);
