@@ -5,7 +5,5 @@
 #if defined(ALIBI_EXAMPLE_OPENBLAS)
 extern "C" void openblas_set_num_threads(int);
 
-namespace {
-[[maybe_unused]] const bool kOneBlasThread = (openblas_set_num_threads(1), true);
-}  // namespace
+inline const bool kOneBlasThread = (openblas_set_num_threads(1), true);
 #endif
