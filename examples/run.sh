@@ -33,7 +33,7 @@ echo
 echo "Look at $picture: the bias and the attention of every head, side by side."
 echo "Look at $costs: what one more token costs as the context grows, with and without pruning."
 echo "Look at $experiment/perplexity.png: the paper's claim, trained short and tested long; the same as a table is in"
-echo "$experiment/results.csv. The full version, ten methods in about an hour:"
+echo "$experiment/results.csv. The full version, ten methods in about 45 minutes:"
 echo "    $build/examples/train_short_test_long --out train_short_test_long.out"
 
 echo

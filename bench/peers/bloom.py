@@ -36,15 +36,18 @@ def load(folder: Path, dtype: str) -> BloomForCausalLM:
 
 def generate(model: BloomForCausalLM, ids: list[int], tokens: int) -> dict[str, object]:
     """Greedy decoding as transformers' own `generate` does it: the prompt at once, logits of its last token only, then
-    one token at a time over the cache. Without what `generate` adds to each step, so that it is no slower."""
+    one token at a time over the cache, up to an end token. Without what `generate` adds to each step, so that it is no
+    slower."""
     require_memory(20 * model.config.n_head * len(ids) ** 2, "eager attention, five arrays of all scores,")
     start = time.perf_counter()
     step = model(torch.tensor([ids]), use_cache=True, logits_to_keep=1)
     next_id = step.logits[:, -1].argmax(-1, keepdim=True)
     prompt_seconds = time.perf_counter() - start
     generated = [int(next_id)]
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
     start = time.perf_counter()
-    while len(generated) < tokens:
+    while len(generated) < tokens and generated[-1] not in ends:
         step = model(next_id, cache=step.cache, use_cache=True)
         next_id = step.logits[:, -1].argmax(-1, keepdim=True)
         generated.append(int(next_id))

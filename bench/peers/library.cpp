@@ -26,7 +26,7 @@ using alibi::Index;
 /// The threads and the scratch memory of all calls.
 struct Session {
   explicit Session(int threads)
-      : pool(threads > 1 ? std::make_unique<Eigen::ThreadPool>(threads) : nullptr),
+      : pool(threads > 1 ? std::make_unique<Eigen::ThreadPool>(threads, /*allow_spinning=*/false) : nullptr),
         executor(pool ? alibi::Executor(*pool) : alibi::Executor()) {}
 
   alibi::Options options(double tolerance) {

@@ -34,7 +34,7 @@ if [ "$selected" = pretrained ] && [ -z "$model" ]; then
   exit 2
 fi
 
-require gnuplot-nox libbenchmark-dev libopenblas-dev libpcre2-dev nlohmann-json3-dev pkg-config python3-dev python3-venv
+require gnuplot-nox libopenblas-dev libpcre2-dev nlohmann-json3-dev pkg-config python3-dev python3-venv
 out=$root/build/peers
 here=$root/bench/peers
 python=$out/venv/bin/python
@@ -47,8 +47,11 @@ fi
 # Models are read from folders. What PyTorch compiles stays below build/ too.
 export HF_HUB_OFFLINE=1 TORCHINDUCTOR_CACHE_DIR=$out/inductor PYTHONDONTWRITEBYTECODE=1
 
-configure_part BENCHMARKS
-run_build "build the library for Python" bench_peers
+if [[ $selected == *attention* ]]; then
+  require libbenchmark-dev
+  configure_part BENCHMARKS
+  run_build "build the library for Python" bench_peers
+fi
 if [ -n "$model" ]; then
   configure_part EXAMPLES
   run_build "build pretrained" pretrained

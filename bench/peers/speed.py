@@ -36,8 +36,11 @@ def _measure_ours(programs: Programs, speed: Speed, prompt: str, tokens: int, to
         return
     speed.prompt_seconds.append(float(prefill[2]))
     speed.prompt_attention.append(float(prefill[3]) / float(prefill[2]))
+    if int(generation[1]) < 2:
+        speed.reason = "its first token ends the text, so that no other can be timed"
+        return
     # The first token comes from the logits of the prompt.
-    speed.token_seconds.append(float(generation[2]) / max(1, int(generation[1]) - 1))
+    speed.token_seconds.append(float(generation[2]) / (int(generation[1]) - 1))
     speed.token_attention.append(float(generation[3]) / float(generation[2]))
     speed.peak_bytes.append(finished.peak_bytes)
     speed.ids = [int(token) for token in finished.output.split(",")]
@@ -49,8 +52,11 @@ def _measure_transformers(programs: Programs, speed: Speed, tokens: int) -> None
         speed.reason = finished.failure
         return
     result = json.loads(finished.output)
+    if len(result["ids"]) < 2:
+        speed.reason = "its first token ends the text, so that no other can be timed"
+        return
     speed.prompt_seconds.append(result["prompt_seconds"])
-    speed.token_seconds.append(result["seconds"] / (tokens - 1))
+    speed.token_seconds.append(result["seconds"] / (len(result["ids"]) - 1))
     speed.peak_bytes.append(finished.peak_bytes)
     speed.ids = result["ids"]
 

@@ -10,7 +10,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 def own_text() -> str:
     """The documentation and the sources of this library: a text that is always there, 300,000 tokens or so."""
-    paths = [*sorted(_ROOT.rglob("include/**/*.md")), *sorted(_ROOT.glob("include/**/*.hpp"))]
+    paths = [*sorted(_ROOT.glob("include/**/*.md")), *sorted(_ROOT.glob("include/**/*.hpp"))]
     return "\n".join(path.read_text() for path in [_ROOT / "README.md", _ROOT / "bench/README.md", *paths])
 
 

@@ -32,9 +32,9 @@ inline Batch pad_left(std::span<const std::vector<int>> sequences) {
 /// prompt.
 inline constexpr Index kChunkRows = 512;
 
-/// Rows whose logits are held at once: about 16 MiB of them.
+/// Rows whose logits are held at once: about 16 MiB of them, but enough rows for fast products with a large vocabulary.
 inline Index logit_rows(const Session& session) {
-  return std::clamp<Index>((Index(1) << 22) / session.vocabulary(), 16, kChunkRows);
+  return std::clamp<Index>((Index(1) << 22) / session.vocabulary(), 128, kChunkRows);
 }
 
 /// The length of a chunk from `first` on: as many tokens as have up to `rows` real ones in all sequences together. Its

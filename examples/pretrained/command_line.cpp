@@ -126,10 +126,12 @@ void check(const Arguments& a) {
     require(!a.ids.empty(), "logits needs --ids");
     require(!a.out.empty(), "logits needs --out");
   }
-  if (a.command == Command::perplexity)
+  if (a.command == Command::perplexity) {
     require(a.text.empty() != a.ids_file.empty(), "perplexity needs --text or --ids, and not both");
-  else
+    require(a.beside.empty() || !a.picture.empty(), "--beside needs --picture");
+  } else {
     require(a.dtypes.size() == 1, "--dtype takes one type; a list is for perplexity");
+  }
 }
 
 }  // namespace

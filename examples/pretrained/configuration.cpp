@@ -39,7 +39,11 @@ void set_heads(Configuration& c, const Field& heads) {
   c.scale = 1 / std::sqrt(double(c.head_dim()));
 }
 
-std::vector<int> end_tokens(const Field& field) {
+/// Nothing if the file does not have the field.
+std::optional<std::vector<int>> end_tokens(const Field& root) {
+  constexpr const char* kName = "eos_token_id";
+  if (!root.object().contains(kName)) return std::nullopt;
+  const Field field = root[kName];
   std::vector<int> tokens;
   if (field.is_array()) {
     for (std::size_t i = 0; i < field.array().size(); i++) tokens.push_back(int(field[i].integer(kMostVocabulary)));
@@ -58,6 +62,7 @@ void read_sizes(const Field& root, Configuration& c) {
 
 void read_bloom(const Field& root, Configuration& c) {
   read_sizes(root, c);
+  c.end_tokens = {2};
   c.feed_forward = 4 * c.dim;
   c.slopes = slopes_of(c);
   c.embedding_norm = true;
@@ -79,7 +84,11 @@ void read_mpt(const Field& root, Configuration& c) {
   const Field attention = root["attn_config"];
   attention["attn_type"].support({"multihead_attention"});
   attention["alibi"].support({true});
-  for (const char* name : {"qk_ln", "prefix_lm", "attn_uses_sequence_id"}) attention[name].support({false});
+  for (const char* name : {"qk_ln", "qk_gn", "prefix_lm", "attn_uses_sequence_id", "rope"})
+    attention[name].support({false});
+  attention["sliding_window_size"].support({-1});
+  const Field feed_forward = root["ffn_config"];
+  if (!feed_forward.is_null()) feed_forward["ffn_type"].support({"mptmlp"});
   const Field max = attention["alibi_bias_max"], clip = attention["clip_qkv"], scale = attention["softmax_scale"];
   c.slopes = slopes_of(c, max.is_null() ? 8 : positive_number(max));
   if (!clip.is_null() && !clip.equals(0)) c.clip_qkv = positive_number(clip);
@@ -88,6 +97,7 @@ void read_mpt(const Field& root, Configuration& c) {
 
 void read_falcon(const Field& root, Configuration& c) {
   c.family = Family::falcon;
+  c.end_tokens = {11};
   if (!root["alibi"].equals(true)) root["alibi"].expected("true");
   root["new_decoder_architecture"].support({false});
   root["activation"].support({"gelu"});
@@ -123,12 +133,22 @@ Configuration parse_configuration(std::string_view text, const std::string& name
   c.vocabulary = positive(root["vocab_size"], kMostVocabulary);
   if (!root["layer_norm_epsilon"].is_null()) c.norm_epsilon = positive_number(root["layer_norm_epsilon"]);
   c.tied_embeddings = root["tie_word_embeddings"].boolean(true);
-  c.end_tokens = end_tokens(root["eos_token_id"]);
+  if (auto tokens = end_tokens(root)) c.end_tokens = *tokens;
   return c;
 }
 
-Configuration read_configuration(const std::filesystem::path& path) {
-  return parse_configuration(MappedFile(path).text(), path.string());
+std::optional<std::vector<int>> parse_end_tokens(std::string_view text, const std::string& name) {
+  const Json json = parse_json(text, name);
+  return end_tokens(Field(json, name));
+}
+
+Configuration read_configuration(const std::filesystem::path& folder) {
+  const auto path = folder / "config.json", generation_path = folder / "generation_config.json";
+  Configuration c = parse_configuration(MappedFile(path).text(), path.string());
+  if (std::filesystem::exists(generation_path))
+    if (auto tokens = parse_end_tokens(MappedFile(generation_path).text(), generation_path.string()))
+      c.end_tokens = *tokens;
+  return c;
 }
 
 }  // namespace pretrained

@@ -47,16 +47,20 @@ struct Configuration {
   bool residual_after_norm = false;  ///< apply_residual_connection_post_layernorm
   bool parallel_attention = false;   ///< attention and feed-forward read the same norm of the same input
   std::optional<double> clip_qkv;
-  std::vector<int> end_tokens;
+  std::vector<int> end_tokens;  ///< a sequence ends with any of them
 
   Index head_dim() const { return dim / heads; }
   Index qkv_dim() const { return (heads + 2 * kv_heads) * head_dim(); }
 };
 
-/// Throws std::runtime_error that names the file and the field, for what is wrong and for what is not supported.
-Configuration read_configuration(const std::filesystem::path& config_json);
+/// Reads `config.json`, and end tokens from `generation_config.json` if that has them, as transformers does. Throws
+/// std::runtime_error that names the file and the field, for what is wrong and for what is not supported.
+Configuration read_configuration(const std::filesystem::path& folder);
 
-/// The same, given the text of the file; `name` stands for it in errors.
+/// `config.json`, given its text; `name` stands for the file in errors.
 Configuration parse_configuration(std::string_view json, const std::string& name);
+
+/// `generation_config.json`, given its text. Nothing if it does not have the field.
+std::optional<std::vector<int>> parse_end_tokens(std::string_view json, const std::string& name);
 
 }  // namespace pretrained

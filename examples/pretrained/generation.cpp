@@ -57,10 +57,12 @@ GenerationReport generate(Session& session, std::span<const std::vector<int>> pr
     samplers.emplace_back(sampling, std::uint64_t(b));
     report.prompt_tokens += Index(prompts[std::size_t(b)].size());
   }
-  std::vector<float> logits(std::size_t(count * session.vocabulary()));
-  std::vector<Index> rows(prompts.size());
+  const auto vocabulary = std::size_t(session.vocabulary());
+  std::vector<float> logits(prompts.size() * vocabulary);
   std::vector<int> ids(prompts.size(), 0);
   std::vector<KeyRange> real(prompts.size(), KeyRange{0, 1});  // a sequence that has ended has none
+  std::vector<Index> live(prompts.size());                     // the others, with one row of the logits each
+  std::iota(live.begin(), live.end(), Index(0));
 
   const Stopwatch prompt_time;
   const double attention_before = session.attention_seconds();
@@ -68,36 +70,31 @@ GenerationReport generate(Session& session, std::span<const std::vector<int>> pr
   const Batch batch = pad_left(prompts);
   read_in_chunks(session, batch, [&](Index first, const Chunk& chunk) {
     if (first + chunk.tokens < batch.tokens) return;
-    for (Index b = 0; b < count; b++) rows[std::size_t(b)] = (b + 1) * chunk.tokens - 1;
-    session.logits(rows, logits);
+    std::vector<Index> last;
+    for (Index b = 0; b < count; b++) last.push_back((b + 1) * chunk.tokens - 1);
+    session.logits(last, logits);
   });
-  std::iota(rows.begin(), rows.end(), Index(0));
-  /// Draws a token of each sequence that has not ended; whether one of them goes on.
+  /// Draws a token of each live sequence.
   const auto draw = [&] {
-    bool any = false;
-    for (Index b = 0; b < count; b++) {
-      KeyRange& of_sequence = real[std::size_t(b)];
-      if (of_sequence.end == 0) continue;
-      const int id = samplers[std::size_t(b)].draw(
-          std::span(logits).subspan(std::size_t(b * session.vocabulary()), std::size_t(session.vocabulary())));
-      ids[std::size_t(b)] = id;
+    for (std::size_t row = 0; row < live.size(); row++) {
+      const auto b = std::size_t(live[row]);
+      ids[b] = samplers[b].draw(std::span(logits).subspan(row * vocabulary, vocabulary));
       report.tokens++;
-      on_token(b, id);
-      if (std::ranges::find(ends, id) != ends.end()) of_sequence.end = 0;
-      any |= of_sequence.end > 0;
+      on_token(live[row], ids[b]);
+      if (std::ranges::find(ends, ids[b]) != ends.end()) real[b].end = 0;
     }
-    return any;
+    std::erase_if(live, [&](Index b) { return real[std::size_t(b)].end == 0; });
   };
-  bool goes_on = tokens > 0 && draw();
+  if (tokens > 0) draw();
   report.first_tokens = report.tokens;
   report.prompt_seconds = prompt_time.seconds();
   report.prompt_attention_seconds = session.attention_seconds() - attention_before;
 
   const Stopwatch time;
-  for (Index step = 1; step < tokens && goes_on; step++) {
+  for (Index step = 1; step < tokens && !live.empty(); step++) {
     session.read({ids, 1, real});
-    session.logits(rows, logits);
-    goes_on = draw();
+    session.logits(live, std::span(logits).first(live.size() * vocabulary));
+    draw();
   }
   report.seconds = time.seconds();
   report.attention_seconds = session.attention_seconds() - attention_before - report.prompt_attention_seconds;

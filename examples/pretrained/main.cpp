@@ -42,8 +42,8 @@ double percent(double part, double whole) { return 100 * part / std::max(whole, 
 /// One line, always of this form: scripts read it.
 void print(const GenerationReport& r) {
   std::fprintf(stderr,
-               "prefill: %td tokens, %.4f s, of which attention %.4f s; "
-               "generation: %td tokens, %.4f s, of which attention %.4f s, %.2f tokens/s\n",
+               "prefill: %td tokens, %.6f s, of which attention %.6f s; "
+               "generation: %td tokens, %.6f s, of which attention %.6f s, %.2f tokens/s\n",
                r.prompt_tokens, r.prompt_seconds, r.prompt_attention_seconds, r.tokens, r.seconds, r.attention_seconds,
                double(r.tokens - r.first_tokens) / std::max(r.seconds, 1e-9));
 }
@@ -79,15 +79,24 @@ class TokenOutput {
   std::vector<bool> first_;
 };
 
+/// Errors name the option that the sequences come from.
+void check(const char* option, const std::vector<std::vector<int>>& sequences, const Arguments& arguments) {
+  try {
+    check_sequences(sequences, read_configuration(arguments.model));
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(std::string(option) + ": " + error.what());
+  }
+}
+
 void run_generate(const Arguments& arguments) {
-  const Model model(arguments.model, arguments.dtypes[0]);
   std::optional<Tokenizer> tokenizer;
   std::vector<std::vector<int>> prompts = arguments.ids;
   if (!arguments.prompts.empty()) {
     tokenizer = tokenizer_of(arguments);
     for (const std::string& prompt : arguments.prompts) prompts.push_back(tokenizer->encode(prompt));
   }
-  check_sequences(prompts, model.configuration());
+  check(tokenizer ? "--prompt" : "--ids", prompts, arguments);
+  const Model model(arguments.model, arguments.dtypes[0]);
   const Threads threads(arguments.threads);
   const auto session = new_session(model, threads,
                                    {.batch = Index(prompts.size()),
@@ -101,8 +110,8 @@ void run_generate(const Arguments& arguments) {
 }
 
 void run_logits(const Arguments& arguments) {
+  check("--ids", arguments.ids, arguments);
   const Model model(arguments.model, arguments.dtypes[0]);
-  check_sequences(arguments.ids, model.configuration());
   const Threads threads(arguments.threads);
   const auto session = new_session(
       model, threads,
@@ -133,7 +142,7 @@ std::vector<int> read_ids(const std::filesystem::path& path) {
 
 std::vector<int> read_text(const Arguments& arguments, const Configuration& configuration) {
   const auto& file = arguments.text.empty() ? arguments.ids_file : arguments.text;
-  std::vector<int> text = arguments.text.empty() ? read_ids(file) : tokenizer_of(arguments).encode(read_file(file));
+  std::vector<int> text = arguments.text.empty() ? read_ids(file) : tokenizer_of(arguments).encode(read_file(file), false);
   for (std::size_t i = 0; i < text.size(); i++)
     if (text[i] >= configuration.vocabulary)
       fail(file, "token " + std::to_string(i) + " is " + std::to_string(text[i]) + "; expected 0 to " +
@@ -145,7 +154,7 @@ void run_perplexity(const Arguments& arguments) {
   std::vector<Curve> beside;
   if (!arguments.beside.empty()) beside = read_curves(arguments.beside.string());
   if (!arguments.picture.empty()) check_drawable(arguments.picture.string());
-  const std::vector<int> text = read_text(arguments, read_configuration(arguments.model / "config.json"));
+  const std::vector<int> text = read_text(arguments, read_configuration(arguments.model));
   std::vector<Index> windows = arguments.windows;
   if (windows.empty()) {
     const Index predictions = std::min(arguments.limit.value_or(Index(text.size())), Index(text.size()) - 1);

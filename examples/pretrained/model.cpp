@@ -204,7 +204,7 @@ class TypedSession final : public Session {
 }  // namespace
 
 Model::Model(const std::filesystem::path& folder, Dtype dtype)
-    : configuration_(read_configuration(folder / "config.json")),
+    : configuration_(read_configuration(folder)),
       checkpoint_(folder),
       dtype_(dtype),
       weights_(read_weights(checkpoint_, configuration_, dtype)) {}

@@ -42,6 +42,7 @@ class Losses {
           losses_[i] = loss(logits.subspan(i * vocabulary, vocabulary), targets[first + i]);
       });
       sum_ = std::accumulate(losses_.begin(), losses_.begin() + std::ptrdiff_t(some.size()), sum_);
+      if (!std::isfinite(sum_)) throw std::runtime_error("the model's logits are not finite");
     }
   }
   double sum() const { return sum_; }

@@ -2,7 +2,7 @@
 //
 // Small language models over bytes (model.hpp), which differ only in their position method, are trained on real text at
 // one length, and evaluated on other text at 1, 2, 4, 8 and 16 times that length. The full version is the program
-// without options; it takes less than half an hour on two cores.
+// without options; bench/README.md says how long it takes.
 //
 // Ctrl-C stops after the current step and keeps a checkpoint. --resume continues from it, with the same bits as a run
 // that was never stopped.
@@ -236,7 +236,7 @@ std::vector<std::vector<Method>> by_trained_method(const std::vector<Method>& me
 }
 
 int run(const Arguments& arguments) {
-  if (arguments.picture) gnuplot::run("");  // detects a missing gnuplot now instead of half an hour later
+  if (arguments.picture) gnuplot::run("");  // detects a missing gnuplot now, and not after the training
   const Text text = read_text(arguments.text);
   check_text(text, arguments);
   check_out(arguments);

@@ -15,11 +15,12 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <string_view>
 
 namespace experiment {
 
-enum class Method {
+enum class Method : std::int64_t {
   alibi,
   t5,
   rotary,

@@ -100,7 +100,7 @@ set bmargin at screen 0.12
 set tmargin at screen 0.80
 set arrow 1 from trained, graph 0 to trained, graph 1 nohead linewidth 2 dashtype 2 linecolor '#909090'
 set label 1 'training length' at trained, graph 0.97 rotate by 90 right offset -1.7, 0 textcolor '#606060'
-set key at screen 0.5, screen 0.905 center center horizontal maxcols 5 maxrows 2 Left reverse samplen 3 width 1 font ',15'
+set key at screen 0.5, screen 0.905 center center vertical maxrows 2 Left reverse samplen 3 width 1 font ',15'
 
 line = "plot for [i = 1:methods] data index i - 1 using 1:2 title titles[i] \
           with linespoints linewidth 3 dashtype int(dashes[i]) pointtype int(points[i]) pointsize 1.7 linecolor rgb colours[i]"

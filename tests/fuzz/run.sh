@@ -11,6 +11,10 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../cmake/setup.sh"
 
 seconds=${1:-600}
+if ! [[ $seconds =~ ^[1-9][0-9]*$ ]] || [ "$seconds" -lt 4 ]; then
+  echo "The argument is $seconds; expected seconds, at least 4." >&2
+  exit 2
+fi
 build=$root/build/fuzz
 
 require clang nlohmann-json3-dev libpcre2-dev pkg-config

@@ -234,6 +234,10 @@ TEST(BadConfiguration, Fields) {
             "C: attn_config.attn_type is \"multiquery_attention\"; supported: null, \"multihead_attention\"");
   EXPECT_EQ(mpt(R"("alibi_bias_max": -8)"),
             "C: attn_config.alibi_bias_max is -8; expected a number above 0 and below 1e30");
+  EXPECT_EQ(mpt(R"("rope": true)"), "C: attn_config.rope is true; supported: null, false");
+  EXPECT_EQ(mpt(R"("sliding_window_size": 8)"), "C: attn_config.sliding_window_size is 8; supported: null, -1");
+  EXPECT_EQ(mpt("", R"(, "ffn_config": {"ffn_type": "mptglu"})"),
+            "C: ffn_config.ffn_type is \"mptglu\"; supported: null, \"mptmlp\"");
   EXPECT_EQ(mpt("", R"(, "no_bias": false)"), "C: no_bias is false; supported: null, true");
   EXPECT_EQ(mpt("", R"(, "logit_scale": 2)"), "C: logit_scale is 2; supported: null");
   EXPECT_EQ(mpt("", R"(, "norm_type": "rmsnorm")"),
@@ -249,6 +253,33 @@ TEST(BadConfiguration, Fields) {
   EXPECT_EQ(falcon(R"(, "alibi": true, "new_decoder_architecture": true)"),
             "C: new_decoder_architecture is true; supported: null, false");
   EXPECT_EQ(falcon(R"(, "alibi": true, "activation": "relu")"), "C: activation is \"relu\"; supported: null, \"gelu\"");
+}
+
+TEST(Configuration, EndTokens) {
+  const auto of = [](const std::string& more) {
+    return pretrained::parse_configuration(
+               R"({"model_type": "bloom", "vocab_size": 9, "hidden_size": 8, "n_layer": 1, "n_head": 2)" + more + "}",
+               "C")
+        .end_tokens;
+  };
+  EXPECT_EQ(of(""), std::vector{2});  // the default of transformers' BloomConfig
+  EXPECT_EQ(of(R"(, "eos_token_id": null)"), std::vector<int>());
+  EXPECT_EQ(of(R"(, "eos_token_id": [4, 5])"), (std::vector{4, 5}));
+  EXPECT_EQ(pretrained::parse_end_tokens(R"({"eos_token_id": 7})", "G"), std::vector{7});
+  EXPECT_EQ(pretrained::parse_end_tokens("{}", "G"), std::nullopt);
+  EXPECT_ERROR("G: eos_token_id is \"x\"; expected an integer from 0 to 268435456",
+               pretrained::parse_end_tokens(R"({"eos_token_id": "x"})", "G"));
+}
+
+// Falcon's slopes are rounded to bfloat16, then scaled. 2^(-1/2) is no bfloat16.
+TEST(Configuration, SlopesOfFalcon) {
+  const auto c = pretrained::parse_configuration(
+      R"({"model_type": "falcon", "alibi": true, "vocab_size": 9, "hidden_size": 128, "num_hidden_layers": 1,
+          "num_attention_heads": 16})",
+      "C");
+  ASSERT_EQ(c.slopes.size(), 16u);
+  EXPECT_EQ(c.slopes[0], float(0.70703125 / std::sqrt(8.0)));
+  EXPECT_EQ(c.slopes[1], float(0.5 / std::sqrt(8.0)));
 }
 
 TEST(BadRequests, TokensAndSizes) {
@@ -317,6 +348,7 @@ TEST(BadCommandLine, Options) {
             "--ids is '1,'; expected token ids by commas, as 5,17,9");
   EXPECT_EQ(error({"m", "logits", "--ids", "1"}), "logits needs --out");
   EXPECT_EQ(error({"m", "perplexity"}), "perplexity needs --text or --ids, and not both");
+  EXPECT_EQ(error({"m", "perplexity", "--ids", "f", "--beside", "g"}), "--beside needs --picture");
   EXPECT_EQ(error({"m", "generate", "--ids", "1", "--dtype", "int"}),
             "--dtype is 'int'; expected float, bfloat16 or half");
   EXPECT_EQ(error({"m", "generate", "--ids", "1", "--temperature", "nan"}),

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstddef>
 #include <filesystem>
+#include <fstream>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -116,6 +117,31 @@ TEST_P(PretrainedModel, PromptsGenerateTheSameAloneAndTogether) {
   EXPECT_EQ(together.back(), std::vector<int>(golden_.greedy.begin(), golden_.greedy.begin() + 20));
   EXPECT_EQ(drawn, continued(model_, prompts, 20, sampled));
   EXPECT_NE(drawn, together);
+}
+
+// One sequence ends in the middle, the others go on; the end token is in generation_config.json.
+TEST_P(PretrainedModel, SequencesEndOneByOne) {
+  auto prompts = golden_.batch;
+  prompts.push_back(prompt());
+  auto expected = continued(model_, prompts, 20);
+  const auto length = [](const std::vector<int>& tokens, int end) {  // with the end token
+    return std::min<Index>(std::ranges::find(tokens, end) - tokens.begin() + 1, Index(tokens.size()));
+  };
+  int end = 0;
+  for (bool found = false; !found && end < model_.configuration().vocabulary; end += !found) {
+    const auto [least, most] =
+        std::ranges::minmax(expected, {}, [&](const auto& tokens) { return length(tokens, end); });
+    found = length(least, end) + 2 < length(most, end);
+  }
+  ASSERT_LT(end, model_.configuration().vocabulary) << "no token ends one sequence before another";
+  for (auto& tokens : expected) tokens.resize(std::size_t(length(tokens, end)));
+
+  const auto folder = std::filesystem::path(testing::TempDir()) / (std::string("ends_") + GetParam());
+  std::filesystem::remove_all(folder);
+  std::filesystem::copy(golden_.folder, folder);
+  std::ofstream(folder / "generation_config.json") << R"({"eos_token_id": [)" << end << "]}";
+  EXPECT_EQ(continued(Model(folder, Dtype::float32), prompts, 20), expected);
+  std::filesystem::remove_all(folder);
 }
 
 TEST_P(PretrainedModel, PerplexityIsThatOfTheLogits) {

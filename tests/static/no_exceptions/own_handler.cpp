@@ -1,0 +1,17 @@
+// Compiled with -fno-exceptions. An invalid call passes its message to the handler of the program.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+[[noreturn]] inline void handle(const char* message) {
+  std::puts(message);
+  std::exit(std::strncmp(message, "alibi: heads is -1; expected", 28) == 0 ? 0 : 1);
+}
+#define ALIBI_HANDLE_ERROR(message) handle(message)
+
+#include <alibi/slopes.hpp>
+
+int main() {
+  alibi::slopes(-1);
+  return 3;  // not reached
+}
