@@ -142,7 +142,8 @@ std::vector<int> read_ids(const std::filesystem::path& path) {
 
 std::vector<int> read_text(const Arguments& arguments, const Configuration& configuration) {
   const auto& file = arguments.text.empty() ? arguments.ids_file : arguments.text;
-  std::vector<int> text = arguments.text.empty() ? read_ids(file) : tokenizer_of(arguments).encode(read_file(file), false);
+  std::vector<int> text =
+      arguments.text.empty() ? read_ids(file) : tokenizer_of(arguments).encode(read_file(file), false);
   for (std::size_t i = 0; i < text.size(); i++)
     if (text[i] >= configuration.vocabulary)
       fail(file, "token " + std::to_string(i) + " is " + std::to_string(text[i]) + "; expected 0 to " +
