@@ -62,21 +62,20 @@ const float* Layers<T>::in_float(const Array<T>& x) {
 template <class T>
 void Layers<T>::linear(const Array<T>& x, const Linear& linear, Array<T>& y) {
   y.resize(x.rows(), linear.weight.rows);
-  product_(in_float(x), x.rows(), linear.weight, [&](const ProductBlock& block) {
+  float* in_place = nullptr;
+  if constexpr (std::is_same_v<T, float>) in_place = y.data();
+  product_(in_float(x), x.rows(), linear.weight, in_place, [&](const ProductBlock& block) {
     for (Index i = 0; i < block.rows; i++) {
-      Eigen::Map<Eigen::ArrayXf> sums(block.numbers + i * block.cols, block.cols);
+      Eigen::Map<Eigen::ArrayXf> sums(block.numbers + i * block.stride, block.cols);
       if (linear.bias.size() != 0) sums += linear.bias.segment(block.col, block.cols);
-      convert(sums.data(), block.cols, &y(block.row + i, block.col));
+      if (!in_place) convert(sums.data(), block.cols, &y(block.row + i, block.col));
     }
   });
 }
 
 template <class T>
 void Layers<T>::logits(const Array<T>& x, const Matrix& weight, float* y) {
-  product_(in_float(x), x.rows(), weight, [&](const ProductBlock& block) {
-    for (Index i = 0; i < block.rows; i++)
-      convert(block.numbers + i * block.cols, block.cols, y + (block.row + i) * weight.rows + block.col);
-  });
+  product_(in_float(x), x.rows(), weight, y, [](const ProductBlock&) {});
 }
 
 template <class T>

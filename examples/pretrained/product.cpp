@@ -12,8 +12,9 @@ namespace pretrained {
 
 namespace {
 
-constexpr Index kRowBlock = 512, kLeastRowBlock = 128, kColBlock = 128;  // of y
-constexpr Index kTasks = 8;                                              // wanted at least, for as many threads
+// The blocks of y. Larger ones pack x and W less often.
+constexpr Index kRowBlock = 512, kLeastRowBlock = 256, kColBlock = 256, kLeastColBlock = 64;
+constexpr Index kTasks = 8;  // wanted at least, for as many threads
 constexpr Index kFewRows = 8;
 constexpr Index kLanes = EIGEN_MAX_STATIC_ALIGN_BYTES / Index(sizeof(float));
 
@@ -73,49 +74,54 @@ Index blocks(Index size, Index block) { return (size + block - 1) / block; }
 
 Product::Product(const Threads& threads) : threads_(threads), scratch_(std::size_t(threads.count())) {}
 
-void Product::operator()(const float* x, Index rows, const Matrix& weight,
-                         const std::function<void(const ProductBlock&)>& store) {
+void Product::operator()(const float* x, Index rows, const Matrix& weight, float* y, const Store& store) {
   visit(weight.dtype, [&]<class W>(W) {
-    rows > kFewRows ? many_rows<W>(x, rows, weight, store) : few_rows<W>(x, rows, weight, store);
+    rows > kFewRows ? many_rows<W>(x, rows, weight, y, store) : few_rows<W>(x, rows, weight, y, store);
   });
 }
 
+ProductBlock Product::block(Index row, Index col, Index rows, Index cols, Index out, float* y, Scratch& scratch) const {
+  if (y) return {row, col, rows, cols, y + row * out + col, out};
+  scratch.result.resize(std::max(scratch.result.size(), std::size_t(rows * cols)));
+  return {row, col, rows, cols, scratch.result.data(), cols};
+}
+
 template <class W>
-void Product::many_rows(const float* x, Index rows, const Matrix& weight,
-                        const std::function<void(const ProductBlock&)>& store) {
-  const Index in = weight.cols, col_blocks = blocks(weight.rows, kColBlock);
-  // Large blocks convert W once for all rows; a narrow y is cut into smaller ones.
-  Index row_block = kRowBlock;
-  while (row_block > kLeastRowBlock && blocks(rows, row_block) * col_blocks < kTasks) row_block /= 2;
+void Product::many_rows(const float* x, Index rows, const Matrix& weight, float* y, const Store& store) {
+  const Index in = weight.cols, out = weight.rows;
+  Index row_block = kRowBlock, col_block = kColBlock;
+  const auto tasks = [&] { return blocks(rows, row_block) * blocks(out, col_block); };
+  while (tasks() < kTasks && row_block > kLeastRowBlock) row_block /= 2;
+  while (tasks() < kTasks && col_block > kLeastColBlock) col_block /= 2;
   const Index row_blocks = blocks(rows, row_block);
-  threads_.executor().for_each(row_blocks * col_blocks, [&](Index task, int slot) {
+  threads_.executor().for_each(tasks(), [&](Index task, int slot) {
     Scratch& scratch = scratch_[std::size_t(slot)];
-    scratch.result.resize(std::max(scratch.result.size(), std::size_t(row_block * kColBlock)));
-    const Index row = task % row_blocks * row_block, col = task / row_blocks * kColBlock;
-    const Index height = std::min(row_block, rows - row), width = std::min(kColBlock, weight.rows - col);
-    const float* const w = rows_in_float<W>(weight, col, width, scratch.weight);
-    Eigen::Map<Block> result(scratch.result.data(), height, width);
-    result.noalias() =
-        Eigen::Map<const Block>(x + row * in, height, in) * Eigen::Map<const Block>(w, width, in).transpose();
-    store({row, col, height, width, scratch.result.data()});
+    const Index row = task % row_blocks * row_block, col = task / row_blocks * col_block;
+    const ProductBlock result =
+        block(row, col, std::min(row_block, rows - row), std::min(col_block, out - col), out, y, scratch);
+    const float* const w = rows_in_float<W>(weight, col, result.cols, scratch.weight);
+    Eigen::Map<Block, 0, Eigen::OuterStride<>>(result.numbers, result.rows, result.cols,
+                                               Eigen::OuterStride<>(result.stride))
+        .noalias() = Eigen::Map<const Block>(x + row * in, result.rows, in) *
+                     Eigen::Map<const Block>(w, result.cols, in).transpose();
+    store(result);
   });
 }
 
 template <class W>
-void Product::few_rows(const float* x, Index rows, const Matrix& weight,
-                       const std::function<void(const ProductBlock&)>& store) {
-  const Index in = weight.cols, width = std::clamp<Index>((Index(1) << 16) / in, 16, 256);
-  threads_.executor().for_each(blocks(weight.rows, width), [&](Index task, int slot) {
+void Product::few_rows(const float* x, Index rows, const Matrix& weight, float* y, const Store& store) {
+  const Index in = weight.cols, out = weight.rows, width = std::clamp<Index>((Index(1) << 16) / in, 16, 256);
+  threads_.executor().for_each(blocks(out, width), [&](Index task, int slot) {
     Scratch& scratch = scratch_[std::size_t(slot)];
-    scratch.result.resize(std::max(scratch.result.size(), std::size_t(rows * width)));
-    const Index col = task * width, cols = std::min(width, weight.rows - col);
-    float* const y = scratch.result.data();
+    const Index col = task * width;
+    const ProductBlock result = block(0, col, rows, std::min(width, out - col), out, y, scratch);
     // One row of W after another: memory is read in order.
-    for (Index c = 0; c < cols; c++) {
+    for (Index c = 0; c < result.cols; c++) {
       const auto each_row = [&](const auto* w) {
+        const auto number = [&](Index r) { return result.numbers + r * result.stride + c; };
         Index r = 0;
-        for (; r + 4 <= rows; r += 4) dot<4>(x + r * in, w, in, y + r * cols + c, cols);
-        for (; r < rows; r++) dot<1>(x + r * in, w, in, y + r * cols + c, cols);
+        for (; r + 4 <= rows; r += 4) dot<4>(x + r * in, w, in, number(r), result.stride);
+        for (; r < rows; r++) dot<1>(x + r * in, w, in, number(r), result.stride);
       };
       // bfloat16 is widened in registers; for half, g++ makes vector code of long loops only.
       if constexpr (std::is_same_v<W, half>)
@@ -123,7 +129,7 @@ void Product::few_rows(const float* x, Index rows, const Matrix& weight,
       else
         each_row(weight.row<W>(col + c));
     }
-    store({0, col, rows, cols, y});
+    store(result);
   });
 }
 
