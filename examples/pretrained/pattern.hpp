@@ -17,6 +17,11 @@
 
 namespace pretrained {
 
+/// A match takes more steps or memory than allowed.
+struct MatchError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 /// A compiled pattern. Copies share it, and threads may match with one at the same time.
 class Pattern {
  public:
@@ -29,8 +34,7 @@ class Pattern {
   static Pattern literal(std::string_view text) { return {std::string(text), PCRE2_LITERAL}; }
 
   /// Calls visit(begin, end) for every match, from left to right. An empty match does not follow a match directly. What
-  /// is no UTF-8 matches nothing: it ends a text and begins another. Throws std::runtime_error if a match takes more
-  /// steps or memory than allowed.
+  /// is no UTF-8 matches nothing: it ends a text and begins another. Throws MatchError.
   template <class Visit>
   void for_each_match(std::string_view text, Visit&& visit) const {
     const std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> data(pcre2_match_data_create(1, nullptr),
@@ -84,7 +88,7 @@ class Pattern {
     int result = call(0);
     if (result == PCRE2_ERROR_JIT_STACKLIMIT) result = call(PCRE2_NO_JIT);  // the interpreter works on the heap
     if (result == PCRE2_ERROR_NOMATCH) return false;
-    if (result < 0) throw std::runtime_error("a pattern of the pre-tokenizer cannot be matched: " + message(result));
+    if (result < 0) throw MatchError("a pattern of the pre-tokenizer cannot be matched: " + message(result));
     return true;
   }
 

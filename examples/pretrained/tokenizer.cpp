@@ -112,7 +112,11 @@ Tokenizer Tokenizer::parse(std::string_view text, const std::string& name) {
 }
 
 std::vector<int> Tokenizer::encode(std::string_view text, bool with_template) const {
-  return Encoder(*model_)(text, with_template);
+  try {
+    return Encoder(*model_)(text, with_template);
+  } catch (const MatchError& error) {
+    throw std::runtime_error(model_->file + ": " + error.what());
+  }
 }
 
 std::string Tokenizer::decode(std::span<const int> ids, bool skip_special) const {

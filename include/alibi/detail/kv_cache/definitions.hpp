@@ -155,7 +155,7 @@ void KvCache<S>::provide(Index opening, Index leaving) {
   const Index count = std::max<Index>(opening - leaving - spare_.size(), 0);
   missing.reserve(count);
   for (Index i = 0; i < count; i++) missing.add_new(heads_.front().store.tile_size());
-  while (missing.size() > 0) spare_.add(missing.take_last());
+  spare_.append(std::move(missing));
 }
 
 /// The first tiles of a head of length `length` that no query from position p* on needs (kv_cache.hpp).

@@ -43,6 +43,13 @@ class CacheTiles {
   void reserve(Index size) { grow(tiles_, size); }
   void add(S* tile) { tiles_.push_back(tile); }
   void add_new(Index elements) { tiles_.push_back(new (kLine) S[std::size_t(elements)]); }
+  /// Adds the tiles of `other` in their order, into room that reserve() has made. Tiles are mostly allocated at rising
+  /// addresses and taken from the end: so later tiles of a head lie before earlier ones, and decoding, which reads the
+  /// newest first, reads memory in its order.
+  void append(CacheTiles&& other) {
+    tiles_.insert(tiles_.end(), other.tiles_.begin(), other.tiles_.end());
+    other.tiles_.clear();
+  }
   S* take_last() {
     S* tile = last();
     tiles_.pop_back();

@@ -20,6 +20,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <numbers>
 #include <span>
@@ -41,7 +42,9 @@ namespace alibi::inline ALIBI_ISA::kernel {
 
 inline constexpr int kMaxRows = 8;  // rows of a register tile acc[M][vectors_for(M)], at most
 /// The vectors of a register tile of `rows` rows.
-constexpr int vectors_for(Index rows) { return (kManyRegisters ? 4 : 2) / (rows > kMaxRows / 2 ? 2 : 1); }
+constexpr int vectors_for(Index rows) {
+  return rows == 1 ? 8 : (kManyRegisters ? 4 : 2) / (rows > kMaxRows / 2 ? 2 : 1);
+}
 
 template <class F>
 class DecodeTask {
@@ -114,6 +117,7 @@ class DecodeTask {
   bool try_prune_outlier(Row& row, Index number);
   double bound(const Row& row, Index last_key, double radius) const;
   const S* tile(Index number) const { return source_.tile(number); }
+  bool prefetch_pages() const;
   void prefetch_some();
   Index tile_size() const { return source_.value_offset + kTile * value_dim_; }
 
@@ -220,6 +224,7 @@ void DecodeTask<F>::compute_tile(Index number, const Needs& needs) {
   const Index width = vectors_for(std::min<Index>(active, kMaxRows)) * kLanes<T>;
   const Index passes =
       ceil_div(kTile, width) * ceil_div(head_dim_, kSlice) + ceil_div(value_dim_, width) * ceil_div(kTile, kSlice);
+  if (prefetch_pages()) ahead_ = -1;
   next_line_ = 0;
   step_ = ceil_div(ceil_div(tile_size(), kLine), passes * std::max<Index>(ceil_div(active, kMaxRows), 1) + 2 * active) *
           kLine;
@@ -251,7 +256,7 @@ void DecodeTask<F>::attend(Row* const* rows, Index number) {
 template <class F>
 template <int M>
 void DecodeTask<F>::score(Row* const* rows, const TileBias* frame, const S* keys) {
-  constexpr int W = kLanes<T>, kSpan = vectors_for(M), kPass = kSpan * W;
+  constexpr int W = kLanes<T>, kSpan = std::min(vectors_for(M), int(kTile) / W), kPass = kSpan * W;
   alignas(64) static constexpr auto kKeys = [] {
     std::array<T, std::size_t(kTile)> j{};
     for (std::size_t i = 0; i < j.size(); i++) j[i] = T(i);
@@ -339,6 +344,21 @@ void DecodeTask<F>::accumulate(Row* const* rows, const TileBias* frame, const S*
         }
     });
   }
+}
+
+/// A single row reads a tile once from end to end. If the tile ahead follows in memory, the processor prefetches this
+/// stream by itself, with more requests at a time than prefetch instructions can make, but only to the end of a page.
+/// Prefetches the first lines of each page ahead, and returns true. Otherwise every line has to be prefetched.
+template <class F>
+bool DecodeTask<F>::prefetch_pages() const {
+  constexpr Index kPage = 4096 / Index(sizeof(S)), kFirstLines = 3, kMostApart = 256;
+  if (ahead_ < 0 || count_ > 1 || value_dim_ > vectors_for(1) * kLanes<T>) return false;
+  const auto address = [this](Index number) { return reinterpret_cast<std::uintptr_t>(tile(number)); };
+  const std::uintptr_t end = address(ahead_ + 1) + std::uintptr_t(tile_size()) * sizeof(S);
+  if (address(ahead_) - end > kMostApart) return false;  // or before it: a difference below 0 is large
+  for (Index page = 0; page < tile_size(); page += kPage)
+    for (Index line = 0; line < kFirstLines; line++) prefetch_once(tile(ahead_) + page + line * kLine);
+  return true;
 }
 
 /// Prefetches some cache lines of the next tile.

@@ -25,14 +25,20 @@ EIGEN_ALWAYS_INLINE void multiply_add(const X* const (&x)[M], Index step, const 
                                       P (&acc)[M][V]) {
 #pragma GCC unroll 4
   for (Index i = 0; i < length; i++) {
-    Vec<X> vector[std::size_t(N)];
-#pragma GCC unroll 4
-    for (int r = R; r < N; r++) vector[r] = widen<X>(y + i * stride + r * kLanes<X>);
+    if constexpr (M == 1) {  // y is used once: registers for its vectors would be lost to the sums
+      const Vec<X> scalar = broadcast<X>(x[0][i * step]);
 #pragma GCC unroll 8
-    for (std::size_t a = 0; a < M; a++) {
-      const Vec<X> scalar = broadcast<X>(x[a][i * step]);
+      for (int r = R; r < N; r++) acc[0][r] = fma(scalar, widen<X>(y + i * stride + r * kLanes<X>), acc[0][r]);
+    } else {
+      Vec<X> vector[std::size_t(N)];
 #pragma GCC unroll 4
-      for (int r = R; r < N; r++) acc[a][r] = fma(scalar, vector[r], acc[a][r]);
+      for (int r = R; r < N; r++) vector[r] = widen<X>(y + i * stride + r * kLanes<X>);
+#pragma GCC unroll 8
+      for (std::size_t a = 0; a < M; a++) {
+        const Vec<X> scalar = broadcast<X>(x[a][i * step]);
+#pragma GCC unroll 4
+        for (int r = R; r < N; r++) acc[a][r] = fma(scalar, vector[r], acc[a][r]);
+      }
     }
   }
 }
