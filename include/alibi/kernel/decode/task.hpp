@@ -43,7 +43,8 @@ namespace alibi::inline ALIBI_ISA::kernel {
 inline constexpr int kMaxRows = 8;  // rows of a register tile acc[M][vectors_for(M)], at most
 /// The vectors of a register tile of `rows` rows.
 constexpr int vectors_for(Index rows) {
-  return rows == 1 ? 8 : (kManyRegisters ? 4 : 2) / (rows > kMaxRows / 2 ? 2 : 1);
+  if (rows <= (kManyRegisters ? 2 : 1)) return 8;
+  return (kManyRegisters ? 4 : 2) / (rows > kMaxRows / 2 ? 2 : 1);
 }
 
 template <class F>
@@ -346,13 +347,14 @@ void DecodeTask<F>::accumulate(Row* const* rows, const TileBias* frame, const S*
   }
 }
 
-/// A single row reads a tile once from end to end. If the tile ahead follows in memory, the processor prefetches this
-/// stream by itself, with more requests at a time than prefetch instructions can make, but only to the end of a page.
+/// Few rows read a tile once from end to end. If the tile ahead follows in memory, the processor prefetches this stream
+/// by itself, with more requests at a time than prefetch instructions can make, but only to the end of a page.
 /// Prefetches the first lines of each page ahead, and returns true. Otherwise every line has to be prefetched.
 template <class F>
 bool DecodeTask<F>::prefetch_pages() const {
   constexpr Index kPage = 4096 / Index(sizeof(S)), kFirstLines = 3, kMostApart = 256;
-  if (ahead_ < 0 || count_ > 1 || value_dim_ > vectors_for(1) * kLanes<T>) return false;
+  const Index span = vectors_for(count_) * kLanes<T>;
+  if (ahead_ < 0 || span < std::max<Index>(kTile, value_dim_)) return false;
   const auto address = [this](Index number) { return reinterpret_cast<std::uintptr_t>(tile(number)); };
   const std::uintptr_t end = address(ahead_ + 1) + std::uintptr_t(tile_size()) * sizeof(S);
   if (address(ahead_) - end > kMostApart) return false;  // or before it: a difference below 0 is large
