@@ -165,6 +165,7 @@ void add_all(Index head_dim) {
     add_decode<Storage>("dense", two_threads, 0);
     if (kv_heads == 8) add_decode<Storage>("pruned", c, std::nullopt);
   }
+  for (const Index heads : {16, 32}) add_decode<Storage>("dense", {.heads = heads, .head_dim = head_dim}, 0);
   add_decode<Storage>("dense", {.keys = 4096, .head_dim = head_dim}, 0);
 }
 

@@ -137,17 +137,16 @@ Configuration parse_configuration(std::string_view text, const std::string& name
   return c;
 }
 
-std::optional<std::vector<int>> parse_end_tokens(std::string_view text, const std::string& name) {
+std::vector<int> parse_end_tokens(std::string_view text, const std::string& name) {
   const Json json = parse_json(text, name);
-  return end_tokens(Field(json, name));
+  return end_tokens(Field(json, name)).value_or(std::vector<int>());
 }
 
 Configuration read_configuration(const std::filesystem::path& folder) {
   const auto path = folder / "config.json", generation_path = folder / "generation_config.json";
   Configuration c = parse_configuration(MappedFile(path).text(), path.string());
   if (std::filesystem::exists(generation_path))
-    if (auto tokens = parse_end_tokens(MappedFile(generation_path).text(), generation_path.string()))
-      c.end_tokens = *tokens;
+    c.end_tokens = parse_end_tokens(MappedFile(generation_path).text(), generation_path.string());
   return c;
 }
 

@@ -19,7 +19,7 @@
 // Falcon: the bias is added before the scale, softmax((q·k + m j) / sqrt(head_dim)), so the slopes are scaled too.
 // Transformers rounds the slope to bfloat16, and then the product of slope and position, in a float32 run as well. The
 // slope is rounded here too. The product is not, so logits differ from those of transformers, unless the product is
-// exact: up to position 256, for slopes that are powers of two (1, 2, 4 or 8 heads).
+// exact: up to position 256, for slopes that are powers of two (up to 8 heads).
 #pragma once
 
 #include <filesystem>
@@ -53,14 +53,14 @@ struct Configuration {
   Index qkv_dim() const { return (heads + 2 * kv_heads) * head_dim(); }
 };
 
-/// Reads `config.json`, and end tokens from `generation_config.json` if that has them, as transformers does. Throws
+/// Reads `config.json`, and end tokens from `generation_config.json` if there is one, as transformers does. Throws
 /// std::runtime_error that names the file and the field, for what is wrong and for what is not supported.
 Configuration read_configuration(const std::filesystem::path& folder);
 
 /// `config.json`, given its text; `name` stands for the file in errors.
 Configuration parse_configuration(std::string_view json, const std::string& name);
 
-/// `generation_config.json`, given its text. Nothing if it does not have the field.
-std::optional<std::vector<int>> parse_end_tokens(std::string_view json, const std::string& name);
+/// The end tokens of `generation_config.json`, given its text. Without the field there are none.
+std::vector<int> parse_end_tokens(std::string_view json, const std::string& name);
 
 }  // namespace pretrained

@@ -12,7 +12,8 @@ namespace pretrained {
 
 namespace {
 
-// The blocks of y. Larger ones pack x and W less often.
+// The blocks of y. Larger ones pack x and W less often, by 2 % of the time on one thread; a chunk of 512 rows then has
+// few blocks for more than some 8 threads, unless W is large.
 constexpr Index kRowBlock = 512, kLeastRowBlock = 256, kColBlock = 256, kLeastColBlock = 64;
 constexpr Index kTasks = 8;  // wanted at least, for as many threads
 constexpr Index kFewRows = 8;

@@ -4,8 +4,9 @@
 //
 // Many rows: y is cut into blocks of 512 by 256, or smaller ones if these are few, and each is multiplied by Eigen (or
 // the BLAS that it was built with). Its rows of W are converted to float first. Few rows, as in decoding: the memory's
-// speed is the limit, so W is read once, and converted in registers; a task has about 65,536 weights, some microseconds
-// of work. How the work is cut depends on the sizes alone, and so does every bit of the result.
+// speed is the limit, so W is read once, and converted in registers; a task has 16 to 256 rows of W, 65,536 weights
+// where that allows it, some microseconds of work. How the work is cut depends on the sizes alone, and so does every
+// bit of the result.
 #pragma once
 
 #include <functional>

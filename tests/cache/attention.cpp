@@ -216,6 +216,34 @@ TYPED_TEST(Decode, NoSlopeIsTooLarge) {
   }
 }
 
+// Rows of a kv head share a register tile, whose width depends on their number and on value_dim.
+TYPED_TEST(Decode, EqualsTheForwardAtEveryWidth) {
+  test::Random random(12);
+  for (const Index value_dim : {65, 81, 96, 113, 128, 129, 200})
+    for (const Index heads : {1, 2, 3, 4, 5, 8}) {
+      const auto q = random.tensor<float>(1, heads, 1, 20);
+      const auto k = rounded<TypeParam>(random.tensor<float>(1, 1, 150, 20)),
+                 v = rounded<TypeParam>(random.tensor<float>(1, 1, 150, value_dim));
+      const Eigen::VectorXf m = alibi::slopes(heads);
+      expect_close(alibi::attention(q, cache_of<TypeParam>(k, v, 150), m), alibi::attention(q, k, v, m),
+                   "value_dim " + std::to_string(value_dim) + ", " + std::to_string(heads) + " heads");
+    }
+}
+
+TEST(DecodeDouble, EqualsTheForwardAtEveryWidth) {
+  test::Random random(13);
+  for (const Index value_dim : {30, 60, 64, 100})
+    for (const Index heads : {1, 2, 3, 8}) {
+      const auto q = random.tensor<double>(1, heads, 1, 20), k = random.tensor<double>(1, 1, 150, 20),
+                 v = random.tensor<double>(1, 1, 150, value_dim);
+      KvCache<double> cache({.kv_heads = 1, .head_dim = 20, .value_dim = value_dim, .capacity = 150});
+      cache.append(k, v);
+      const Eigen::VectorXf m = alibi::slopes(heads);
+      EXPECT_LE(test::distance(alibi::attention(q, cache, m), alibi::attention(q, k, v, m)), 0x1p-48)
+          << "value_dim " << value_dim << ", " << heads << " heads";
+    }
+}
+
 // The scratch of a task is adjacent to that of the next task for any head_dim. The sanitizers check its alignment.
 TEST(DecodeFloat, OddHeadDimsOnManyThreads) {
   test::Random random(8);

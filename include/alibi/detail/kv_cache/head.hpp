@@ -35,9 +35,12 @@ class CacheHead {
   CacheHead clone() const {
     CacheHead copy(head_dim_, value_dim_);
     copy.key_bounds_ = key_bounds_;
+    CacheTiles<S> fresh;
+    fresh.reserve(tiles_.size());
+    for (Index t = 0; t < tiles_.size(); t++) fresh.add_new(tile_size());
     copy.tiles_.reserve(tiles_.size());
     for (Index t = 0; t < tiles_.size(); t++) {
-      copy.tiles_.add_new(tile_size());
+      copy.tiles_.add(fresh.take_last());  // in the order of CacheTiles::append()
       std::copy_n(tiles_[t], tile_size(), copy.tiles_[t]);
     }
     return copy;

@@ -222,6 +222,7 @@ void DecodeTask<F>::compute_tile(Index number, const Needs& needs) {
   const Index first = number * kTile;
   for (Row& row : std::span(rows_, std::size_t(count_)))
     if (row.seen.begin < first + kTile && first < row.seen.end && needs(row)) active_[active++] = &row;
+  if (active == 0) return;
   const Index width = vectors_for(std::min<Index>(active, kMaxRows)) * kLanes<T>;
   const Index passes =
       ceil_div(kTile, width) * ceil_div(head_dim_, kSlice) + ceil_div(value_dim_, width) * ceil_div(kTile, kSlice);
@@ -349,17 +350,22 @@ void DecodeTask<F>::accumulate(Row* const* rows, const TileBias* frame, const S*
 
 /// Few rows read a tile once from end to end. If the tile ahead follows in memory, the processor prefetches this stream
 /// by itself, with more requests at a time than prefetch instructions can make, but only to the end of a page.
-/// Prefetches the first lines of each page ahead, and returns true. Otherwise every line has to be prefetched.
+/// Prefetches the first lines ahead, and those of each page, and returns true. Otherwise every line has to be
+/// prefetched.
 template <class F>
 bool DecodeTask<F>::prefetch_pages() const {
-  constexpr Index kPage = 4096 / Index(sizeof(S)), kFirstLines = 3, kMostApart = 256;
+  constexpr std::uintptr_t kPageBytes = 4096, kMostApart = 256;
+  constexpr Index kPage = Index(kPageBytes / sizeof(S)), kFirstLines = 3;
   const Index span = vectors_for(count_) * kLanes<T>;
   if (ahead_ < 0 || span < std::max<Index>(kTile, value_dim_)) return false;
   const auto address = [this](Index number) { return reinterpret_cast<std::uintptr_t>(tile(number)); };
   const std::uintptr_t end = address(ahead_ + 1) + std::uintptr_t(tile_size()) * sizeof(S);
   if (address(ahead_) - end > kMostApart) return false;  // or before it: a difference below 0 is large
-  for (Index page = 0; page < tile_size(); page += kPage)
-    for (Index line = 0; line < kFirstLines; line++) prefetch_once(tile(ahead_) + page + line * kLine);
+  const auto prefetch_from = [this](Index at) {
+    for (Index line = 0; line < kFirstLines; line++) prefetch_once(tile(ahead_) + at + line * kLine);
+  };
+  prefetch_from(0);
+  for (Index at = Index(-address(ahead_) % kPageBytes / sizeof(S)); at < tile_size(); at += kPage) prefetch_from(at);
   return true;
 }
 

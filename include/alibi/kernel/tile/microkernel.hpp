@@ -31,12 +31,12 @@ EIGEN_ALWAYS_INLINE void multiply_add(const X* const (&x)[M], Index step, const 
       for (int r = R; r < N; r++) acc[0][r] = fma(scalar, widen<X>(y + i * stride + r * kLanes<X>), acc[0][r]);
     } else {
       Vec<X> vector[std::size_t(N)];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int r = R; r < N; r++) vector[r] = widen<X>(y + i * stride + r * kLanes<X>);
 #pragma GCC unroll 8
       for (std::size_t a = 0; a < M; a++) {
         const Vec<X> scalar = broadcast<X>(x[a][i * step]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = R; r < N; r++) acc[a][r] = fma(scalar, vector[r], acc[a][r]);
       }
     }
