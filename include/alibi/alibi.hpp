@@ -10,6 +10,7 @@
 #include "alibi/kv_cache.hpp"
 #include "alibi/layouts.hpp"
 #include "alibi/mask.hpp"
+#include "alibi/merge.hpp"
 #include "alibi/position/rotary.hpp"
 #include "alibi/position/sinusoidal.hpp"
 #include "alibi/position/t5_bias.hpp"

@@ -1,0 +1,152 @@
+// Merged results over parts of the keys equal the result over all keys, in any order and grouping.
+#include <alibi/merge.hpp>
+#include <cmath>
+#include <limits>
+
+#include "common.hpp"
+
+namespace {
+
+using alibi::KeyRange, alibi::Options;
+using test::Index, test::Random, test::Tensor4;
+
+template <class T>
+using Result = alibi::ForwardResult<Tensor4<T>, Eigen::Tensor<alibi::detail::Sum<T>, 3, Eigen::RowMajor>>;
+
+template <class T>
+Result<T> over(const Tensor4<T>& q, const Tensor4<T>& k, const Tensor4<T>& v, const Eigen::VectorXd& slopes,
+               Options options, Index begin, Index end) {
+  const std::vector<KeyRange> range(std::size_t(q.dimension(0)), KeyRange{begin, end});
+  options.keys = range;
+  return alibi::attention_with_lse(q, k, v, slopes, options);
+}
+
+/// The largest difference of outputs, and of those lse that are finite, in units of the last place of T; infinite if
+/// other lse differ.
+template <class T>
+double ulps(const Result<T>& a, const Result<T>& b) {
+  double most = test::distance(a.output, b.output);
+  for (Index i = 0; i < a.lse.size(); i++) {
+    const double x = double(a.lse.data()[i]), y = double(b.lse.data()[i]);
+    if (x != y) most = std::max(most, std::abs(x - y) / std::max(1., std::abs(y)));
+  }
+  return most / double(std::numeric_limits<alibi::detail::Sum<T>>::epsilon());
+}
+
+template <class T>
+Result<T> result_of(const Tensor4<T>& output, Index batch, Index heads, Index queries) {
+  Result<T> result{output, {}};
+  result.lse.resize(batch, heads, queries);
+  result.lse.setZero();
+  return result;
+}
+
+template <class F>
+std::string error_of(const F& call) {
+  try {
+    call();
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "nothing was thrown";
+}
+
+template <class T>
+class Merge : public testing::Test {};
+using Scalars = testing::Types<float, double>;
+TYPED_TEST_SUITE(Merge, Scalars);
+
+TYPED_TEST(Merge, EqualsAttentionOverAllKeysInAnyOrder) {
+  using T = TypeParam;
+  for (std::uint64_t seed = 1; seed <= 200; seed++) {
+    Random random(seed);
+    const Index batch = random.integer(1, 2), heads = random.integer(1, 3), queries = random.integer(1, 40),
+                keys = random.integer(1, 300);
+    const auto q = random.tensor<T>(batch, heads, queries, 16), k = random.tensor<T>(batch, heads, keys, 16),
+               v = random.tensor<T>(batch, heads, keys, 20);
+    Eigen::VectorXd slopes(heads);
+    for (double& m : slopes) m = std::exp2(-random.uniform(0, 8));
+    Options options;
+    options.tolerance = 0;
+    options.mask.causal = random.chance(0.5);
+    if (random.chance(0.3)) options.mask.window = random.integer(1, keys + 10);
+    options.mask.query_offset = random.integer(-5, keys);  // of all parts: it would follow the keys of each
+    const Index first = random.integer(0, keys), second = random.integer(first, keys);  // parts may be empty
+    const Result<T> a = over(q, k, v, slopes, options, 0, first), b = over(q, k, v, slopes, options, first, second),
+                    c = over(q, k, v, slopes, options, second, keys);
+    const auto all = alibi::attention_with_lse(q, k, v, slopes, options);
+
+    const auto merged = alibi::merge(a, b, c);
+    // An lse is rounded by half a unit of its own size, and the weights with it.
+    double bound = 2;
+    for (Index i = 0; i < merged.lse.size(); i++)
+      if (std::isfinite(merged.lse.data()[i])) bound = std::max(bound, 2 * std::abs(double(merged.lse.data()[i])));
+    EXPECT_LE(ulps<T>(merged, {all.output, all.lse}), 8 * bound) << "seed " << seed;
+    EXPECT_LE(ulps<T>(alibi::merge(c, a, b), merged), bound) << "seed " << seed;
+    EXPECT_LE(ulps<T>(alibi::merge(alibi::merge(a, b), c), merged), bound) << "seed " << seed;
+    EXPECT_LE(ulps<T>(alibi::merge(a, alibi::merge(c, b)), merged), bound) << "seed " << seed;
+    EXPECT_EQ(ulps<T>(alibi::merge(b), b), 0) << "seed " << seed;
+
+    Result<T> in_place = a;
+    alibi::merge_into(in_place.output, in_place.lse, {{in_place.output, in_place.lse}, b, {c.output, c.lse}});
+    EXPECT_EQ(ulps<T>(in_place, merged), 0) << "seed " << seed;
+  }
+}
+
+TEST(MergeFloat, RowsThatSeeNoKey) {
+  Random random(1);
+  const auto x = random.tensor<float>(1, 1, 3, 4);
+  Result<float> seen = result_of(x, 1, 1, 3), none = seen;
+  seen.lse.setConstant(-2.f);
+  none.lse.setConstant(-std::numeric_limits<float>::infinity());
+  none.output.setConstant(std::numeric_limits<float>::quiet_NaN());  // of weight 0
+  EXPECT_EQ(ulps<float>(alibi::merge(none, seen, none), seen), 0);
+  const auto nothing = alibi::merge(none, none);
+  for (Index i = 0; i < nothing.output.size(); i++) EXPECT_EQ(nothing.output.data()[i], 0);
+  for (Index i = 0; i < nothing.lse.size(); i++) EXPECT_EQ(nothing.lse.data()[i], none.lse.data()[i]);
+}
+
+TEST(MergeFloat, ArraysOfAnyKind) {
+  using Matrix = test::RowMatrix<float>;
+  Random random(2);
+  const Matrix q = random.matrix<float>(5, 8), k = random.matrix<float>(30, 8);
+  const auto part = [&](Index begin, Index end) {
+    return alibi::attention_with_lse(q, Matrix(k.middleRows(begin, end - begin)),
+                                     Matrix(k.middleRows(begin, end - begin)), 0.25f,
+                                     {.mask = {.query_offset = 25 - begin}});
+  };
+  const auto all = part(0, 30);
+  const auto merged = alibi::merge(part(0, 12), part(12, 30));
+  EXPECT_LE((merged.output - all.output).cwiseAbs().maxCoeff(), 1e-6f);
+
+  using Tensor3 = Eigen::Tensor<float, 3, Eigen::RowMajor>;  // varlen: [tokens, heads, head_dim]
+  Tensor3 x(6, 2, 4);
+  x.setRandom();
+  const std::vector<Index> cu_seqlens = {0, 2, 6};
+  const auto varlen = alibi::attention_varlen_with_lse(x, x, x, Eigen::Vector2f(0.5f, 0.25f), {cu_seqlens});
+  const auto same = alibi::merge(varlen, varlen);  // the same keys twice: the same output
+  for (Index i = 0; i < x.size(); i++) EXPECT_NEAR(same.output.data()[i], varlen.output.data()[i], 1e-6f);
+  for (Index i = 0; i < same.lse.size(); i++)
+    EXPECT_NEAR(same.lse.data()[i], varlen.lse.data()[i] + std::log(2.f), 1e-6f);
+
+  using Half = Eigen::half;
+  const auto h = random.tensor<Half>(1, 1, 4, 8);
+  const auto of_half = alibi::attention_with_lse(h, h, h, 0.5f);
+  EXPECT_EQ(ulps<Half>(alibi::merge(of_half, of_half), of_half) > 0, true);  // the lse rises by ln 2
+}
+
+TEST(MergeErrors, NameThePart) {
+  Random random(3);
+  const auto a = result_of(random.tensor<float>(1, 2, 3, 4), 1, 2, 3),
+             b = result_of(random.tensor<float>(1, 2, 3, 5), 1, 2, 3), c = result_of(a.output, 1, 2, 2);
+  Result<float> into = a;
+  EXPECT_EQ(error_of([&] { alibi::merge_into(into.output, into.lse, {}); }),
+            "alibi: there are no parts to merge; expected at least one");
+  EXPECT_EQ(error_of([&] { alibi::merge(a, b); }),
+            "alibi: the output of part 1 is [1, 2, 3, 5]; expected [1, 2, 3, 4], the shape of output");
+  EXPECT_EQ(error_of([&] { alibi::merge(a, c); }),
+            "alibi: the lse of part 1 has 4 entries; expected 6, one for each row of output");
+  EXPECT_EQ(error_of([&] { alibi::merge(c, a); }), "alibi: lse has 4 entries; expected 6, one for each row of output");
+}
+
+}  // namespace
