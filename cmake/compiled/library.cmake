@@ -38,7 +38,7 @@ function(alibi_instantiate file header)
     CONFIGURE OUTPUT "${file}" @ONLY
     CONTENT "// Made by cmake/compiled/library.cmake.\n#include \"@header@\"\n
 namespace alibi {
-using namespace detail;
+using namespace detail;  // NOLINT(google-build-using-namespace): where the types of the calls are
 template @instantiations@;
 }\n"
   )
