@@ -133,7 +133,7 @@ constexpr double kDifferences = 1e-6;
 
 TEST(BackwardDifferences, OfTheDefinition) {
   Runs runs(kDifferences);
-  for (int seed = 1; seed <= cases(300) && !runs.failing(); seed++) {
+  for (int seed = 1; seed <= cases(500) && !runs.failing(); seed++) {
     test::Random random{std::uint64_t(seed)};
     const BackwardCall<double> call(random, small_shape(random));
     const Exact exact = call.exact();
@@ -144,7 +144,7 @@ TEST(BackwardDifferences, OfTheDefinition) {
 
 TEST(BackwardDifferences, OfTheKernels) {
   Runs runs(kDifferences);
-  for (int seed = 1; seed <= cases(300) && !runs.failing(); seed++) {
+  for (int seed = 1; seed <= cases(500) && !runs.failing(); seed++) {
     test::Random random{std::uint64_t(seed)};
     BackwardCall<double> call(random, small_shape(random));
     runs.see(Lines(call.exact()).errors(random, call.run()),
@@ -157,7 +157,7 @@ class BackwardReference : public testing::Test {
  protected:
   static void run(std::optional<double> tolerance) {
     Runs runs(test::kBound<T>);
-    for (int seed = 1; seed <= cases(300) && !runs.failing(); seed++) {
+    for (int seed = 1; seed <= cases(500) && !runs.failing(); seed++) {
       test::Random random{std::uint64_t(seed)};
       BackwardCall<T> call(random, test::random_shape(random));
       call.options.tolerance = tolerance;

@@ -4,8 +4,9 @@
 #include <cstring>
 
 [[noreturn]] inline void handle(const char* message) {
+  const char* const expected = "alibi: heads is -1; expected 0 or more";
   std::puts(message);
-  std::exit(std::strncmp(message, "alibi: heads is -1; expected", 28) == 0 ? 0 : 1);
+  std::exit(std::strcmp(message, expected) == 0 ? 0 : 1);
 }
 #define ALIBI_HANDLE_ERROR(message) handle(message)
 
