@@ -8,7 +8,7 @@
 namespace {
 
 using alibi::KeyRange, alibi::Options;
-using test::Index, test::Random, test::Tensor4;
+using test::error_of, test::Index, test::Random, test::Tensor4;
 
 template <class T>
 using Result = alibi::ForwardResult<Tensor4<T>, Eigen::Tensor<alibi::detail::Sum<T>, 3, Eigen::RowMajor>>;
@@ -39,16 +39,6 @@ Result<T> result_of(const Tensor4<T>& output, Index batch, Index heads, Index qu
   result.lse.resize(batch, heads, queries);
   result.lse.setZero();
   return result;
-}
-
-template <class F>
-std::string error_of(const F& call) {
-  try {
-    call();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
 }
 
 template <class T>

@@ -11,6 +11,7 @@
 #include <limits>
 #include <numbers>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -102,6 +103,17 @@ double distance(const A& a, const B& b) {
     largest = std::max(largest, difference);
   }
   return largest;
+}
+
+/// The message of the std::invalid_argument that a call throws.
+template <class Call>
+std::string error_of(const Call& call) {
+  try {
+    call();
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "nothing was thrown";
 }
 
 /// Whether two contiguous arrays hold equal numbers. 0 equals -0; NaN equals nothing.

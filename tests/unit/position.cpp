@@ -22,16 +22,6 @@ using Matrix = test::RowMatrix<double>;
 
 double dot(const Matrix& a, const Matrix& b) { return std::inner_product(a.data(), a.data() + a.size(), b.data(), 0.); }
 
-template <class Call>
-std::string thrown(const Call& call) {
-  try {
-    call();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
 TEST(Sinusoidal, IsSineAndCosine) {
   for (const Index dim : {1, 2, 7, 64})
     for (const Index first : {0, 1000}) {
@@ -49,9 +39,10 @@ TEST(Sinusoidal, IsSineAndCosine) {
 }
 
 TEST(Sinusoidal, BadInput) {
-  EXPECT_EQ(thrown([] { alibi::sinusoidal(-1, 4); }), "alibi: tokens is -1; expected 0 or more");
-  EXPECT_EQ(thrown([] { alibi::sinusoidal(1, -4); }), "alibi: dim is -4; expected 0 or more");
-  EXPECT_EQ(thrown([] { alibi::sinusoidal(1, 4, 0, 0); }), "alibi: base is 0; expected a finite number above 0");
+  EXPECT_EQ(test::error_of([] { alibi::sinusoidal(-1, 4); }), "alibi: tokens is -1; expected 0 or more");
+  EXPECT_EQ(test::error_of([] { alibi::sinusoidal(1, -4); }), "alibi: dim is -4; expected 0 or more");
+  EXPECT_EQ(test::error_of([] { alibi::sinusoidal(1, 4, 0, 0); }),
+            "alibi: base is 0; expected a finite number above 0");
 }
 
 // x rotated by multiplication with e^{i p θ}. Dims from 2 |theta| on are unchanged.
@@ -185,21 +176,21 @@ TEST(RotaryScaling, YarnByParts) {
 }
 
 TEST(Rotary, BadInput) {
-  EXPECT_EQ(thrown([] { Rotary(0); }), "alibi: head_dim is 0; expected at least 1");
-  EXPECT_EQ(thrown([] { Rotary(7); }), "alibi: dims is 7; expected an even number up to 7, the head_dim");
-  EXPECT_EQ(thrown([] { Rotary(8, {.dims = 10}); }),
+  EXPECT_EQ(test::error_of([] { Rotary(0); }), "alibi: head_dim is 0; expected at least 1");
+  EXPECT_EQ(test::error_of([] { Rotary(7); }), "alibi: dims is 7; expected an even number up to 7, the head_dim");
+  EXPECT_EQ(test::error_of([] { Rotary(8, {.dims = 10}); }),
             "alibi: dims is 10; expected an even number up to 8, the head_dim");
-  EXPECT_EQ(thrown([] { Rotary(8, {.base = -1}); }), "alibi: base is -1; expected a finite number above 0");
-  EXPECT_EQ(thrown([] { Rotary(8, {.scaling = RotaryScaling::ntk, .factor = 0.5}); }),
+  EXPECT_EQ(test::error_of([] { Rotary(8, {.base = -1}); }), "alibi: base is -1; expected a finite number above 0");
+  EXPECT_EQ(test::error_of([] { Rotary(8, {.scaling = RotaryScaling::ntk, .factor = 0.5}); }),
             "alibi: factor is 0.5; expected a finite number of at least 1");
-  EXPECT_EQ(thrown([] { Rotary(2, {.scaling = RotaryScaling::ntk, .factor = 2}); }),
+  EXPECT_EQ(test::error_of([] { Rotary(2, {.scaling = RotaryScaling::ntk, .factor = 2}); }),
             "alibi: dims is 2; expected at least 4 for the ntk scaling");
-  EXPECT_EQ(thrown([] { Rotary(8, {.scaling = RotaryScaling::yarn, .trained_length = 0}); }),
+  EXPECT_EQ(test::error_of([] { Rotary(8, {.scaling = RotaryScaling::yarn, .trained_length = 0}); }),
             "alibi: trained_length is 0; expected at least 1 for the yarn scaling");
-  EXPECT_EQ(thrown([] { Rotary(8, {.scaling = RotaryScaling::yarn, .alpha = 3, .beta = 3}); }),
+  EXPECT_EQ(test::error_of([] { Rotary(8, {.scaling = RotaryScaling::yarn, .alpha = 3, .beta = 3}); }),
             "alibi: alpha is 3; expected less than 3, beta");
   Matrix x = Matrix::Zero(2, 6);
-  EXPECT_EQ(thrown([&] { Rotary(8).rotate(x); }), "alibi: x has head_dim 6; expected 8, that of the rotation");
+  EXPECT_EQ(test::error_of([&] { Rotary(8).rotate(x); }), "alibi: x has head_dim 6; expected 8, that of the rotation");
 }
 
 // ALiBi with rotary: rotate first, then attend with slopes.
@@ -271,11 +262,11 @@ TEST(T5Bucket, TheDefaultsOfT5) {
 }
 
 TEST(T5Bucket, BadInput) {
-  EXPECT_EQ(thrown([] { (void)alibi::t5_bucket(1, {.buckets = 7}); }),
+  EXPECT_EQ(test::error_of([] { (void)alibi::t5_bucket(1, {.buckets = 7}); }),
             "alibi: buckets is 7; expected a positive multiple of 2");
-  EXPECT_EQ(thrown([] { (void)alibi::t5_bucket(1, {.buckets = 6, .bidirectional = true}); }),
+  EXPECT_EQ(test::error_of([] { (void)alibi::t5_bucket(1, {.buckets = 6, .bidirectional = true}); }),
             "alibi: buckets is 6; expected a positive multiple of 4");
-  EXPECT_EQ(thrown([] { (void)alibi::t5_bucket(1, {.buckets = 32, .max_distance = 16}); }),
+  EXPECT_EQ(test::error_of([] { (void)alibi::t5_bucket(1, {.buckets = 32, .max_distance = 16}); }),
             "alibi: max_distance is 16; expected more than 16, the distances with a bucket of their own");
 }
 
@@ -319,20 +310,22 @@ TEST(Xpos, GradientIsTheTranspose) {
 }
 
 TEST(Xpos, BadInput) {
-  EXPECT_EQ(thrown([] { alibi::Xpos(4, {.gamma = 0}); }), "alibi: gamma is 0; expected a finite number above 0");
-  EXPECT_EQ(thrown([] { alibi::Xpos(4, {.scale_base = -1}); }),
+  EXPECT_EQ(test::error_of([] { alibi::Xpos(4, {.gamma = 0}); }),
+            "alibi: gamma is 0; expected a finite number above 0");
+  EXPECT_EQ(test::error_of([] { alibi::Xpos(4, {.scale_base = -1}); }),
             "alibi: scale_base is -1; expected a finite number above 0");
-  EXPECT_EQ(thrown([] { alibi::Xpos(3); }), "alibi: dims is 3; expected an even number up to 3, the head_dim");
+  EXPECT_EQ(test::error_of([] { alibi::Xpos(3); }), "alibi: dims is 3; expected an even number up to 3, the head_dim");
   const alibi::Xpos xpos(4);
   test::RowMatrix<float> x = test::RowMatrix<float>::Ones(2, 4), wide(2, 6);
-  EXPECT_EQ(thrown([&] { xpos.embed_keys(wide); }), "alibi: x has head_dim 6; expected 4, that of the embedding");
-  EXPECT_EQ(thrown([&] { xpos.embed_keys(x, 50000); }),
+  EXPECT_EQ(test::error_of([&] { xpos.embed_keys(wide); }),
+            "alibi: x has head_dim 6; expected 4, that of the embedding");
+  EXPECT_EQ(test::error_of([&] { xpos.embed_keys(x, 50000); }),
             "alibi: a position is 50001 tokens from the center; expected at most 34980, where factors are in range");
   EXPECT_EQ(x, (test::RowMatrix<float>::Ones(2, 4))) << "nothing was written";
   EXPECT_NO_THROW(xpos.embed_keys(x, 34970));
   EXPECT_TRUE(x.allFinite());
   test::RowMatrix<Eigen::half> narrow = test::RowMatrix<Eigen::half>::Ones(2, 4);
-  EXPECT_EQ(thrown([&] { xpos.embed_queries(narrow, -6000); }),
+  EXPECT_EQ(test::error_of([&] { xpos.embed_queries(narrow, -6000); }),
             "alibi: a position is 6000 tokens from the center; expected at most 3886, where factors are in range");
 }
 
