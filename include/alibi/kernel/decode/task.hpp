@@ -40,11 +40,13 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
-inline constexpr int kMaxRows = 8;  // rows of a register tile acc[M][vectors_for(M)], at most
-/// The vectors of a register tile of `rows` rows.
+inline constexpr int kMaxRows = 8;                            // rows that use a part of a tile together, at most
+inline constexpr int kRegisterRows = kManyRegisters ? 8 : 4;  // rows of a register tile acc[M][vectors_for(M)], at most
+inline constexpr Index kRowStride = kTile;                    // from one row to the next, of queries and probabilities
+/// The vectors of the register tiles of `rows` rows. Eight sums are enough for the one multiply-add a cycle of AVX-512.
 constexpr int vectors_for(Index rows) {
-  if (rows <= (kManyRegisters ? 2 : 1)) return 8;
-  return (kManyRegisters ? 4 : 2) / (rows > kMaxRows / 2 ? 2 : 1);
+  if constexpr (kManyRegisters) return rows <= 2 ? 8 : rows <= 4 ? 4 : kLanes<float> > 8 ? 1 : 2;
+  return rows == 1 ? 8 : rows == 2 ? 4 : 2;
 }
 
 template <class F>
@@ -60,7 +62,8 @@ class DecodeTask {
   /// The scratch of a task: a multiple of 64, because the scratch of all slots is one array.
   static std::size_t bytes(Index rows, Index head_dim) {
     const std::size_t all =
-        (sizeof(Row) + sizeof(void*)) * std::size_t(rows) + sizeof(T) * std::size_t(rows * head_dim + kMaxRows * kTile);
+        (sizeof(Row) + 2 * sizeof(void*)) * std::size_t(rows) +
+        sizeof(T) * std::size_t(rows * head_dim + kMaxRows * kTile + packed_size(head_dim) * ceil_div(rows, kMaxRows));
     return (all + 63) / 64 * 64;
   }
 
@@ -108,11 +111,16 @@ class DecodeTask {
   void compute_tile(Index number, const Needs& needs);
   template <int M>
   void attend(Row* const* rows, Index number);
+  const T* packed_queries(Row* const* rows, int count, Index group);
   template <int M>
-  void score(Row* const* rows, const TileBias* frame, const S* keys);
+  void score(const T* q, Row* const* rows, const TileBias* frame, const S* keys);
+  template <int M, int N>
+  void score_rows(const T* q, Row* const* rows, const TileBias* frame, const S* keys, Index first, T* scores);
   void add_to_softmax(const Row& row, Index number, TileBias& frame, T* s);
   template <int M>
   void accumulate(Row* const* rows, const TileBias* frame, const S* values);
+  template <int M, int N>
+  void accumulate_rows(Row* const* rows, const TileBias* frame, const S* values, Index dim, const T* probabilities);
   TileBias tile_bias_of(const Row& row, Index number) const;
   bool try_prune(Row& row, Index number);
   bool try_prune_outlier(Row& row, Index number);
@@ -123,7 +131,8 @@ class DecodeTask {
   Index tile_size() const { return source_.value_offset + kTile * value_dim_; }
 
   static constexpr Index kLine = Index(64 / sizeof(S));
-  static constexpr Index kSlice = 4;  // dims, or keys, between two prefetches
+  static constexpr Index kSlice = 8;  // dims, or keys, between two prefetches
+  static Index packed_size(Index head_dim) { return kMaxRows * (head_dim + kRowStride - 1) / kRowStride * kRowStride; }
 
   Cached<S, T> source_;
   Index head_dim_, value_dim_;
@@ -134,6 +143,8 @@ class DecodeTask {
   Index count_;                                            // rows
   Row* rows_;
   Row** active_;  // the rows that need the tile in use
+  Row** packed_;  // the rows whose queries packed_q_ holds
+  T* packed_q_;   // [groups of kMaxRows rows][blocks of kRowStride dims][kMaxRows][kRowStride]
   T* scores_;     // [kMaxRows][kTile]: scores, then probabilities
 };
 
@@ -160,6 +171,9 @@ DecodeTask<F>::DecodeTask(const Params<F>& params, const DecodeItem& item, RowSt
   take(scores_, kMaxRows * kTile);
   take(rows_, count_);
   take(active_, count_);
+  take(packed_, count_);
+  std::fill_n(packed_, count_, nullptr);
+  take(packed_q_, packed_size(head_dim_) * ceil_div(count_, kMaxRows));
   take(q, count_ * head_dim_);
   const PruningBudget budget = sequence.budget(item.kv_head * params.group());
   log2_side_ = budget.log2_side();
@@ -207,7 +221,7 @@ void DecodeTask<F>::find_nearest_tile_masses() {
     if (!row.prunes || number <= last_ || row.seen.begin >= row.seen.end) continue;
     Row* const single = &row;
     TileBias frame = tile_bias_of(row, number);
-    score<1>(&single, &frame, tile(number));
+    score<1>(packed_queries(&single, 1, 0), &single, &frame, tile(number));
     add_to_softmax(row, number, frame, scores_);
     row.nearest_tile_mass = row.state->log_mass();
     *row.state = RowState<T>();
@@ -225,7 +239,8 @@ void DecodeTask<F>::compute_tile(Index number, const Needs& needs) {
   if (active == 0) return;
   const Index width = vectors_for(std::min<Index>(active, kMaxRows)) * kLanes<T>;
   const Index passes =
-      ceil_div(kTile, width) * ceil_div(head_dim_, kSlice) + ceil_div(value_dim_, width) * ceil_div(kTile, kSlice);
+      ceil_div(std::min<Index>(active, kMaxRows), kRegisterRows) *
+      (ceil_div(kTile, width) * ceil_div(head_dim_, kSlice) + ceil_div(value_dim_, width) * ceil_div(kTile, kSlice));
   if (prefetch_pages()) ahead_ = -1;
   next_line_ = 0;
   step_ = ceil_div(ceil_div(tile_size(), kLine), passes * std::max<Index>(ceil_div(active, kMaxRows), 1) + 2 * active) *
@@ -244,45 +259,72 @@ typename DecodeTask<F>::TileBias DecodeTask<F>::tile_bias_of(const Row& row, Ind
   return {T(at), T(nearest), -row.slope * T(beyond), T(1), row.seen.begin > first || row.seen.end < first + kTile};
 }
 
+/// The queries of the rows of a group, side by side. They are copied only when the rows differ from those before.
+template <class F>
+const typename F::T* DecodeTask<F>::packed_queries(Row* const* rows, int count, Index group) {
+  T* const packed = packed_q_ + group * packed_size(head_dim_);
+  Row** const packed_rows = packed_ + group * kMaxRows;
+  for (int a = 0; a < count; a++) {
+    if (packed_rows[a] == rows[a]) continue;
+    packed_rows[a] = rows[a];
+    for (Index d = 0; d < head_dim_; d += kRowStride)
+      std::copy_n(rows[a]->q + d, std::min(kRowStride, head_dim_ - d), packed + d * kMaxRows + a * kRowStride);
+  }
+  return packed;
+}
+
 /// The three lines of the paper, for M rows.
 template <class F>
 template <int M>
 void DecodeTask<F>::attend(Row* const* rows, Index number) {
   TileBias frame[std::size_t(M)];
   for (int a = 0; a < M; a++) frame[a] = tile_bias_of(*rows[a], number);
-  score<M>(rows, frame, tile(number));                                                          // S = τ Q K' + bias
+  const T* const q = packed_queries(rows, M, (rows - active_) / kMaxRows);
+  score<M>(q, rows, frame, tile(number));                                                       // S = τ Q K' + bias
   for (int a = 0; a < M; a++) add_to_softmax(*rows[a], number, frame[a], scores_ + a * kTile);  // P = 2^(S - μ)
   accumulate<M>(rows, frame, tile(number) + source_.value_offset);                              // O = α O + P V
 }
 
 template <class F>
 template <int M>
-void DecodeTask<F>::score(Row* const* rows, const TileBias* frame, const S* keys) {
-  constexpr int W = kLanes<T>, kSpan = std::min(vectors_for(M), int(kTile) / W), kPass = kSpan * W;
+void DecodeTask<F>::score(const T* q, Row* const* rows, const TileBias* frame, const S* keys) {
+  constexpr int kFirst = std::min(M, kRegisterRows), kSpan = std::min(vectors_for(M), int(kTile) / kLanes<T>);
+  for (Index j = 0; j < kTile; j += kSpan * kLanes<T>) {
+    score_rows<kFirst, kSpan>(q, rows, frame, keys, j, scores_ + j);
+    if constexpr (kFirst < M)
+      score_rows<M - kFirst, kSpan>(q + kFirst * kRowStride, rows + kFirst, frame + kFirst, keys, j,
+                                    scores_ + kFirst * kTile + j);
+  }
+}
+
+/// The scores of M rows and N vectors of keys, from key `first` on.
+template <class F>
+template <int M, int N>
+void DecodeTask<F>::score_rows(const T* q, Row* const* rows, const TileBias* frame, const S* keys, Index first,
+                               T* scores) {
+  constexpr int W = kLanes<T>;
   alignas(64) static constexpr auto kKeys = [] {
     std::array<T, std::size_t(kTile)> j{};
     for (std::size_t i = 0; i < j.size(); i++) j[i] = T(i);
     return j;
   }();
-  for (Index j = 0; j < kTile; j += kPass) {
-    Vec<T> acc[std::size_t(M)][std::size_t(kSpan)];
-    const T* q[std::size_t(M)];
-    for (int a = 0; a < M; a++) {
-      q[a] = rows[a]->q;
-      for (int r = 0; r < kSpan; r++) {
-        const Vec<T> distance = abs(sub(broadcast<T>(frame[a].at), load<T>(&kKeys[std::size_t(j + r * W)])));
-        acc[a][r] = mul(broadcast<T>(-rows[a]->slope), sub(distance, broadcast<T>(frame[a].nearest)));
-      }
+  Vec<T> acc[std::size_t(M)][std::size_t(N)];
+#pragma GCC unroll 8
+  for (int a = 0; a < M; a++)
+#pragma GCC unroll 8
+    for (int r = 0; r < N; r++) {
+      const Vec<T> distance = abs(sub(broadcast<T>(frame[a].at), load<T>(&kKeys[std::size_t(first + r * W)])));
+      acc[a][r] = mul(broadcast<T>(-rows[a]->slope), sub(distance, broadcast<T>(frame[a].nearest)));
     }
-    for (Index d = 0; d < head_dim_; d += kSlice) {
-      prefetch_some();
-      const Index length = std::min(kSlice, head_dim_ - d);
-      multiply_add<0, kSpan>(q, 1, keys + d * kTile + j, kTile, length, acc);
-      for (int a = 0; a < M; a++) q[a] += length;
-    }
-    for (int a = 0; a < M; a++)
-      for (int r = 0; r < kSpan; r++) store<T>(scores_ + a * kTile + j + r * W, acc[a][r]);
+  for (Index d = 0; d < head_dim_; d += kSlice) {
+    prefetch_some();
+    multiply_add_rows<N, kRowStride>(q + d / kRowStride * kRowStride * kMaxRows + d % kRowStride,
+                                     keys + d * kTile + first, kTile, std::min(kSlice, head_dim_ - d), acc);
   }
+#pragma GCC unroll 8
+  for (int a = 0; a < M; a++)
+#pragma GCC unroll 8
+    for (int r = 0; r < N; r++) store<T>(scores + a * kTile + r * W, acc[a][r]);
 }
 
 /// Replaces the scores s [kTile] of a row by probabilities and adds them to its state. Sets frame.factor to the factor
@@ -324,28 +366,38 @@ void DecodeTask<F>::add_to_softmax(const Row& row, Index number, TileBias& frame
 template <class F>
 template <int M>
 void DecodeTask<F>::accumulate(Row* const* rows, const TileBias* frame, const S* values) {
-  constexpr int W = kLanes<T>, kSpan = vectors_for(M);
+  constexpr int W = kLanes<T>, kFirst = std::min(M, kRegisterRows), kSpan = vectors_for(M);
   for (Index d = 0; d < value_dim_; d += kSpan * W) {
     const int vectors = int(std::min<Index>(kSpan, ceil_div(value_dim_ - d, W)));
     with_vectors<kSpan>(vectors, [&](auto n) {
-      Vec<T> acc[std::size_t(M)][std::size_t(n)];
-      const T* p[std::size_t(M)];
-      for (int a = 0; a < M; a++) {
-        p[a] = scores_ + a * kTile;
-        for (int r = 0; r < n; r++) acc[a][r] = broadcast<T>(T(0));
-      }
-      for (Index j = 0; j < kTile; j += kSlice) {
-        prefetch_some();
-        multiply_add<0, n>(p, 1, values + j * value_dim_ + d, value_dim_, kSlice, acc);
-        for (int a = 0; a < M; a++) p[a] += kSlice;
-      }
-      for (int a = 0; a < M; a++)
-        for (int r = 0; r < n; r++) {
-          T* const at = rows[a]->o + d + r * W;
-          store<T>(at, fma(load<T>(at), broadcast<T>(frame[a].factor), acc[a][r]));
-        }
+      accumulate_rows<kFirst, n>(rows, frame, values, d, scores_);
+      if constexpr (kFirst < M)
+        accumulate_rows<M - kFirst, n>(rows + kFirst, frame + kFirst, values, d, scores_ + kFirst * kTile);
     });
   }
+}
+
+/// Adds N vectors of value dims, from `dim` on, to the outputs of M rows.
+template <class F>
+template <int M, int N>
+void DecodeTask<F>::accumulate_rows(Row* const* rows, const TileBias* frame, const S* values, Index dim,
+                                    const T* probabilities) {
+  Vec<T> acc[std::size_t(M)][std::size_t(N)];
+#pragma GCC unroll 8
+  for (int a = 0; a < M; a++)
+#pragma GCC unroll 8
+    for (int r = 0; r < N; r++) acc[a][r] = broadcast<T>(T(0));
+  for (Index j = 0; j < kTile; j += kSlice) {
+    prefetch_some();
+    multiply_add_rows<N, kRowStride>(probabilities + j, values + j * value_dim_ + dim, value_dim_, kSlice, acc);
+  }
+#pragma GCC unroll 8
+  for (int a = 0; a < M; a++)
+#pragma GCC unroll 8
+    for (int r = 0; r < N; r++) {
+      T* const at = rows[a]->o + dim + r * kLanes<T>;
+      store<T>(at, fma(load<T>(at), broadcast<T>(frame[a].factor), acc[a][r]));
+    }
 }
 
 /// Few rows read a tile once from end to end. If the tile ahead follows in memory, the processor prefetches this stream

@@ -25,20 +25,32 @@ EIGEN_ALWAYS_INLINE void multiply_add(const X* const (&x)[M], Index step, const 
                                       P (&acc)[M][V]) {
 #pragma GCC unroll 4
   for (Index i = 0; i < length; i++) {
-    if constexpr (M == 1) {  // y is used once: registers for its vectors would be lost to the sums
-      const Vec<X> scalar = broadcast<X>(x[0][i * step]);
+    Vec<X> vector[std::size_t(N)];
 #pragma GCC unroll 8
-      for (int r = R; r < N; r++) acc[0][r] = fma(scalar, widen<X>(y + i * stride + r * kLanes<X>), acc[0][r]);
-    } else {
-      Vec<X> vector[std::size_t(N)];
+    for (int r = R; r < N; r++) vector[r] = widen<X>(y + i * stride + r * kLanes<X>);
 #pragma GCC unroll 8
-      for (int r = R; r < N; r++) vector[r] = widen<X>(y + i * stride + r * kLanes<X>);
+    for (std::size_t a = 0; a < M; a++) {
+      const Vec<X> scalar = broadcast<X>(x[a][i * step]);
 #pragma GCC unroll 8
-      for (std::size_t a = 0; a < M; a++) {
-        const Vec<X> scalar = broadcast<X>(x[a][i * step]);
+      for (int r = R; r < N; r++) acc[a][r] = fma(scalar, vector[r], acc[a][r]);
+    }
+  }
+}
+
+/// The same for contiguous rows of x that lie XStride apart. With a constant stride one register addresses all rows.
+/// The loop is not unrolled, because g++ then loads the scalars of later entries early and spills.
+template <int N, Index XStride, std::size_t M, std::size_t V, class X, class Y, class P>
+EIGEN_ALWAYS_INLINE void multiply_add_rows(const X* x, const Y* y, Index stride, Index length, P (&acc)[M][V]) {
+#pragma GCC unroll 1
+  for (Index i = 0; i < length; i++) {
+    Vec<X> vector[std::size_t(N)];
 #pragma GCC unroll 8
-        for (int r = R; r < N; r++) acc[a][r] = fma(scalar, vector[r], acc[a][r]);
-      }
+    for (int r = 0; r < N; r++) vector[r] = widen<X>(y + i * stride + r * kLanes<X>);
+#pragma GCC unroll 8
+    for (std::size_t a = 0; a < M; a++) {
+      const Vec<X> scalar = broadcast<X>(x[Index(a) * XStride + i]);
+#pragma GCC unroll 8
+      for (int r = 0; r < N; r++) acc[a][r] = fma(scalar, vector[r], acc[a][r]);
     }
   }
 }
