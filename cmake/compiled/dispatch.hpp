@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstddef>
-#include <optional>
+#include <span>
 #include <tuple>
 #include <utility>
 
@@ -63,9 +63,19 @@ void KvCache<S>::truncate(Index sequence, Index length) {
 }
 
 template <class S>
+void KvCache<S>::fork(Index from, Index to) {
+  (this->*detail::entry<detail::CacheEntry<S>>().fork)(from, to);
+}
+
+template <class S>
+void KvCache<S>::reorder(std::span<const Index> indices) {
+  (this->*detail::entry<detail::CacheEntry<S>>().reorder)(indices);
+}
+
+template <class S>
 template <class X, class Y>
-void KvCache<S>::append_views(const View<const X>& k, const View<const Y>& v, const Real& real) {
-  detail::entry<detail::AppendEntry<S, X, Y>>().call(*this, k, v, real);
+void KvCache<S>::append_views(const View<const X>& k, const View<const Y>& v, const detail::AppendTo& to) {
+  detail::entry<detail::AppendEntry<S, X, Y>>().call(*this, k, v, to);
 }
 
 }  // namespace alibi::inline ALIBI_ABI

@@ -30,7 +30,7 @@ function(alibi_instantiate file header)
   string(REGEX REPLACE "Cache<([^;]*)>" "class KvCache<\\1>" text "${text}")
   string(
     REGEX REPLACE "Append<([^;,]*), ([^;,]*), ([^;,]*)>"
-    "void KvCache<\\1>::append_views(const View<const \\2>&, const View<const \\3>&, const std::optional<TokenRanges>&)"
+    "void KvCache<\\1>::append_views(const View<const \\2>&, const View<const \\3>&, const AppendTo&)"
     text "${text}"
   )
   list(JOIN text ";\ntemplate " instantiations)

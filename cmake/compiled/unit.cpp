@@ -39,6 +39,8 @@ constexpr void fill(CacheEntry<S>& entry) {
   entry.bytes = &KvCache<S>::bytes;
   entry.truncate = &KvCache<S>::truncate;
   entry.truncate_one = &KvCache<S>::truncate;
+  entry.fork = &KvCache<S>::fork;
+  entry.reorder = &KvCache<S>::reorder;
 }
 template <class S, class K, class V>
 constexpr void fill(AppendEntry<S, K, V>& entry) {

@@ -7,7 +7,7 @@
 #pragma once
 
 #include <cstddef>
-#include <optional>
+#include <span>
 #include <tuple>
 
 #include "alibi/cached_attention.hpp"
@@ -15,7 +15,6 @@
 #include "alibi/kv_cache.hpp"
 #include "alibi/kv_cache_config.hpp"
 #include "alibi/options.hpp"
-#include "alibi/token_ranges.hpp"
 #include "alibi/view.hpp"
 #include "alibi/workspace.hpp"
 
@@ -42,10 +41,12 @@ struct CacheEntry {
   std::size_t (KvCache<S>::*bytes)() const;
   void (KvCache<S>::*truncate)(Index);
   void (KvCache<S>::*truncate_one)(Index, Index);
+  void (KvCache<S>::*fork)(Index, Index);
+  void (KvCache<S>::*reorder)(std::span<const Index>);
 };
 template <class S, class K, class V>
 struct AppendEntry {
-  void (*call)(KvCache<S>&, const View<const K>&, const View<const V>&, const std::optional<TokenRanges>&);
+  void (*call)(KvCache<S>&, const View<const K>&, const View<const V>&, const AppendTo&);
 };
 
 /// The sizes of the classes that pass between the library and its units.

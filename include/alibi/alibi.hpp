@@ -1,5 +1,6 @@
-// Includes all public headers but reference.hpp, which is for tests and research. Each header can also be included
-// alone. All but tensor.hpp and bias.hpp, which use Eigen's tensors, need Eigen/Core only.
+// Includes all public headers but reference.hpp, which is for tests and research, and kv_cache_file.hpp, which saves
+// caches to streams. Each header can also be included alone. All but tensor.hpp and bias.hpp, which use Eigen's
+// tensors, need Eigen/Core only.
 #pragma once
 
 #include "alibi/active_isa.hpp"

@@ -5,6 +5,7 @@
 #include <functional>
 #include <new>
 
+#include "cache_state.hpp"
 #include "common.hpp"
 #include "counted_heap.hpp"
 
@@ -14,47 +15,14 @@ using alibi::KvCache;
 using alibi::KvCacheConfig;
 using heap::allocations;
 using heap::allocations_left;
+using test::head_of;
 using test::Index;
+using test::state;
 using test::Tensor4;
 
 constexpr Index kTile = alibi::kernel::kTile;
 
 using Real = long double;
-
-template <class S>
-auto head_of(const KvCache<S>& cache, Index sequence, Index kv_head) {
-  return alibi::detail::CacheAccess::head(cache, sequence, kv_head);
-}
-
-// Everything that kernels can read and that the cache reports of itself, as bits, except the bytes it holds.
-template <class S>
-std::vector<std::uint64_t> state(const KvCache<S>& cache) {
-  std::vector<std::uint64_t> bits;
-  const auto add = [&bits](auto x) { bits.push_back(std::bit_cast<std::uint64_t>(double(x))); };
-  const KvCacheConfig& config = cache.config();
-  for (Index b = 0; b < config.batch; b++) {
-    add(cache.length(b));
-    add(cache.min_length(b));
-    for (Index h = 0; h < config.kv_heads; h++) {
-      const auto head = head_of(cache, b, h);
-      const auto& key_bounds = head.key_bounds;
-      for (const Index x : {cache.first_key(b, h), head.first_tile, head.begin, head.length, head.value_offset,
-                            key_bounds.first, key_bounds.tiles, key_bounds.outlier_count})
-        add(x);
-      add(cache.evicted_tolerance(b, h));
-      add(key_bounds.center_norm);
-      add(key_bounds.largest);
-      for (Index d = 0; d < config.head_dim; d++) add(key_bounds.center[d]);
-      for (Index i = 0; i < key_bounds.outlier_count; i++) add(key_bounds.outliers[i]);
-      for (Index t = 0; t < key_bounds.tiles; t++) {
-        add(key_bounds.radius[t]);
-        add(key_bounds.prefix_max[t]);
-        for (Index i = 0; i < (config.head_dim + config.value_dim) * kTile; i++) add(head.tile(head.first_tile + t)[i]);
-      }
-    }
-  }
-  return bits;
-}
 
 // The tokens that are appended to a cache, which determine what each of its sequences should hold.
 template <class S, class X>
@@ -839,7 +807,7 @@ TEST_F(KvCacheErrors, Capacity) {
 }
 
 TEST_F(KvCacheErrors, Counts) {
-  EXPECT_EQ(append(2, {}), "alibi: counts has 0 entries; expected 2, the batch of the cache");
+  EXPECT_EQ(append(2, {1}), "alibi: counts has 1 entries; expected 2, the batch of the cache");
   EXPECT_EQ(append(2, {1, 1, 1}), "alibi: counts has 3 entries; expected 2, the batch of the cache");
   EXPECT_EQ(append(2, {1, 3}), "alibi: counts[1] is 3; expected 0 to 2, the tokens of k");
   EXPECT_EQ(append(2, {-1, 2}), "alibi: counts[0] is -1; expected 0 to 2, the tokens of k");

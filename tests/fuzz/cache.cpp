@@ -1,8 +1,10 @@
-// A KvCache through any history of appends, truncations, clones and queries, against the definition over all keys that
-// were ever appended, including the evicted ones.
+// A KvCache through any history of appends, truncations, clones, forks, files and queries, against the definition over
+// all keys that were ever appended, including the evicted ones.
 #include <alibi/cached_attention.hpp>
 #include <alibi/kernel/decode/task.hpp>
 #include <alibi/kv_cache.hpp>
+#include <alibi/kv_cache_file.hpp>
+#include <sstream>
 
 #include "call.hpp"
 #include "targets.hpp"
@@ -111,7 +113,8 @@ class History {
   void run(Input& in) {
     constexpr int kMaxSteps = 40;
     for (int step = 0; step < kMaxSteps && in.left() > 0 && work_ < 4e6; step++) {
-      switch (in.byte() % 8) {
+      const auto kind = in.byte();
+      switch (kind % 8) {
         case 0:
         case 1:
         case 2:
@@ -121,7 +124,7 @@ class History {
           truncate(in);
           break;
         case 4:
-          copy(in);
+          rearrange(in, kind / 8);
           break;
         default:
           in.flag() ? attend<T>(in) : attend<S>(in);  // NOLINT(bugprone-branch-clone): S may be T
@@ -242,18 +245,20 @@ class History {
             cache_.append(k_view, v_view);
         }))
       return;
-    for (Index b = 0; b < config_.batch; b++) {
-      const Index count = counts[std::size_t(b)];
-      Sequence& of = sequence(b);
-      if (count > 0 && (config_.window || config_.eviction)) of.kept = std::max(of.kept, of.length - config_.rollback);
-      of.length += count;
-      for (Index h = 0; h < config_.kv_heads; h++)
-        for (Index i = 0; i < count; i++) {
-          Numbers& to = numbers(b, h);
-          for (Index d = 0; d < config_.head_dim; d++) to.k.push_back(double(S(k.row(b, h, i)[d])));
-          for (Index d = 0; d < config_.value_dim; d++) to.v.push_back(double(S(v.row(b, h, i)[d])));
-        }
-    }
+    for (Index b = 0; b < config_.batch; b++) appended(b, b, k, v, counts[std::size_t(b)]);
+  }
+  /// Notes that sequence b has the first `count` tokens of a batch entry of k and v.
+  template <class X>
+  void appended(Index b, Index entry, const Array<X>& k, const Array<X>& v, Index count) {
+    Sequence& of = sequence(b);
+    if (count > 0 && (config_.window || config_.eviction)) of.kept = std::max(of.kept, of.length - config_.rollback);
+    of.length += count;
+    for (Index h = 0; h < config_.kv_heads; h++)
+      for (Index i = 0; i < count; i++) {
+        Numbers& to = numbers(b, h);
+        for (Index d = 0; d < config_.head_dim; d++) to.k.push_back(double(S(k.row(entry, h, i)[d])));
+        for (Index d = 0; d < config_.value_dim; d++) to.v.push_back(double(S(v.row(entry, h, i)[d])));
+      }
   }
 
   void truncate(Input& in) {
@@ -279,6 +284,97 @@ class History {
         numbers(of, h).v.resize(std::size_t(to * config_.value_dim));
       }
     }
+  }
+
+  void rearrange(Input& in, int kind) {
+    switch (kind % 8) {
+      case 1:
+      case 2:
+        fork(in);
+        break;
+      case 3:
+      case 4:
+        reorder(in);
+        break;
+      case 5:
+        append_one(in);
+        break;
+      case 6:
+      case 7:
+        save_and_load(in);
+        break;
+      default:
+        copy(in);
+    }
+  }
+
+  /// Notes that sequence `to` is now what sequence `from` was in `before` and `numbers_before`.
+  void become(Index to, Index from, const std::vector<Sequence>& before, const std::vector<Numbers>& numbers_before) {
+    sequence(to) = before[std::size_t(from)];
+    for (Index h = 0; h < config_.kv_heads; h++)
+      numbers(to, h) = numbers_before[std::size_t(from * config_.kv_heads + h)];
+  }
+
+  bool is_sequence(Index b) const { return 0 <= b && b < config_.batch; }
+  /// A sequence, or rarely any number.
+  Index any_sequence(Input& in) { return in.one_in(32) ? in.small() : in.integer(0, config_.batch - 1); }
+
+  void fork(Input& in) {
+    const Index from = any_sequence(in), to = any_sequence(in);
+    log("fork ", from, " to ", to);
+    if (changed(verdict(is_sequence(from) && is_sequence(to)), [&] { cache_.fork(from, to); }))
+      become(to, from, std::vector<Sequence>(sequences_), std::vector<Numbers>(heads_));
+  }
+
+  void reorder(Input& in) {
+    std::vector<Index> indices;
+    bool right = true;
+    for (Index b = 0; b < config_.batch; b++) {
+      indices.push_back(any_sequence(in));
+      right = right && is_sequence(indices.back());
+    }
+    if (in.one_in(32)) indices.push_back(0), right = false;
+    log("reorder");
+    if (!changed(verdict(right), [&] { cache_.reorder(indices); })) return;
+    const std::vector<Sequence> before = sequences_;
+    const std::vector<Numbers> numbers_before = heads_;
+    for (Index b = 0; b < config_.batch; b++) become(b, indices[std::size_t(b)], before, numbers_before);
+  }
+
+  void append_one(Input& in) {
+    const Index to = any_sequence(in), tokens = in.integer(0, 255), batch = in.one_in(32) ? 2 : 1;
+    const Array<T> k(in, true, batch, config_.kv_heads, tokens, config_.head_dim),
+        v(in, true, batch, config_.kv_heads, tokens, config_.value_dim);
+    fill(in, k), fill(in, v);
+    log("append ", tokens, " to ", to);
+    bool right = is_sequence(to) && batch == 1;
+    right = right && (config_.capacity == 0 || tokens <= config_.capacity - sequence(to).length);
+    const alibi::View<const T> k_view = k.view(), v_view = v.view();
+    if (changed(verdict(right), [&] { cache_.append(to, k_view, v_view); })) appended(to, 0, k, v, tokens);
+  }
+
+  /// A sequence through a file, perhaps into another slot. A file that is cut off, or changed, is refused.
+  void save_and_load(Input& in) {
+    const Index from = in.integer(0, config_.batch - 1), to = in.integer(0, config_.batch - 1);
+    log("save ", from, " and load ", to);
+    std::ostringstream out;
+    alibi::save(out, cache_, from);
+    std::string file = out.str();
+    const auto damage = in.byte() % 4;
+    const auto at = std::size_t(in.bits<std::uint32_t>()) % file.size();
+    if (damage == 2) file.resize(at);
+    if (damage == 3) file[at] = char(file[at] ^ (1 << in.byte() % 8));
+    std::istringstream stream(file);
+    const auto load = [&] {
+      try {
+        alibi::load(stream, cache_, to);
+      } catch (const std::runtime_error& error) {
+        check(std::string(error.what()).starts_with("alibi: the saved sequence "), "an error's text is ", error.what());
+        throw std::invalid_argument(error.what());
+      }
+    };
+    if (changed(verdict(damage < 2), load))
+      become(to, from, std::vector<Sequence>(sequences_), std::vector<Numbers>(heads_));
   }
 
   /// A clone has the same contents and is independent. A move preserves the contents.

@@ -131,6 +131,29 @@ class CacheKeyBounds {
     filter_ = {};
   }
 
+  /// Hands all that is known of `tiles` tiles to `file`, which writes const bounds, and reads others.
+  template <class Bounds, class File>
+  static void transfer(Bounds& bounds, Index tiles, File& file) {
+    file.number(bounds.first_);
+    file.number(bounds.centered_);
+    file.number(bounds.center_norm_);
+    file.number(bounds.left_);
+    file.number(bounds.earlier_);
+    kernel::OutlierFilter<T>::transfer(bounds.filter_, file);
+    file.list(bounds.center_, Index(bounds.center_.size()));
+    file.list(bounds.radius_, tiles);
+    file.list(bounds.prefix_max_, tiles);
+    Index outliers = Index(bounds.outliers_.size());
+    file.number(outliers);
+    file.check(0 <= outliers && outliers <= tiles);
+    file.list(bounds.outliers_, outliers);
+    Index next = bounds.first_;
+    for (const std::int32_t outlier : bounds.outliers_) {
+      file.check(next <= outlier && outlier < bounds.first_ + tiles);
+      next = Index(outlier) + 1;
+    }
+  }
+
  private:
   void settle(std::size_t i) {
     filter_.add(first_ + Index(i), radius_[i]);

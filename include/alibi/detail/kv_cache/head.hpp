@@ -29,29 +29,44 @@ class CacheHead {
  public:
   using T = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
-  CacheHead(Index head_dim, Index value_dim) : head_dim_(head_dim), value_dim_(value_dim), key_bounds_(head_dim) {}
+  CacheHead(Index head_dim, Index value_dim)
+      : head_dim_(head_dim), value_dim_(value_dim), tiles_(tile_size(head_dim, value_dim)), key_bounds_(head_dim) {}
 
-  /// A head with the same contents.
-  CacheHead clone() const {
+  /// A head of another cache with the same contents. `copies` are of the tiles that several heads share.
+  template <class Map>
+  CacheHead clone(Map& copies) const {
     CacheHead copy(head_dim_, value_dim_);
     copy.key_bounds_ = key_bounds_;
-    CacheTiles<S> fresh;
-    fresh.reserve(tiles_.size());
-    for (Index t = 0; t < tiles_.size(); t++) fresh.add_new(tile_size());
+    copy.tiles_.copy(tiles_, copies);
+    return copy;
+  }
+  /// A head of the same cache with the same contents, in the same tiles.
+  CacheHead fork() const {
+    CacheHead copy(head_dim_, value_dim_);
+    copy.key_bounds_ = key_bounds_;
     copy.tiles_.reserve(tiles_.size());
-    for (Index t = 0; t < tiles_.size(); t++) {
-      copy.tiles_.add(fresh.take_last());  // in the order of CacheTiles::append()
-      std::copy_n(tiles_[t], tile_size(), copy.tiles_[t]);
-    }
+    copy.tiles_.share(tiles_);
     return copy;
   }
 
   Index tiles() const { return tiles_.size(); }
   /// Elements of a tile, including 64 bytes at the end, because kernels may read one vector after the last value.
-  Index tile_size() const { return (head_dim_ + value_dim_) * kTile + Index(64 / sizeof(S)); }
+  static Index tile_size(Index head_dim, Index value_dim) {
+    return (head_dim + value_dim) * kTile + Index(64 / sizeof(S));
+  }
   const CacheKeyBounds<T>& key_bounds() const { return key_bounds_; }
   std::size_t bytes() const {
-    return std::size_t(tiles() * tile_size()) * sizeof(S) + tiles_.table_bytes() + key_bounds_.bytes();
+    return std::size_t(tiles()) * tiles_.tile_bytes() + tiles_.table_bytes() + key_bounds_.bytes();
+  }
+  /// How many of the first `count` tiles have no other owner.
+  Index unshared(Index count) const {
+    Index number = 0;
+    for (Index t = 0; t < count; t++) number += !tiles_.is_shared(t);
+    return number;
+  }
+  /// Whether extend() or truncate() at `length` writes a tile that other heads share, and needs a spare one for it.
+  bool writes_shared(Index length) const {
+    return length % kTile != 0 && tiles_.is_shared(length / kTile - key_bounds_.first());
   }
   kernel::Cached<S, T> view(Index length) const {
     const Index first = key_bounds_.first();
@@ -71,7 +86,8 @@ class CacheHead {
 
   /// Appends keys and values after the first `length`. New tiles are taken from `spare`.
   template <class X, class Y>
-  void extend(Index length, kernel::Rows<const X> k, kernel::Rows<const Y> v, Index tokens, CacheTiles<S>& spare) {
+  void extend(Index length, kernel::Rows<const X> k, kernel::Rows<const Y> v, Index tokens, SpareTiles<S>& spare) {
+    if (length % kTile != 0 && tokens > 0) own_last(spare);
     for (Index token = 0; token < tokens;) {
       const Index slot = (length + token) % kTile, n = std::min(kTile - slot, tokens - token);
       if (slot == 0) {
@@ -90,21 +106,54 @@ class CacheHead {
   }
 
   /// Removes the first tiles.
-  void drop_first(Index count, CacheTiles<S>& spare, Index max_spare) {
+  void drop_first(Index count, SpareTiles<S>& spare, Index max_spare) {
     tiles_.drop_first(count, spare, max_spare);
     key_bounds_.drop_first(count);
   }
 
-  /// Removes the keys from `length` on. `length` is 0, or keys before it are held.
-  void truncate(Index length, CacheTiles<S>& spare, Index max_spare) {
-    const Index stay = length == 0 ? 0 : kernel::ceil_div(length, kTile) - key_bounds_.first(), leave = tiles() - stay;
+  /// Removes the keys from `length` on. `length` is 0, or keys before it are held. A last tile that is shared is
+  /// replaced by one of `spare`.
+  void truncate(Index length, SpareTiles<S>& spare, Index max_spare) {
+    if (length == 0) return clear(spare, max_spare);
+    const Index stay = kernel::ceil_div(length, kTile) - key_bounds_.first(), leave = tiles() - stay;
     tiles_.drop_last(leave, spare, max_spare);
-    if (stay == 0) return key_bounds_.clear();
     key_bounds_.drop_last(leave);
     key_bounds_.set_last(0);
     const Index end = (length - 1) % kTile + 1;
-    clear_from(end);
+    if (end < kTile) {
+      own_last(spare);
+      clear_from(end);
+    }
     measure(0, end);
+  }
+
+  /// Removes all keys. Then the head is as a new one.
+  void clear(SpareTiles<S>& spare, Index max_spare) {
+    tiles_.drop_last(tiles(), spare, max_spare);
+    key_bounds_.clear();
+  }
+
+  /// Writes the tiles, the newest first, and what is known of their keys.
+  template <class File>
+  void write(File& file) const {
+    for (Index t = tiles(); t-- > 0;) file.array(tiles_[t], value_offset() + kTile * value_dim_);
+    CacheKeyBounds<T>::transfer(key_bounds_, tiles(), file);
+  }
+  /// Reads what write() wrote of `count` tiles from `first` on into a new head. Allocates a tile when its turn has
+  /// come, so that a file of wrong sizes ends before memory does; the newest first, at addresses in the order of
+  /// CacheTiles::append().
+  template <class File>
+  void read(File& file, Index first, Index count) {
+    const Index size = value_offset() + kTile * value_dim_;
+    for (Index t = 0; t < count; t++) {
+      tiles_.reserve(t + 1);
+      tiles_.add_new();
+      file.array(tiles_.last(), size);
+      std::fill(tiles_.last() + size, tiles_.last() + tiles_.elements(), S(0));
+    }
+    tiles_.reverse();
+    CacheKeyBounds<T>::transfer(key_bounds_, count, file);
+    file.check(key_bounds_.first() == first);
   }
 
  private:
@@ -112,11 +161,16 @@ class CacheHead {
 
   Index value_offset() const { return head_dim_ * kTile; }  // a multiple of a cache line, as kTile numbers are
 
+  /// Makes this head the only owner of its last tile, which is to be written.
+  void own_last(SpareTiles<S>& spare) {
+    if (spare.shared() > 0) tiles_.add(spare.own(tiles_.take_last()));
+  }
+
   /// Sets the last tile to 0 from a slot on, because kernels multiply the numbers there by 0.
   void clear_from(Index slot) {
     S* tile = tiles_.last();
     for (Index d = 0; d < head_dim_; d++) std::fill(tile + d * kTile + slot, tile + (d + 1) * kTile, S(0));
-    std::fill(tile + value_offset() + slot * value_dim_, tile + tile_size(), S(0));
+    std::fill(tile + value_offset() + slot * value_dim_, tile + tiles_.elements(), S(0));
   }
 
   /// Updates the key tile bounds after slots [begin, end) of the last tile have been written. The centre is the mean of

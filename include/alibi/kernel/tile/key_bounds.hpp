@@ -65,6 +65,15 @@ class OutlierFilter {
     count_++;
   }
 
+  /// Hands its numbers to `file`, which writes those of a const filter, and reads those of another.
+  template <class Filter, class File>
+  static void transfer(Filter& filter, File& file) {
+    file.number(filter.largest_);
+    file.number(filter.sum_);
+    file.number(filter.count_);
+    file.number(filter.outliers_);
+  }
+
  private:
   T largest_ = 0;
   double sum_ = 0;
