@@ -23,6 +23,11 @@ costs=$build/examples/decode.png
 echo "==> decode, up to 65,536 tokens"
 "$build/examples/decode" 65536 "$costs"
 
+for cache in beam_search continuous_batching; do
+  echo "==> $cache"
+  "$build/examples/$cache"
+done
+
 experiment=$build/examples/experiment
 rm -rf "$experiment"
 echo "==> train_short_test_long, the reduced version: ALiBi and sinusoidal, trained at 128 bytes"

@@ -21,6 +21,9 @@ extern const float *q_data, *k_data, *v_data;
 extern float* output_data;
 
 // Used by examples/guides.
+#include <fstream>
 #include <iostream>
 #include <thread>
+
+#include "alibi/kv_cache_file.hpp"
 extern const float* qkv_data;
