@@ -1,8 +1,10 @@
 // Makes every kind of call header-only: instantiates what a file without the compiled library uses, and checks that the
 // calls agree with each other.
 #include <alibi/alibi.hpp>
+#include <alibi/kv_cache_file.hpp>
 #include <cmath>
 #include <cstdio>
+#include <sstream>
 #include <vector>
 
 namespace {
@@ -47,5 +49,22 @@ int main() {
   alibi::KvCache<float> cache({.kv_heads = 2, .head_dim = 8, .capacity = 70});
   cache.append(q, q);
   expect_near("cached", alibi::attention(q, cache, slopes), output);
+
+  // Sequence 1 becomes sequence 0 through a file, and by a fork.
+  alibi::KvCache<float> pair({.batch = 2, .kv_heads = 2, .head_dim = 8, .capacity = 70});
+  pair.append(0, q, q);
+  std::stringstream file;
+  alibi::save(file, pair, 0);
+  alibi::load(file, pair, 1);
+  Tensor4 twice(2, 2, 70, 8), expected(2, 2, 70, 8);
+  for (Eigen::Index i = 0; i < twice.size(); i++) {
+    twice.data()[i] = q.data()[i % q.size()];
+    expected.data()[i] = output.data()[i % q.size()];
+  }
+  expect_near("loaded", alibi::attention(twice, pair, slopes), expected);
+  pair.clear(1);
+  pair.fork(0, 1);
+  pair.reorder(std::vector<alibi::Index>{1, 1});
+  expect_near("forked", alibi::attention(twice, pair, slopes), expected);
   return failures;
 }
