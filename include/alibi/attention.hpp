@@ -49,6 +49,9 @@ struct ForwardResult {
   Output output;  ///< [batch, heads, queries, value_dim]; varlen: [tokens, heads, value_dim]
   Lse lse;        ///< [batch, heads, queries], natural logarithm; varlen: [heads, tokens]
 };
+/// For compilers that do not deduce it themselves: clang before 17.
+template <class Output, class Lse>
+ForwardResult(Output, Lse) -> ForwardResult<Output, Lse>;
 
 namespace detail {
 

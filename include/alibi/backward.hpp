@@ -1,14 +1,18 @@
-// Gradients of attention (attention.hpp), from the gradient of its output.
+// Gradients of attention (attention.hpp), from the gradient of its output and, if the loss depends on it, of its lse.
 //
 //   P_ij  = exp(s_ij - lse_i)                   the softmax, from the forward's log-sum-exp
 //   dV_j  = Σ_i P_ij dO_i                       dP_ij = dO_i·v_j
-//   dS_ij = P_ij (dP_ij - Σ_d dO_id o_id)
+//   dS_ij = P_ij (dP_ij - Σ_d dO_id o_id + dlse_i)
 //   dQ_i  = τ Σ_j dS_ij k_j                     dK_j = τ Σ_i dS_ij q_i
 //   dm_h  = -Σ_ij dS_ij |p_i - j|               of a table: dtable_ht = Σ_{p_i - j at entry t} dS_ij
 //
 // Arrays, options and errors are those of attention(). `output` and `lse` are the results of attention_with_lse() for
 // the same arguments. grad_output is [batch, heads, queries, value_dim] and holds the scalar of q or the one that q is
 // summed in. Gradients hold the scalar of the sums: double for double, float for float, bfloat16 and half.
+//
+// If the loss depends on the lse too, pass ForwardResult{grad_output, grad_lse} in place of grad_output. grad_lse is
+// dlse, an lse array as attention_with_lse() returns it, of the scalar of the sums. Uses: a z-loss, and the gradient
+// through merge(). A query that sees no key has lse -inf and no gradient, whatever its entry of grad_lse holds.
 //
 // Gradients are summed over everything that shares an argument: query heads that read one kv head, and batch entries
 // that share slopes or a table. Given the output and lse of all keys, a call over a part of the keys gives the
@@ -19,6 +23,7 @@
 // mass of each row, as in the forward. The same input gives the same bits on any number of threads.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -79,6 +84,12 @@ struct ForwardResultView {
 };
 
 namespace detail {
+
+/// Whether Gradient is that of an output and an lse.
+template <class Gradient>
+inline constexpr bool kIsForwardResult = false;
+template <class Output, class Lse>
+inline constexpr bool kIsForwardResult<ForwardResult<Output, Lse>> = true;
 
 /// The gradient of a bias as a view. `array` is a scalar, a vector, a row-major matrix, a tensor or a contiguous range.
 template <class T, class Array>
@@ -147,14 +158,21 @@ struct GradientViews {
 namespace detail {
 
 /// Makes views of the arrays of a call and runs it. Fills in the sizes of the arrays, which `sequences` still lacks.
-template <template <class> class AdapterOf, class GradOutput, class Q, class K, class V, class Bias>
-void backward_into(const GradientViews<Sum<typename AdapterOf<Q>::Scalar>, AdapterOf>& to,
-                   const GradOutput& grad_output, const Q& q, const K& k, const V& v, const Bias& bias,
+/// `gradient` is that of the output, or of a ForwardResult.
+template <template <class> class AdapterOf, class Gradient, class Q, class K, class V, class Bias>
+void backward_into(const GradientViews<Sum<typename AdapterOf<Q>::Scalar>, AdapterOf>& to, const Gradient& gradient,
+                   const Q& q, const K& k, const V& v, const Bias& bias,
                    const ForwardResultView<typename AdapterOf<Q>::Scalar, AdapterOf>& given, SequenceList sequences,
                    const Options& options) {
   using E = typename AdapterOf<Q>::Scalar;
   using T = Sum<E>;
-  using G = typename AdapterOf<GradOutput>::Scalar;
+  const auto& grad_output = [&gradient]() -> const auto& {
+    if constexpr (kIsForwardResult<Gradient>)
+      return gradient.output;
+    else
+      return gradient;
+  }();
+  using G = typename AdapterOf<std::remove_cvref_t<decltype(grad_output)>>::Scalar;
   check_scalars<E, typename AdapterOf<K>::Scalar, typename AdapterOf<V>::Scalar, View<E>>();
   static_assert(std::is_same_v<G, E> || std::is_same_v<G, T>,
                 "alibi: grad_output must hold the scalar of q, or float where that is bfloat16 or half.");
@@ -165,10 +183,13 @@ void backward_into(const GradientViews<Sum<typename AdapterOf<Q>::Scalar>, Adapt
     of_output.of_scalar = view_of<AdapterOf>(grad_output, "grad_output");
   else
     of_output.of_sum = view_of<AdapterOf>(grad_output, "grad_output"), of_output.is_sum = true;
+  std::optional<std::span<const T>> grad_lse;
+  if constexpr (kIsForwardResult<Gradient>)
+    grad_lse = lse_view<const T, ForwardResultView<E, AdapterOf>::kRank>(gradient.lse, "grad_lse");
   if (sequences.kind != SequenceList::Kind::varlen) sequences.count = queries.batch;
   sequences.queries = queries.tokens;
   sequences.keys = keys.tokens;
-  backward<E, kBiasKind<Bias>>({queries, keys, values, given.output, of_output, given.lse,
+  backward<E, kBiasKind<Bias>>({queries, keys, values, given.output, of_output, grad_lse, given.lse,
                                 bias_view<T>(bias, queries.heads), to.q, to.k, to.v, to.bias, sequences},
                                options);
 }
@@ -231,6 +252,9 @@ void attention_backward_into(const GradientViews<detail::SumOf<Q>>& gradients, c
 /// grad_output is dO, [batch, heads, queries, value_dim]. The other arguments are those of attention_with_lse(), and
 /// its results. The gradients have the shapes of q, k, v and the slopes; backward.hpp gives the equations. Throws
 /// std::invalid_argument, before anything is written, for shapes, slopes or options that do not fit.
+///
+/// For a loss of the output and the lse, grad_output is ForwardResult{grad_output, grad_lse}, with dlse, [batch, heads,
+/// queries]. A ForwardResult owns its arrays: move them into it, or give it views, to avoid copies.
 template <class GradOutput, class Q, class K, class V, class Bias>
 auto attention_backward(const GradOutput& grad_output, const Q& q, const K& k, const V& v, const Bias& slopes,
                         const ForwardResultView<typename Adapter<Q>::Scalar>& forward, const Options& options = {}) {

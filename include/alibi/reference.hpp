@@ -17,6 +17,7 @@
 #include <cstddef>
 #include <limits>
 #include <optional>
+#include <span>
 #include <type_traits>
 #include <vector>
 
@@ -76,7 +77,8 @@ T* token(const View<T>& x, Index b, Index h, Index i) {
 ///
 /// The origin of a row is the distance of the visible key whose bias is largest. It is subtracted from all distances of
 /// the row, in integers, because a position of 2^40 would cost the logits most of their digits. Softmax ignores the
-/// subtraction, and the lse adds it back. The gradient ignores it too, since Σ_j dS_ij = 0.
+/// subtraction, and the lse adds it back. The gradient ignores it too, since Σ_j dS_ij = 0; with a gradient of the lse
+/// the sum is dlse_i, and the origin is added back.
 struct SlopeOfHead {
   double m;  ///< the slope
 
@@ -94,6 +96,8 @@ struct SlopeOfHead {
   void add_gradient(double ds, Index origin, Index p, Index j, double* dm) const {
     *dm -= ds * double(distance(p, j) - origin);
   }
+  /// dm -= dlse origin
+  void add_origin_gradient(double dlse, Index origin, double* dm) const { *dm -= dlse * double(origin); }
 };
 
 /// The bias of one head from its row of a table. It needs no origin.
@@ -113,6 +117,8 @@ struct TableOfHead {
   double beyond(Index, Index p, Index j) const { return double(entry[at(p, j)]); }
   /// dtable[t] += dS, where t is the entry for p and j.
   void add_gradient(double ds, Index, Index p, Index j, double* dtable) const { dtable[at(p, j)] += ds; }
+  /// Does nothing: the table has no origin.
+  void add_origin_gradient(double, Index, double*) const {}
 };
 
 /// The slopes of all heads, and where their gradients go.
@@ -277,22 +283,26 @@ Result attention(const Q& q, const K& k, const V& v, const Biases& biases, const
   return result;
 }
 
-/// The gradients of f, any function of the output, for grad_output dO = ∂f/∂o, [batch, heads, queries, value_dim], of
-/// any array type and scalar. The other arguments and the errors are those of attention().
+/// The gradients of f, any function of the output and the lse, for grad_output dO = ∂f/∂o, [batch, heads, queries,
+/// value_dim], of any array type and scalar, and grad_lse dlse = ∂f/∂lse, [batch, heads, queries]; empty: 0. A query
+/// that sees no key has no gradient. The other arguments and the errors are those of attention().
 ///
-///     dP_ij = dO_i·v_j      D_i = dO_i·o_i      dS_ij = P_ij (dP_ij - D_i)
+///     dP_ij = dO_i·v_j      D_i = dO_i·o_i - dlse_i      dS_ij = P_ij (dP_ij - D_i)
 ///     dV_j = Σ_i P_ij dO_i  dQ_i = τ Σ_j dS_ij k_j  dK_j = τ Σ_i dS_ij q_i  dm = -Σ_ij dS_ij |p_i - j|
 ///
 /// The gradient of an entry of a table is the sum of dS_ij over the pairs that read it. The gradients of k and v are
 /// summed over all query heads that share them.
 template <class O, class Q, class K, class V, class Biases>
 Gradients attention_backward(const O& grad_output, const Q& q, const K& k, const V& v, const Biases& biases,
-                             const Mask& mask = {}, std::optional<double> scale = std::nullopt) {
+                             const Mask& mask = {}, std::optional<double> scale = std::nullopt,
+                             std::span<const double> grad_lse = {}) {
   const auto in = inputs(q, k, v, biases, mask, scale);
   const View<const typename Adapter<O>::Scalar> dO = Adapter<O>::of(grad_output, "grad_output");
   detail::require(
       dO.batch == in.q.batch && dO.heads == in.q.heads && dO.tokens == in.q.tokens && dO.head_dim == in.v.head_dim,
       "reference: the shape of grad_output does not fit");
+  detail::require(grad_lse.empty() || Index(grad_lse.size()) == in.q.batch * in.q.heads * in.q.tokens,
+                  "reference: the size of grad_lse does not fit");
   const Index kv_rows = in.k.batch * in.k.heads * in.k.tokens, dim = in.q.head_dim, value_dim = in.v.head_dim;
   Gradients grad{Matrix::Zero(in.q.batch * in.q.heads * in.q.tokens, dim), Matrix::Zero(kv_rows, dim),
                  Matrix::Zero(kv_rows, value_dim), in.bias.no_gradient(in.q.batch)};
@@ -301,7 +311,8 @@ Gradients attention_backward(const O& grad_output, const Q& q, const K& k, const
     const Row row = in.row(b, h, i);
     in.mean(row, b, h, o.data());
     const auto* dO_i = token(dO, b, h, i);
-    const double D = dot(dO_i, o.data(), value_dim);
+    const double dlse = grad_lse.empty() ? 0 : grad_lse[std::size_t(number)];
+    const double D = dot(dO_i, o.data(), value_dim) - dlse;
     const Index kv = in.kv_head(h), first_key = (b * in.k.heads + kv) * in.k.tokens;
     for (std::size_t n = 0; n < row.keys.size(); n++) {
       const Index j = row.keys[n];
@@ -311,6 +322,7 @@ Gradients attention_backward(const O& grad_output, const Q& q, const K& k, const
       add(in.scale * ds, token(in.q, b, h, i), dim, grad.k.data() + (first_key + j) * dim);
       in.bias.head(b, h).add_gradient(ds, row.origin, in.position(i), j, in.bias.gradient(grad.bias, b, h));
     }
+    if (!row.keys.empty()) in.bias.head(b, h).add_origin_gradient(dlse, row.origin, in.bias.gradient(grad.bias, b, h));
   });
   if constexpr (std::is_same_v<Biases, NoBias>) grad.bias.resize(0, 0);
   return grad;

@@ -113,7 +113,8 @@ void attention_varlen_with_lse_into(Output&& output, Lse&& lse, const Q& q, cons
 
 /// Gradients of attention_varlen_with_lse() into memory of the caller, {grad_q, grad_k, grad_v, grad_slopes}, as
 /// attention_backward_into() writes them. The gradients of each sequence have the bits of a separate call. The
-/// gradients of a table, and of slopes that all sequences share, are the sum over the sequences.
+/// gradients of a table, and of slopes that all sequences share, are the sum over the sequences. grad_output may be a
+/// ForwardResult{grad_output, grad_lse}, with grad_lse [heads, tokens].
 template <class GradOutput, class Q, class K, class V, class Bias>
 void attention_varlen_backward_into(const GradientViews<detail::VarlenSumOf<Q>, VarlenAdapter>& gradients,
                                     const GradOutput& grad_output, const Q& q, const K& k, const V& v,

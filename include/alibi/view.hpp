@@ -286,9 +286,9 @@ struct SlopesLike {
 
 /// A log-sum-exp array [batch, heads, queries], or of varlen attention, rank 2, [heads, queries], as a span. It is an
 /// Eigen vector or row-major matrix, a tensor of that rank (column-major: mirrored), or a contiguous range. Throws
-/// std::invalid_argument for a matrix with gaps between its entries.
+/// std::invalid_argument, with `name`, for a matrix with gaps between its entries.
 template <class T, int rank = 3, class Lse>
-std::span<T> lse_view(Lse& lse) {
+std::span<T> lse_view(Lse& lse, const char* name = "lse") {
   using Held = std::remove_reference_t<decltype(*lse.data())>;
   static_assert(
       std::is_same_v<Held, T> || std::is_same_v<const Held, T>,
@@ -299,7 +299,7 @@ std::span<T> lse_view(Lse& lse) {
                   "alibi: lse is a matrix [heads, queries] and must be row-major; Eigen's default is column-major.");
     const bool dense =
         lse.innerStride() == 1 && (lse.rows() <= 1 || lse.cols() <= 1 || lse.outerStride() == lse.cols());
-    detail::require(dense, "lse has gaps between its entries; expected them side by side");
+    detail::require(dense, name, " has gaps between its entries; expected them side by side");
   } else if constexpr (requires { Array::NumDimensions; }) {
     static_assert(Array::NumDimensions == rank,
                   "alibi: lse is a tensor of rank 3, [batch, heads, queries], or for varlen attention of rank 2, "

@@ -109,6 +109,17 @@ TEST_F(BackwardErrors, Shapes) {
   EXPECT_EQ(with_grad_output(Array(2, 2, 5, 3)), "alibi: grad_output is [2, 2, 5, 3]" + like_output);
   EXPECT_EQ(with_output(Array(2, 4, 6, 3)), "alibi: output is [2, 4, 6, 3]" + like_output);
   EXPECT_EQ(with_lse(std::vector<float>(39)), "alibi: lse has 39 entries; expected 40, batch x heads x tokens of q");
+  const auto with_grad_lse = [&](const auto& x) { return with_grad_output(alibi::ForwardResult{grad_output_, x}); };
+  EXPECT_EQ(with_grad_lse(std::vector<float>(40)), "no error");
+  EXPECT_EQ(with_grad_lse(std::vector<float>(39)),
+            "alibi: grad_lse has 39 entries; expected 40, batch x heads x tokens of q");
+  EXPECT_EQ(with_grad_lse(std::vector<float>()),
+            "alibi: grad_lse has 0 entries; expected 40, batch x heads x tokens of q");
+  EXPECT_EQ(with_grad_output(alibi::ForwardResult{Array(2, 4, 5, 8), lse_}),
+            "alibi: grad_output is [2, 4, 5, 8]" + like_output);
+  const Table wide = Table::Zero(8, 9);
+  EXPECT_EQ(with_grad_output(alibi::ForwardResult{grad_output_, wide.leftCols(5)}),
+            "alibi: grad_lse has gaps between its entries; expected them side by side");
   EXPECT_EQ(with_grad_q(Array(2, 4, 5, 3)), "alibi: grad_q is [2, 4, 5, 3]; expected [2, 4, 5, 8], the sizes of q");
   EXPECT_EQ(with_grad_k(Array(2, 4, 6, 8)), "alibi: grad_k is [2, 4, 6, 8]; expected [2, 2, 6, 8], the sizes of k");
   EXPECT_EQ(with_grad_v(Array(1, 2, 6, 3)), "alibi: grad_v is [1, 2, 6, 3]; expected [2, 2, 6, 3], the sizes of v");
@@ -154,6 +165,9 @@ TEST_F(BackwardErrors, NullData) {
   EXPECT_EQ(with_grad_k(at(nullptr, 2, 2, 6, 8)), "alibi: grad_k is null; expected 24 tokens of 8");
   EXPECT_EQ(with_grad_v(at(nullptr, 2, 2, 6, 3)), "alibi: grad_v is null; expected 24 tokens of 3");
   EXPECT_EQ(with_lse(Eigen::Map<Eigen::VectorXf>(nullptr, 40)), "alibi: lse is null; expected 40 entries");
+  EXPECT_EQ(
+      with_grad_output(alibi::ForwardResult{grad_output_, std::span<const float>(static_cast<float*>(nullptr), 40)}),
+      "alibi: grad_lse is null; expected 40 entries");
 }
 
 TEST_F(BackwardErrors, Overlaps) {
@@ -168,6 +182,8 @@ TEST_F(BackwardErrors, Overlaps) {
   EXPECT_EQ(with_grad_bias(Eigen::Map<Eigen::VectorXf>(m_.data(), 4)),
             "alibi: the gradient of the bias overlaps slopes" + own);
   EXPECT_EQ(with_grad_bias(std::span(lse_.data() + 36, 4)), "alibi: the gradient of the bias overlaps lse" + own);
+  const std::span<const float> in_grad_v(grad_v_.data() + 10, 40);
+  EXPECT_EQ(with_grad_output(alibi::ForwardResult{grad_output_, in_grad_v}), "alibi: grad_v overlaps grad_lse" + own);
   EXPECT_EQ(with_grad_bias(std::span(grad_q_.data(), 4)), "alibi: grad_q overlaps the gradient of the bias" + own);
   EXPECT_EQ(with_bias(alibi::relative_bias(table_), table_),
             "alibi: the gradient of the bias overlaps the table" + own);

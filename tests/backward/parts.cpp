@@ -1,6 +1,7 @@
 // Gradients over parts of the keys, as in ring attention, with split keys and on several machines. Given the output and
-// the lse of all keys, dq and the gradient of the bias are sums over the parts, and dk and dv are concatenated.
-// ALIBI_TEST_CASES in the environment sets the number of random calls. A failure prints the seed.
+// the lse of all keys, dq and the gradient of the bias are sums over the parts, and dk and dv are concatenated. The
+// loss may depend on the lse too. ALIBI_TEST_CASES in the environment sets the number of random calls. A failure prints
+// the seed.
 #include <cstdlib>
 
 #include "common.hpp"
@@ -43,8 +44,9 @@ double relative_difference(const A& is, const B& should, double terms = 1e-3) {
 
 template <class T>
 struct Call {
-  Tensor4<T> q, k, v, grad_output;
-  RowMatrix<Sum<T>> bias;  // slopes [batch, heads], or a table [heads, entries]
+  Tensor4<T> q, k, v;
+  alibi::ForwardResult<Tensor4<T>, std::vector<Sum<T>>> gradient;  // of the output, and of the lse: 0 in some calls
+  RowMatrix<Sum<T>> bias;                                          // slopes [batch, heads], or a table [heads, entries]
   Index first_distance = 0;
   Options options;
 
@@ -52,7 +54,9 @@ struct Call {
     const Index batch = random.integer(1, 2), kv_heads = random.integer(1, 2), heads = kv_heads * random.integer(1, 3);
     const Index queries = random.integer(1, 150), keys = random.integer(1, 400), dim = random.integer(1, 40);
     q = random.tensor<T>(batch, heads, queries, dim), k = random.tensor<T>(batch, kv_heads, keys, dim);
-    v = random.tensor<T>(batch, kv_heads, keys, 24), grad_output = random.tensor<T>(batch, heads, queries, 24);
+    v = random.tensor<T>(batch, kv_heads, keys, 24), gradient.output = random.tensor<T>(batch, heads, queries, 24);
+    gradient.lse.resize(std::size_t(batch * heads * queries));
+    random.fill(gradient.lse, random.chance(0.5) ? 1 : 0);
     options.mask.causal = random.chance(0.5);
     if (random.chance(0.3)) options.mask.window = random.integer(1, keys + 10);
     if (random.chance(0.3)) options.mask.query_offset = random.integer(-20, keys + 400);
@@ -102,14 +106,26 @@ class BackwardParts : public testing::Test {
     return largest * double(std::numeric_limits<Sum<T>>::epsilon());
   }
 
+  static double farthest(const Call<T>& call) {
+    return double(std::abs(call.offset()) + call.q.dimension(2) + call.k.dimension(2));
+  }
+
   /// If a part lacks keys of a row, the sum of the row's dS has the rounding error of the row's output. It counts times
-  /// the distance of the keys.
-  static double output_rounding(const Call<T>& call, const Tensor4<T>& output) {
+  /// the distance of the keys. So does the mass of the keys that it lacks, if that is less than the rounding of the
+  /// lse.
+  template <class Forward>
+  static double output_rounding(const Call<T>& call, const Forward& forward) {
     double sum = 0;
-    for (Index i = 0; i < output.size(); i++)
-      sum += std::abs(double(output.data()[i]) * double(call.grad_output.data()[i]));
-    const Index farthest = std::abs(call.offset()) + call.q.dimension(2) + call.k.dimension(2);
-    return 4 * sum * double(farthest) * double(std::numeric_limits<T>::epsilon());
+    for (Index i = 0; i < forward.output.size(); i++)
+      sum += std::abs(double(forward.output.data()[i]) * double(call.gradient.output.data()[i]));
+    return sum * farthest(call) * (4 * double(std::numeric_limits<T>::epsilon()) + lse_rounding(forward.lse));
+  }
+
+  /// The terms of the gradient of a slope by the gradient of the lse; the rows of dS sum to it.
+  static double terms_of_lse(const Call<T>& call) {
+    double sum = 0;
+    for (const Sum<T> x : call.gradient.lse) sum += std::abs(double(x));
+    return sum * farthest(call);
   }
 
   template <class Forward, class Sums, class Whole, class Bias>
@@ -120,7 +136,7 @@ class BackwardParts : public testing::Test {
     EXPECT_LE(relative_difference(sums.k, whole.k), bound) << "dk";
     EXPECT_LE(relative_difference(sums.v, whole.v), bound) << "dv";
     EXPECT_LE(test::distance(sums.bias, of_bias),
-              bound * sums.bias_terms.maxCoeff() + output_rounding(call, forward.output))
+              bound * (sums.bias_terms.maxCoeff() + terms_of_lse(call)) + output_rounding(call, forward))
         << "the gradient of the bias";
   }
 
@@ -128,12 +144,12 @@ class BackwardParts : public testing::Test {
   static void run(const Call<T>& call, const std::vector<Index>& cuts, const Bias& bias,
                   const GradientOfBias& gradient_of_bias) {
     const auto forward = alibi::attention_with_lse(call.q, call.k, call.v, bias, call.options);
-    const auto whole = alibi::attention_backward(call.grad_output, call.q, call.k, call.v, bias, forward, call.options);
+    const auto whole = alibi::attention_backward(call.gradient, call.q, call.k, call.v, bias, forward, call.options);
     auto sums = call.zeros();
     for (std::size_t p = 0; p + 1 < cuts.size(); p++) {
       Options options = call.options;
       options.mask.query_offset = call.offset() - cuts[p];
-      const auto grad = alibi::attention_backward(call.grad_output, call.q, part_of(call.k, cuts[p], cuts[p + 1]),
+      const auto grad = alibi::attention_backward(call.gradient, call.q, part_of(call.k, cuts[p], cuts[p + 1]),
                                                   part_of(call.v, cuts[p], cuts[p + 1]), bias, forward, options);
       sums.q += grad.q;
       sums.add_bias(gradient_of_bias(grad));
@@ -171,7 +187,7 @@ TYPED_TEST(BackwardParts, Padded) {
     const Call<TypeParam> call(random);
     const auto forward = alibi::attention_with_lse(call.q, call.k, call.v, call.bias, call.options);
     const auto whole =
-        alibi::attention_backward(call.grad_output, call.q, call.k, call.v, call.bias, forward, call.options);
+        alibi::attention_backward(call.gradient.output, call.q, call.k, call.v, call.bias, forward, call.options);
     const std::vector<Index> cuts = cuts_of(random, call.k.dimension(2));
     auto sums = call.zeros();
     for (std::size_t p = 0; p + 1 < cuts.size(); p++) {
@@ -179,7 +195,7 @@ TYPED_TEST(BackwardParts, Padded) {
       alibi::Options options = call.options;
       options.keys = ranges;
       const auto grad =
-          alibi::attention_backward(call.grad_output, call.q, call.k, call.v, call.bias, forward, options);
+          alibi::attention_backward(call.gradient.output, call.q, call.k, call.v, call.bias, forward, options);
       sums.q += grad.q, sums.k += grad.k, sums.v += grad.v;
       sums.add_bias(grad.slopes);
     }

@@ -294,6 +294,84 @@ TYPED_TEST(BackwardProperties, LinearInGradOutput) {
   }
 }
 
+// A gradient of the lse of 0 changes no bit. Gradients of the output and of the lse add up.
+TYPED_TEST(BackwardProperties, LinearInTheGradientOfTheLse) {
+  using T = TypeParam;
+  const Case<T>& x = this->case_;
+  Tensor3<T> zero(2, 4, this->kTokens), grad_lse = zero;
+  zero.setZero();
+  this->random_.fill(grad_lse);
+  Tensor4<T> none = x.grad_output;
+  none.setZero();
+  const auto table = this->random_.template matrix<T>(4, 90);
+  for (const Mask& mask : kMasks) {
+    const auto expect = [&](const auto& bias) {
+      const Options options{.mask = mask};
+      const auto forward = alibi::attention_with_lse(x.q, x.k, x.v, bias, options);
+      const auto backward = [&](const auto& gradient) {
+        return alibi::attention_backward(gradient, x.q, x.k, x.v, bias, forward, options);
+      };
+      const auto of_output = backward(x.grad_output);
+      expect_same(backward(alibi::ForwardResult{x.grad_output, zero}), of_output);
+      auto sum = backward(alibi::ForwardResult{none, grad_lse});
+      EXPECT_EQ(test::largest(sum.v), 0) << "the lse does not depend on the values";
+      for (Index i = 0; i < sum.q.size(); i++) sum.q.data()[i] += of_output.q.data()[i];
+      for (Index i = 0; i < sum.k.size(); i++) sum.k.data()[i] += of_output.k.data()[i];
+      sum.v = of_output.v;
+      if constexpr (requires { sum.slopes; }) sum.slopes += of_output.slopes;
+      if constexpr (requires { sum.table; }) sum.table += of_output.table;
+      expect_near(backward(alibi::ForwardResult{x.grad_output, grad_lse}), sum, 2 * this->kRounding);
+    };
+    expect(this->m_);
+    expect(alibi::relative_bias(table, -40));
+    expect(alibi::no_bias);
+  }
+}
+
+// A row with one key has lse = s, and with it dq = τ dlse k, dk = τ dlse q and dm = -dlse |p - j|, exactly.
+TYPED_TEST(BackwardProperties, TheLseOfOneKeyIsItsLogit) {
+  using T = TypeParam;
+  const RowMatrix<T> q = this->random_.template matrix<T>(1, 8), k = this->random_.template matrix<T>(1, 8),
+                     none = RowMatrix<T>::Zero(1, 8);
+  for (const Index offset : {Index(0), Index(7), Index(1) << 26, Index(1) << 40, -(Index(1) << 40)})
+    for (const T slope : {T(0.5), T(0), T(-3)}) {
+      const Options options{.mask = {.causal = false, .query_offset = offset}, .scale = 2.0};
+      const auto forward = alibi::attention_with_lse(q, k, k, slope, options);
+      const test::Vector<T> grad_lse = test::Vector<T>::Constant(1, T(0.75));
+      const auto grad =
+          alibi::attention_backward(alibi::ForwardResult{none, grad_lse}, q, k, k, slope, forward, options);
+      EXPECT_LE(test::distance(grad.q, RowMatrix<T>(T(1.5) * k)), this->kRounding) << offset << ' ' << slope;
+      EXPECT_LE(test::distance(grad.k, RowMatrix<T>(T(1.5) * q)), this->kRounding) << offset << ' ' << slope;
+      EXPECT_NEAR(grad.slopes, -0.75 * double(std::abs(offset)), this->kRounding * double(std::abs(offset)))
+          << offset << ' ' << slope;
+    }
+}
+
+// The z-loss, Σ lse². A row without keys has lse -inf and no gradient, whatever its gradient of the lse is.
+TYPED_TEST(BackwardProperties, ZLoss) {
+  using T = TypeParam;
+  const Case<T>& x = this->case_;
+  Tensor4<T> none = x.grad_output;
+  none.setZero();
+  for (const Index offset : {0, -30, 500}) {
+    const Options options{.mask = {.query_offset = offset}};
+    const auto forward = alibi::attention_with_lse(x.q, x.k, x.v, this->m_, options);
+    Tensor3<T> grad_lse = forward.lse;
+    std::vector<double> exact;
+    for (Index i = 0; i < grad_lse.size(); i++) exact.push_back(double(grad_lse.data()[i] *= T(2)));  // -inf too
+    const auto grad =
+        alibi::attention_backward(alibi::ForwardResult{none, grad_lse}, x.q, x.k, x.v, this->m_, forward, options);
+    const auto expected =
+        alibi::reference::attention_backward(none, x.q, x.k, x.v, this->m_, options.mask, options.scale, exact);
+    const double rounding = 100 * this->kRounding;  // a lse of 250 has lost so many digits
+    EXPECT_LE(relative_difference(grad.q, expected.q), rounding) << offset;
+    EXPECT_LE(relative_difference(grad.k, expected.k), rounding) << offset;
+    EXPECT_LE(relative_difference(grad.slopes, RowMatrix<double>(expected.bias.colwise().sum())), rounding) << offset;
+    for (Index i = 0; i < std::max<Index>(-offset, 0); i++)
+      for (Index d = 0; d < 24; d++) EXPECT_EQ(grad.q(1, 2, i, d), 0) << "row " << i;
+  }
+}
+
 // At most half an ulp of a row's softmax mass is pruned.
 TYPED_TEST(BackwardProperties, TheDefaultToleranceChangesFewUlps) {
   using T = TypeParam;

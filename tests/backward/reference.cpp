@@ -53,7 +53,7 @@ test::Shape small_shape(test::Random& random) {
           random.integer(0, 8), random.integer(1, 5), random.integer(1, 5)};
 }
 
-/// f = Σ dO∘o along lines through the inputs, in double.
+/// f = Σ dO∘o + Σ dlse lse along lines through the inputs, in double.
 class Lines {
  public:
   explicit Lines(const Exact& at) : at_(at), magnitudes_(at.magnitudes()) {}
@@ -89,8 +89,11 @@ class Lines {
     return std::array<Index, 4>{at_.q.size(), at_.k.size(), at_.v.size(), at_.bias.numbers.size()}[a];
   }
   double f() const {
-    const auto output = at_.forward().output;
-    return std::inner_product(output.data(), output.data() + output.size(), at_.grad_output.data(), 0.);
+    const auto [output, lse] = at_.forward();
+    double value = std::inner_product(output.data(), output.data() + output.size(), at_.grad_output.data(), 0.);
+    for (std::size_t row = 0; row < at_.grad_lse.size(); row++)
+      if (std::isfinite(lse[Index(row)])) value += at_.grad_lse[row] * lse[Index(row)];
+    return value;
   }
   double f(std::size_t a, const std::vector<double>& u, double t) {
     const std::vector<double> before(data(a), data(a) + u.size());
@@ -131,11 +134,18 @@ Arrays flat(const Gradients& grad) {
 
 constexpr double kDifferences = 1e-6;
 
+/// A random call. If its positions are so large that the lse loses its digits to them, the loss does not depend on it.
+BackwardCall<double> small_call(test::Random& random) {
+  BackwardCall<double> call(random, small_shape(random));
+  if (std::abs(call.options.mask.query_offset.value_or(0)) > 1000) call.grad_lse.clear();
+  return call;
+}
+
 TEST(BackwardDifferences, OfTheDefinition) {
   Runs runs(kDifferences);
   for (int seed = 1; seed <= cases(500) && !runs.failing(); seed++) {
     test::Random random{std::uint64_t(seed)};
-    const BackwardCall<double> call(random, small_shape(random));
+    const BackwardCall<double> call = small_call(random);
     const Exact exact = call.exact();
     runs.see(Lines(exact).errors(random, flat(exact.backward())),
              "seed " + std::to_string(seed) + ": " + call.description());
@@ -146,7 +156,7 @@ TEST(BackwardDifferences, OfTheKernels) {
   Runs runs(kDifferences);
   for (int seed = 1; seed <= cases(500) && !runs.failing(); seed++) {
     test::Random random{std::uint64_t(seed)};
-    BackwardCall<double> call(random, small_shape(random));
+    BackwardCall<double> call = small_call(random);
     runs.see(Lines(call.exact()).errors(random, call.run()),
              "seed " + std::to_string(seed) + ": " + call.description());
   }

@@ -85,11 +85,16 @@ TYPED_TEST(BackwardVarlen, SequencesAreCallsOfTheirOwn) {
   m.row(4) *= -1;  // its lse is so large that it is recomputed
   for (const Options& options : this->options_) {
     const auto forward = alibi::attention_varlen_with_lse(all_q, all_k, all_v, m, {cu_seqlens}, options);
-    const auto grad = alibi::attention_varlen_backward(this->varlen_tensor(grad_output), all_q, all_k, all_v, m,
-                                                       {cu_seqlens}, forward, options);
+    test::Tensor2<T> grad_lse(4, all_q.dimension(0));  // [heads, tokens]
+    this->random_.fill(grad_lse);
+    const auto grad = alibi::attention_varlen_backward(alibi::ForwardResult{this->varlen_tensor(grad_output), grad_lse},
+                                                       all_q, all_k, all_v, m, {cu_seqlens}, forward, options);
     std::vector<Tensor4<T>> grad_q, grad_k, grad_v;
     for (std::size_t s = 0; s < lengths.size(); s++) {
-      const auto own = cases[s].backward(test::Vector<T>(m.row(Index(s))), options);
+      std::vector<T> own_lse;
+      for (Index h = 0; h < 4; h++)
+        for (Index i = cu_seqlens[s]; i < cu_seqlens[s + 1]; i++) own_lse.push_back(grad_lse(h, i));
+      const auto own = cases[s].backward(test::Vector<T>(m.row(Index(s))), options, own_lse);
       grad_q.push_back(own.q), grad_k.push_back(own.k), grad_v.push_back(own.v);
       for (Index h = 0; h < 4; h++) EXPECT_EQ(grad.slopes(Index(s), h), own.slopes[h]) << "sequence " << s;
     }
@@ -110,14 +115,20 @@ TYPED_TEST(BackwardVarlen, PaddedBatchesAreCallsOfTheirOwn) {
   for (const Options& options : this->options_) {
     Options padded = options;
     padded.queries = padded.keys = ranges;
+    Tensor3<T> grad_lse(Index(ranges.size()), 4, kTokens);
+    this->random_.fill(grad_lse);
     const auto forward = alibi::attention_with_lse(q, k, v, m, padded);
-    const auto grad = alibi::attention_backward(grad_output, q, k, v, m, forward, padded);
+    const auto grad =
+        alibi::attention_backward(alibi::ForwardResult{grad_output, grad_lse}, q, k, v, m, forward, padded);
     for (Index b = 0; b < Index(ranges.size()); b++) {
       const KeyRange range = ranges[std::size_t(b)];
       Case<T> one(this->random_, 1, 2, 2, 0, 24, 20);
       one.q = tokens_of(q, b, range), one.k = tokens_of(k, b, range), one.v = tokens_of(v, b, range);
       one.grad_output = tokens_of(grad_output, b, range);
-      const auto own = one.backward(test::Vector<T>(m.row(b)), options);
+      std::vector<T> own_lse;
+      for (Index h = 0; h < 4; h++)
+        for (Index i = range.begin; i < range.end; i++) own_lse.push_back(grad_lse(b, h, i));
+      const auto own = one.backward(test::Vector<T>(m.row(b)), options, own_lse);
       this->expect_part(grad.q, b, range, own.q, "dq");
       this->expect_part(grad.k, b, range, own.k, "dk");
       this->expect_part(grad.v, b, range, own.v, "dv");

@@ -1,7 +1,9 @@
-// Merged results over parts of the keys equal the result over all keys, in any order and grouping.
+// Merged results over parts of the keys equal the result over all keys, in any order and grouping. Reductions over
+// split keys, in a ring and in a tree, with their gradients.
 #include <alibi/merge.hpp>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "common.hpp"
 
@@ -81,6 +83,122 @@ TYPED_TEST(Merge, EqualsAttentionOverAllKeysInAnyOrder) {
     alibi::merge_into(in_place.output, in_place.lse, {{in_place.output, in_place.lse}, b, {c.output, c.lse}});
     EXPECT_EQ(ulps<T>(in_place, merged), 0) << "seed " << seed;
   }
+}
+
+template <class T>
+Tensor4<T> tokens(const Tensor4<T>& x, Index begin, Index end) {
+  return x.slice(Eigen::array<Index, 4>{0, 0, begin, 0},
+                 Eigen::array<Index, 4>{x.dimension(0), x.dimension(1), end - begin, x.dimension(3)});
+}
+
+// 4 processes with a quarter of the tokens each. Keys, values and their gradients go round.
+TYPED_TEST(Merge, Ring) {
+  using T = TypeParam;
+  Random random(5);
+  constexpr Index kProcesses = 4, kPart = 70, kTokens = kProcesses * kPart;
+  const auto q = random.tensor<T>(1, 4, kTokens, 16), k = random.tensor<T>(1, 2, kTokens, 16),
+             v = random.tensor<T>(1, 2, kTokens, 16), grad_output = random.tensor<T>(1, 4, kTokens, 16);
+  const auto slopes = alibi::slopes<T>(4);
+  for (const bool causal : {true, false}) {
+    const auto all = alibi::attention_with_lse(q, k, v, slopes, {.mask = {.causal = causal}});
+    const auto grad = alibi::attention_backward(grad_output, q, k, v, slopes, all, {.mask = {.causal = causal}});
+    Tensor4<T> grad_k(k.dimensions()), grad_v(v.dimensions());
+    grad_k.setZero(), grad_v.setZero();
+    test::Vector<T> grad_slopes = test::Vector<T>::Zero(4);
+    for (Index p = 0; p < kProcesses; p++) {
+      const auto own = [&](const Tensor4<T>& x) { return tokens(x, p * kPart, (p + 1) * kPart); };
+      // Calls body(keys, values, options) with each part, that of the process itself first.
+      const auto for_each_part = [&](const auto& body) {
+        for (Index step = 0; step < kProcesses; step++) {
+          const Index begin = (p + step) % kProcesses * kPart;
+          body(begin, tokens(k, begin, begin + kPart), tokens(v, begin, begin + kPart),
+               Options{.mask = {.causal = causal, .query_offset = p * kPart - begin}});
+        }
+      };
+      Result<T> result = result_of(own(q), 1, 4, kPart);
+      result.lse.setConstant(-std::numeric_limits<T>::infinity());
+      for_each_part([&](Index, const auto& keys, const auto& values, const Options& options) {
+        alibi::merge_into(result.output, result.lse,
+                          {result, alibi::attention_with_lse(own(q), keys, values, slopes, options)});
+      });
+      EXPECT_LE(test::distance(result.output, own(all.output)), test::kBound<T>) << "process " << p;
+
+      Tensor4<T> grad_q(own(q).dimensions());
+      grad_q.setZero();
+      for_each_part([&](Index begin, const auto& keys, const auto& values, const Options& options) {
+        const auto part = alibi::attention_backward(own(grad_output), own(q), keys, values, slopes, result, options);
+        grad_q += part.q;
+        grad_slopes += part.slopes;
+        for (auto [to, from] : {std::pair(&grad_k, &part.k), std::pair(&grad_v, &part.v)})
+          to->slice(Eigen::array<Index, 4>{0, 0, begin, 0}, from->dimensions()) += *from;
+      });
+      EXPECT_LE(test::distance(grad_q, own(grad.q)), 10 * test::kBound<T>) << "process " << p;
+    }
+    EXPECT_LE(test::distance(grad_k, grad.k), 10 * test::kBound<T>);
+    EXPECT_LE(test::distance(grad_v, grad.v), 10 * test::kBound<T>);
+    EXPECT_LE(test::distance(grad_slopes, grad.slopes), kTokens * 10 * test::kBound<T>)
+        << "terms of the distances cancel";
+  }
+}
+
+// 7 parts, merged in pairs, and these in pairs.
+TYPED_TEST(Merge, Tree) {
+  using T = TypeParam;
+  Random random(6);
+  const auto q = random.tensor<T>(1, 2, 3, 16), k = random.tensor<T>(1, 2, 400, 16),
+             v = random.tensor<T>(1, 2, 400, 20);
+  const Eigen::VectorXd slopes = alibi::slopes<double>(2);
+  const Options options{.mask = {.query_offset = 397}};
+  std::vector<Result<T>> parts;
+  for (Index p = 0; p < 7; p++) parts.push_back(over(q, k, v, slopes, options, p * 50, p == 6 ? 400 : (p + 1) * 50));
+  for (; parts.size() > 1; parts.resize((parts.size() + 1) / 2))
+    for (std::size_t p = 0; p < parts.size() / 2; p++)
+      alibi::merge_into(parts[p].output, parts[p].lse, {parts[p], parts[parts.size() - 1 - p]});
+  const auto all = over(q, k, v, slopes, options, 0, 400);
+  EXPECT_LE(test::distance(parts[0].output, all.output), test::kBound<T>);
+  EXPECT_LE(test::distance(parts[0].lse, all.lse), 10 * test::kBound<T>);
+}
+
+// The gradient through merge(), as automatic differentiation finds it: from the gradients of the merged output and lse
+// to those of each part, and through the attention of the part. It equals the gradient of the whole.
+TYPED_TEST(Merge, TheGradientThroughMergeIsThatOfTheWhole) {
+  using T = TypeParam;
+  Random random(7);
+  constexpr Index kQueries = 60, kKeys = 300, kCut = 130;
+  const auto q = random.tensor<T>(2, 3, kQueries, 16), k = random.tensor<T>(2, 3, kKeys, 16),
+             v = random.tensor<T>(2, 3, kKeys, 20);
+  Result<T> gradient = result_of(random.tensor<T>(2, 3, kQueries, 20), 2, 3, kQueries);
+  random.fill(gradient.lse);
+  const auto slopes = alibi::slopes<T>(3);
+  const auto all = alibi::attention_with_lse(q, k, v, slopes);
+  const auto grad = alibi::attention_backward(gradient, q, k, v, slopes, all);
+
+  Tensor4<T> grad_q(q.dimensions());
+  grad_q.setZero();
+  test::Vector<T> grad_slopes = test::Vector<T>::Zero(3);
+  for (const auto& [begin, end] : {std::pair<Index, Index>(0, kCut), std::pair<Index, Index>(kCut, kKeys)}) {
+    const auto keys = tokens(k, begin, end), values = tokens(v, begin, end);
+    const Options options{.mask = {.query_offset = kKeys - kQueries - begin}};
+    const Result<T> part = alibi::attention_with_lse(q, keys, values, slopes, options);
+    Result<T> of_part = gradient;  // do_s = w_s do, dlse_s = w_s (dlse + do·(o_s - o)), with w_s = exp(lse_s - lse)
+    for (Index b = 0; b < 2; b++)
+      for (Index h = 0; h < 3; h++)
+        for (Index i = 0; i < kQueries; i++) {
+          const T weight = std::exp(part.lse(b, h, i) - all.lse(b, h, i));
+          for (Index d = 0; d < 20; d++) {
+            of_part.lse(b, h, i) += gradient.output(b, h, i, d) * (part.output(b, h, i, d) - all.output(b, h, i, d));
+            of_part.output(b, h, i, d) *= weight;
+          }
+          of_part.lse(b, h, i) *= weight;
+        }
+    const auto of = alibi::attention_backward(of_part, q, keys, values, slopes, part, options);
+    grad_q += of.q;
+    grad_slopes += of.slopes;
+    EXPECT_LE(test::distance(of.k, tokens(grad.k, begin, end)), 10 * test::kBound<T>);
+    EXPECT_LE(test::distance(of.v, tokens(grad.v, begin, end)), 10 * test::kBound<T>);
+  }
+  EXPECT_LE(test::distance(grad_q, grad.q), 10 * test::kBound<T>);
+  EXPECT_LE(test::distance(grad_slopes, grad.slopes), kKeys * 10 * test::kBound<T>) << "terms of the distances cancel";
 }
 
 TEST(MergeFloat, RowsThatSeeNoKey) {

@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdlib>
 #include <optional>
+#include <span>
 #include <utility>
 
 #include "forward_case.hpp"
@@ -66,13 +67,14 @@ struct Exact {
   Bias<double> bias;
   alibi::Mask mask;
   double scale;
+  std::vector<double> grad_lse = {};  // [batch, heads, queries]; empty: 0
 
   alibi::reference::Result forward() const {
     return bias.visit([&](const auto& b) { return alibi::reference::attention(q, k, v, b, mask, scale); });
   }
   Gradients backward() const {
     return bias.visit([&](const auto& b) {
-      Gradients grad = alibi::reference::attention_backward(grad_output, q, k, v, b, mask, scale);
+      Gradients grad = alibi::reference::attention_backward(grad_output, q, k, v, b, mask, scale, grad_lse);
       grad.bias = bias.shaped(grad.bias);
       return grad;
     });
@@ -83,7 +85,7 @@ struct Exact {
   /// to 0.
   ///
   /// The term of a slope counts |p_i - j| from the row's origin, as the reference does, plus 1, because the kernel
-  /// chooses the origin.
+  /// chooses the origin. The gradient of the lse counts the origin too.
   Gradients magnitudes() const {
     return bias.visit([&](const auto& b) {
       Gradients sums = magnitudes_of(alibi::reference::inputs(q, k, v, b, mask, scale));
@@ -109,7 +111,8 @@ struct Exact {
       const auto row = in.row(b, h, i);
       const Index kv = in.kv_head(h), first_key = (b * in.k.heads + kv) * in.k.tokens;
       std::vector<double> dP;
-      double D = 0;
+      const double dlse = grad_lse.empty() ? 0 : std::abs(grad_lse[std::size_t(number)]);
+      double D = dlse;
       for (std::size_t n = 0; n < row.keys.size(); n++) {
         dP.push_back(dot(&dO(b, h, i, 0), &vs(b, kv, row.keys[n], 0), value_dim));
         D += row.p[n] * dP.back();
@@ -126,6 +129,8 @@ struct Exact {
         else
           in.bias.head(b, h).add_gradient(dS, row.origin, in.position(i), j, of_bias);
       }
+      if constexpr (requires { in.bias.m; })
+        if (!row.keys.empty()) *in.bias.gradient(sums.bias, b, h) += dlse * double(row.origin);
     });
     return sums;
   }
@@ -172,7 +177,7 @@ template <class T>
 struct BackwardCall : Call<T> {
   Bias<T> bias;
   Strided<T> grad_output, grad_q, grad_k, grad_v;
-  std::vector<T> grad_bias;
+  std::vector<T> grad_bias, grad_lse;  // grad_lse: empty if the loss does not depend on the lse
 
   BackwardCall(Random& random, const Shape& shape)
       : Call<T>(random, shape),
@@ -183,6 +188,8 @@ struct BackwardCall : Call<T> {
         grad_v(like(random, this->v)),
         grad_bias(std::size_t(bias.numbers.size()), std::numeric_limits<T>::quiet_NaN()) {
     grad_output.for_each([&](T& x) { x = T(random.normal()); });
+    if (random.chance(0.4)) grad_lse.resize(this->lse.size());
+    random.fill(grad_lse);
   }
   static Strided<T> like(Random& random, const Strided<T>& x) {
     const alibi::View<T> view = x.view();
@@ -194,6 +201,7 @@ struct BackwardCall : Call<T> {
     std::ostringstream text;
     text << Call<T>::description() << "; bias: " << kinds[int(bias.kind)];
     if (bias.kind == Bias<T>::Kind::kTable) text << " of " << bias.numbers.cols() << " from " << bias.first;
+    if (!grad_lse.empty()) text << ", with the gradient of the lse";
     return text.str();
   }
 
@@ -205,7 +213,8 @@ struct BackwardCall : Call<T> {
             contiguous(this->v),
             bias.in_double(),
             this->options.mask,
-            scale};
+            scale,
+            std::vector<double>(grad_lse.begin(), grad_lse.end())};
   }
   static Tensor4<double> contiguous(const Strided<T>& x) {
     const alibi::View<T> view = x.view();
@@ -220,9 +229,15 @@ struct BackwardCall : Call<T> {
     bias.visit([&](const auto& m) {
       alibi::attention_with_lse_into(this->output.view(), this->lse, this->q.view(), this->k.view(), this->v.view(), m,
                                      this->options);
-      alibi::attention_backward_into({grad_q.view(), grad_k.view(), grad_v.view(), grad_bias}, grad_output.view(),
-                                     this->q.view(), this->k.view(), this->v.view(), m,
-                                     {this->output.view(), this->lse}, this->options);
+      const auto backward = [&](const auto& gradient) {
+        alibi::attention_backward_into({grad_q.view(), grad_k.view(), grad_v.view(), grad_bias}, gradient,
+                                       this->q.view(), this->k.view(), this->v.view(), m,
+                                       {this->output.view(), this->lse}, this->options);
+      };
+      if (grad_lse.empty())
+        backward(grad_output.view());
+      else
+        backward(alibi::ForwardResult{grad_output.view(), std::span<const T>(grad_lse)});
     });
     return {grad_q.take(), grad_k.take(), grad_v.take(), std::vector<double>(grad_bias.begin(), grad_bias.end())};
   }
@@ -243,6 +258,12 @@ struct Case {
   auto backward(const Bias& bias, const alibi::Options& options = {}) const {
     return alibi::attention_backward(grad_output, q, k, v, bias, alibi::attention_with_lse(q, k, v, bias, options),
                                      options);
+  }
+  /// The same with the gradient of the lse.
+  template <class Bias>
+  auto backward(const Bias& bias, const alibi::Options& options, const std::vector<T>& grad_lse) const {
+    return alibi::attention_backward(alibi::ForwardResult{grad_output, grad_lse}, q, k, v, bias,
+                                     alibi::attention_with_lse(q, k, v, bias, options), options);
   }
 };
 

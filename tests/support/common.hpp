@@ -21,6 +21,8 @@ namespace test {
 using alibi::Index;
 
 template <class T>
+using Tensor2 = Eigen::Tensor<T, 2, Eigen::RowMajor>;
+template <class T>
 using Tensor3 = Eigen::Tensor<T, 3, Eigen::RowMajor>;
 template <class T>
 using Tensor4 = Eigen::Tensor<T, 4, Eigen::RowMajor>;  // [batch, heads, tokens, head_dim]

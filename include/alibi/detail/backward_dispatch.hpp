@@ -149,6 +149,7 @@ void backward(const BackwardCall<E>& call, const Options& options) {
       erased(call.output),
       {erased(call.grad_output.of_scalar), call.grad_output.of_sum, call.grad_output.is_sum},
       call.lse.data(),
+      call.grad_lse ? call.grad_lse->data() : nullptr,
       call.grad_q,
       call.grad_k,
       call.grad_v,

@@ -31,7 +31,7 @@ struct BackwardSequences {
   ArraySequences<F> arrays;
   View<const E> output;
   EitherView<E> grad_output;
-  const T* lse;
+  const T *lse, *grad_lse;  // grad_lse: null, if it is 0
   View<T> grad_q, grad_k, grad_v;
   bool bias_wanted;  // whether the gradient of the bias is wanted
 
@@ -41,9 +41,11 @@ struct BackwardSequences {
     const SequenceSlice slice = arrays.sequences[s];
     const auto queries = [&slice](const auto& x) { return part_of(x, slice.batch, slice.queries); };
     const auto keys = [&slice](const auto& x) { return part_of(x, slice.batch, slice.keys); };
+    const Index first_row = slice.batch * arrays.q.heads * arrays.q.tokens + slice.queries.begin;
     return {.grad_output = {queries(grad_output.of_scalar), queries(grad_output.of_sum), grad_output.is_sum},
             .output = queries(output),
-            .lse = lse + slice.batch * arrays.q.heads * arrays.q.tokens + slice.queries.begin,
+            .lse = lse + first_row,
+            .grad_lse = grad_lse ? grad_lse + first_row : nullptr,
             .lse_stride = arrays.q.tokens,
             .grad_q = queries(grad_q),
             .grad_k = keys(grad_k),

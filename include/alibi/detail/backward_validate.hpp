@@ -31,7 +31,9 @@ void check_backward(const BackwardCall<E>& x, const SequenceList& sequences) {
   check_shape(x.output, "output", x.q, x.v.head_dim, kLikeOutput);
   x.grad_output.is_sum ? check_shape(x.grad_output.of_sum, "grad_output", x.q, x.v.head_dim, kLikeOutput)
                        : check_shape(x.grad_output.of_scalar, "grad_output", x.q, x.v.head_dim, kLikeOutput);
-  const auto lse = lse_row(x.lse, x.q.batch * x.q.heads * x.q.tokens);
+  const Index rows = x.q.batch * x.q.heads * x.q.tokens;
+  const auto lse = lse_row(x.lse, rows);
+  const auto grad_lse = x.grad_lse ? lse_row(*x.grad_lse, rows, "grad_lse") : View<const T>{};
   check_shape(x.grad_q, "grad_q", x.q, x.q.head_dim, "the sizes of q");
   check_shape(x.grad_k, "grad_k", x.k, x.k.head_dim, "the sizes of k");
   check_shape(x.grad_v, "grad_v", x.v, x.v.head_dim, "the sizes of v");
@@ -45,7 +47,7 @@ void check_backward(const BackwardCall<E>& x, const SequenceList& sequences) {
   for (const Memory& written : {to_q, to_k, to_v, to_bias})
     require_disjoint(written,
                      {memory_of(x.q, "q"), memory_of(x.k, "k"), memory_of(x.v, "v"), memory_of(x.output, "output"),
-                      grad_output, memory_of(lse, "lse"), memory_of<kind>(x.bias)});
+                      grad_output, memory_of(lse, "lse"), memory_of(grad_lse, "grad_lse"), memory_of<kind>(x.bias)});
   require_rows(x.grad_q, "grad_q");
   require_rows(x.grad_k, "grad_k");
   require_rows(x.grad_v, "grad_v");

@@ -110,6 +110,7 @@ template <class E>
 struct BackwardCall {
   View<const E> q, k, v, output;
   EitherView<E> grad_output;
+  std::optional<std::span<const Sum<E>>> grad_lse;  // [batch, heads, queries]; none: 0
   std::span<const Sum<E>> lse;
   BiasView<Sum<E>> bias;
   View<Sum<E>> grad_q, grad_k, grad_v;

@@ -110,10 +110,10 @@ void check_output(const View<E>& output, const View<const E>& q, Index value_dim
 
 /// A checked lse array as a view of one row, so that its memory can be compared with that of other arrays.
 template <class T>
-View<T> lse_row(std::span<T> lse, Index rows) {
-  require(Index(lse.size()) == rows, "lse has ", lse.size(), " entries; expected ", rows,
+View<T> lse_row(std::span<T> lse, Index rows, const char* name = "lse") {
+  require(Index(lse.size()) == rows, name, " has ", lse.size(), " entries; expected ", rows,
           ", batch x heads x tokens of q");
-  require(lse.data() || rows == 0, "lse is null; expected ", rows, " entries");
+  require(lse.data() || rows == 0, name, " is null; expected ", rows, " entries");
   return {lse.data(), 1, 1, 1, rows, 0, 0, 0};
 }
 

@@ -1,5 +1,5 @@
-// What the backward pass computes of each row before the tiles: the lse, D_i = Σ_d dO_id o_id, and the tiles of keys
-// that matter to its block.
+// What the backward pass computes of each row before the tiles: the lse, D_i = Σ_d dO_id o_id, from which the gradient
+// of the lse is subtracted, and the tiles of keys that matter to its block.
 //
 // Tiles are pruned by the bound of the forward (pruning.hpp). Here the whole softmax sum of a row is known and replaces
 // the sum so far. The pruned keys have at most `tolerance` of the softmax mass of each row. A sixteenth of the
@@ -18,6 +18,7 @@
 #include "alibi/kernel/pruning/bound.hpp"
 #include "alibi/kernel/simd/bf16.hpp"
 #include "alibi/kernel/simd/vec.hpp"
+#include "alibi/kernel/tile/bias_gradient.hpp"
 #include "alibi/kernel/tile/block.hpp"
 #include "alibi/kernel/tile/rows.hpp"
 #include "alibi/kernel/tile/softmax.hpp"
@@ -79,7 +80,7 @@ class BackwardRows {
   }
 
  private:
-  /// Fills in -D and the lse, and sets the gradient of q to 0.
+  /// Fills in -D + dlse and the lse, and sets the gradient of q to 0.
   void fill(const Block<T>& block, BlockStats<T>& stats) {
     const auto grad_q = rows_of(backward_.grad_q, head_);
     for (Index i = 0; i < kBlock<T>; i++) {
@@ -99,12 +100,31 @@ class BackwardRows {
         });
       });
     });
+    if (backward_.grad_lse) add_grad_lse(block, stats);
+  }
+
+  /// Adds the gradient of the lse to -D. The row of dS then sums to dlse_i instead of 0. In the gradient of a slope, a
+  /// row with all its keys counts distances from its common distance, which dlse_i multiplies.
+  void add_grad_lse(const Block<T>& block, BlockStats<T>& stats) {
+    using Gradient = BiasGradient<typename F::Bias>;
+    const BackwardPlan& plan = backward_.plan;
+    double* const slot = backward_.slots +
+                         (head_ * plan.query_chunks + chunk_) * Gradient::slot_size(plan.rows<T>(), plan.tiles * kTile);
+    for (Index i = 0; i < block.rows; i++) {
+      if (stats.lse[i] == std::numeric_limits<T>::infinity()) continue;
+      const Index query = block.first + i;
+      const T grad_lse = backward_.grad_lse[head_ * backward_.lse_stride + query];
+      stats.minus_d[i] += grad_lse;
+      // Without a shifted lse, the rows with keys have no common distance.
+      if (backward_.shifted_lse && stats.common_distance[i] == 0)
+        Gradient::add_common(double(grad_lse), mask_.common_distance(query, sequence_.slope(head_)), slot);
+    }
   }
 
   /// Finds the shifted lse, in base 2, and the common distance that the gradient of a slope must add. If the lse of the
   /// keys of this call equals the given lse up to the rounding of the latter, the row has no other keys that matter.
   /// The lse of the keys of this call is then used, because it has the digits that the given one lost by rounding.
-  /// `common` is 0 then, because the row of dS sums to 0.
+  /// `common` is 0 then, because the sum of the row of dS is known: 0, or the gradient of the lse.
   void find_lse(Index query, T& lse, T& common) const {
     const double given = double(backward_.lse[head_ * backward_.lse_stride + query]);
     if (given == -std::numeric_limits<double>::infinity()) return;

@@ -33,9 +33,9 @@ struct TileRange {
 template <class T>
 struct BlockStats {
   T lse[kBlock<T>];      // the shifted lse, base 2; inf if the query sees no key or does not exist
-  T minus_d[kBlock<T>];  // -Σ_d dO o
+  T minus_d[kBlock<T>];  // -Σ_d dO o, plus the gradient of the lse
   // The common distance of the keys of a row (ResolvedMask::common_distance()), for the gradient of a slope. 0 if the
-  // keys of the call are all keys of the row, because then Σ_j dS_ij = 0.
+  // keys of the call are all keys of the row, because then Σ_j dS_ij = dlse_i is known.
   T common_distance[kBlock<T>];
   QueryBounds<T> query_bounds;
   TileRange tiles;  // that may matter, outlier tiles excepted
@@ -68,7 +68,8 @@ struct BackwardSequenceParams {
   using T = typename F::T;
   alibi::detail::EitherView<typename F::Query> grad_output;
   View<const typename F::Query> output;
-  const T* lse;  // row i of head h is at lse[h lse_stride + i]
+  const T* lse;       // row i of head h is at lse[h lse_stride + i]
+  const T* grad_lse;  // in the same order; null: 0
   Index lse_stride;
   View<T> grad_q, grad_k, grad_v;
   BackwardPlan plan{};

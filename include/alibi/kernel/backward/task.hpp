@@ -8,6 +8,7 @@
 //   P = softmax(S)                 P = 2^(S - lse)
 //   O = P V                        dV += P' dO,   dP = dO V'
 //   P = softmax(S)                 dS = P ∘ (dP - D),   D_i = Σ_d dO_id o_id
+//   lse = ln Σ exp(S)              D_i -= dlse_i, if the loss depends on the lse
 //   S = τ Q K' + bias              dQ += τ dS K,   dK += τ dS' Q,   dbias += dS
 //
 // dP starts from -D, as scores start from the bias. Each pair of query and key takes one exponential and five products

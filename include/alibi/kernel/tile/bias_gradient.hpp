@@ -1,7 +1,7 @@
 // Gradients of the bias: sums of dS over the pairs of a chunk of queries and a chunk of keys of one head.
 //
-//   slope    dm = -Σ_ij dS_ij (|c_i - j| - d_i)      if the row has all its keys: its row of dS sums to 0, so that the
-//                                                    common part of its distances cancels
+//   slope    dm = -Σ_ij dS_ij (|c_i - j| - d_i)      if the row has all its keys: its row of dS sums to the gradient of
+//               - Σ_i dlse_i (|p_i - c_i| + d_i)     the lse, by which the common part of its distances is multiplied
 //            dm = -Σ_ij dS_ij |p_i - j|              if the row has only a part of its keys
 //   table    dtable[t] = Σ_{p_i - j = t} dS_ij
 //
@@ -65,6 +65,9 @@ class BiasGradient<LinearBiasPolicy<T>> {
     return tile;
   }
 
+  /// For a row with all its keys: the part of the distance that they have in common.
+  static void add_common(double grad_lse, Index distance, double* slot) { *slot -= grad_lse * double(distance); }
+
   void add_to(double* slot) const {
     for (const Vec<T>& x : sum_) {
       T all[kLanes<T>];
@@ -115,6 +118,8 @@ class BiasGradient<TableBiasPolicy<T>> {
   Tile tile(const Positions<T>& queries, const T*, Index first_key, Side) const {
     return {sums_, table_, queries.first - first_key - first_};
   }
+
+  static void add_common(double, Index, double*) {}
 
   void add_to(double* slot) const {
     for (Index rest = 0; rest < kLanes<T>; rest++)
