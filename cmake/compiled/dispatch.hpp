@@ -27,9 +27,9 @@ void backward(const BackwardCall<E>& call, const Options& options) {
   entry<BackwardEntry<E, bias>>().call(call, options);
 }
 
-template <class E, class S>
+template <class E, class S, BiasKind bias>
 void forward_cached(const CachedCall<E, S>& call, const Options& options) {
-  entry<CachedEntry<E, S>>().call(call, options);
+  entry<CachedEntry<E, S, bias>>().call(call, options);
 }
 
 }  // namespace detail

@@ -26,7 +26,10 @@ function(alibi_instantiate file header)
   string(REGEX REPLACE "(bfloat16|half)" "Eigen::\\1" text "${ARGN}")
   string(REGEX REPLACE "Forward<([^;,]*), ([^;]*)>" "void detail::forward<\\1, \\2>(const ForwardCall<\\1>&, const Options&)" text "${text}")
   string(REGEX REPLACE "Backward<([^;,]*), ([^;]*)>" "void detail::backward<\\1, \\2>(const BackwardCall<\\1>&, const Options&)" text "${text}")
-  string(REGEX REPLACE "Cached<([^;]*)>" "void detail::forward_cached<\\1>(const CachedCall<\\1>&, const Options&)" text "${text}")
+  string(
+    REGEX REPLACE "Cached<([^;,]*), ([^;,]*), ([^;]*)>"
+    "void detail::forward_cached<\\1, \\2, \\3>(const CachedCall<\\1, \\2>&, const Options&)" text "${text}"
+  )
   string(REGEX REPLACE "Cache<([^;]*)>" "class KvCache<\\1>" text "${text}")
   string(
     REGEX REPLACE "Append<([^;,]*), ([^;,]*), ([^;,]*)>"

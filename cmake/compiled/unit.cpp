@@ -27,9 +27,9 @@ template <class E, BiasKind bias>
 constexpr void fill(BackwardEntry<E, bias>& entry) {
   entry.call = &backward<E, bias>;
 }
-template <class E, class S>
-constexpr void fill(CachedEntry<E, S>& entry) {
-  entry.call = &forward_cached<E, S>;
+template <class E, class S, BiasKind bias>
+constexpr void fill(CachedEntry<E, S, bias>& entry) {
+  entry.call = &forward_cached<E, S, bias>;
 }
 template <class S>
 constexpr void fill(CacheEntry<S>& entry) {

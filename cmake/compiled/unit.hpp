@@ -28,7 +28,7 @@ template <class E, BiasKind bias>
 struct BackwardEntry {
   void (*call)(const BackwardCall<E>&, const Options&);
 };
-template <class E, class S>
+template <class E, class S, BiasKind bias>
 struct CachedEntry {
   void (*call)(const CachedCall<E, S>&, const Options&);
 };

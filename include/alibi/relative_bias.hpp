@@ -1,5 +1,4 @@
-// A bias that is any function of the distance, read from a table. It replaces slopes in every call that accepts them,
-// attention over a cache excepted.
+// A bias that is any function of the distance, read from a table. It replaces slopes in every call that accepts them.
 //
 //   s_ij = τ q_i·k_j + table[h][t]        t = p_i - j - first, clamped to 0 <= t < entries
 //

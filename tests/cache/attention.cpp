@@ -112,6 +112,91 @@ TYPED_TEST(Decode, FewAndManyQueriesEqualTheForward) {
       }
 }
 
+// A table of distances, shorter than the cache or longer, and no bias. Some queries have positions away from their
+// keys.
+TYPED_TEST(Decode, TablesAndNoBiasEqualTheForward) {
+  using S = TypeParam;
+  test::Random random(21);
+  for (int n = 0; n < 60; n++) {
+    const Index batch = random.integer(1, 2), kv_heads = random.integer(1, 2), heads = kv_heads * random.integer(1, 5);
+    const Index keys = random.chance(0.1) ? 3000 : random.integer(1, 400), dim = random.integer(1, 40);
+    const Index queries = random.chance(0.7) ? random.integer(1, 8) : random.integer(9, 120);
+    const auto q = random.tensor<float>(batch, heads, queries, dim);
+    const auto k = rounded<S>(random.tensor<float>(batch, kv_heads, keys, dim)),
+               v = rounded<S>(random.tensor<float>(batch, kv_heads, keys, 24));
+    const auto cache = cache_of<S>(k, v, keys);
+    const auto table = random.matrix<float>(heads, random.integer(1, 300), 3);
+    Options options;
+    options.mask.causal = random.chance(0.5);
+    if (random.chance(0.3)) options.mask.window = random.integer(1, keys + 10);
+    if (random.chance(0.3)) options.mask.query_offset = random.integer(-20, keys + 200);
+    if (random.chance(0.1)) options.mask.query_offset = (random.chance(0.5) ? 1 : -1) * (Index(1) << 40);
+    const auto expect = [&](const auto& bias) {
+      const auto expected = alibi::attention_with_lse(q, k, v, bias, options);
+      const auto result = alibi::attention_with_lse(q, cache, bias, options);
+      const std::string what = std::to_string(queries) + " queries, " + std::to_string(keys) + " keys";
+      EXPECT_LE(test::distance(result.output, expected.output), test::kBound<float>) << what;
+      EXPECT_LE(test::distance(result.lse, expected.lse), 1e-5) << what;
+    };
+    expect(alibi::relative_bias(table, random.integer(-keys - 5, 10)));
+    expect(alibi::no_bias);
+  }
+}
+
+// Token by token, as T5 decodes, in splits and on any executor.
+TEST(DecodeFloat, T5TokenByToken) {
+  test::Random random(22);
+  const auto q = random.tensor<float>(1, 4, 300, 16), k = random.tensor<float>(1, 4, 300, 16),
+             v = random.tensor<float>(1, 4, 300, 16);
+  const auto table = alibi::t5_table(random.matrix<float>(4, 32));
+  const auto bias = alibi::relative_bias(table);
+  const auto expected = alibi::attention(q, k, v, bias, {.scale = 1.});
+  KvCache<float> cache({.kv_heads = 4, .head_dim = 16, .capacity = 300});
+  for (Index n = 0; n < 300; n++) {
+    cache.append(tokens(k, n, n + 1), tokens(v, n, n + 1));
+    const auto next = alibi::attention(tokens(q, n, n + 1), cache, bias, {.scale = 1.});
+    EXPECT_LE(test::distance(next, tokens(expected, n, n + 1)), test::kBound<float>) << "token " << n;
+  }
+  const auto long_k = random.tensor<float>(1, 1, 9000, 16), long_v = random.tensor<float>(1, 1, 9000, 16);
+  const auto long_cache = cache_of<float>(long_k, long_v, 9000);  // of 8 splits
+  const auto some = tokens(q, 0, 3);
+  const auto serial = alibi::attention_with_lse(some, long_cache, bias);
+  expect_close(serial.output, alibi::attention(some, long_k, long_v, bias), "splits");
+  for (const alibi::Executor& executor : test::executors()) {
+    const auto result = alibi::attention_with_lse(some, long_cache, bias, Options{.executor = executor});
+    EXPECT_TRUE(test::same(result.output, serial.output));
+    EXPECT_TRUE(test::same(result.lse, serial.lse));
+  }
+}
+
+// Tables of double, and of float with bfloat16, with the dot product instruction too.
+TEST(DecodeFloat, TablesOfOtherScalars) {
+  test::Random random(23);
+  const auto q = random.tensor<double>(1, 4, 20, 24), k = random.tensor<double>(1, 2, 200, 24),
+             v = random.tensor<double>(1, 2, 200, 20);
+  const auto table = random.matrix<double>(4, 90);
+  KvCache<double> cache({.kv_heads = 2, .head_dim = 24, .value_dim = 20, .capacity = 200});
+  cache.append(k, v);
+  for (const Index queries : {1, 8, 20}) {
+    const auto some = tokens(q, 20 - queries, 20);
+    const auto bias = alibi::relative_bias(table);
+    EXPECT_LE(test::distance(alibi::attention(some, cache, bias), alibi::attention(some, k, v, bias)), 1e-14);
+  }
+  using Narrow = Eigen::bfloat16;
+  const auto narrow = [](const Tensor4<double>& x) { return converted<Narrow>(x); };
+  KvCache<Narrow> of_narrow({.kv_heads = 2, .head_dim = 24, .value_dim = 20, .capacity = 200});
+  of_narrow.append(narrow(k), narrow(v));
+  const test::RowMatrix<float> table_of_float = table.cast<float>();
+  const auto bias = alibi::relative_bias(table_of_float);
+  for (const Index queries : {1, 20})
+    for (const bool dot : {true, false}) {
+      const auto some = narrow(tokens(q, 20 - queries, 20));
+      const Options options{.bf16_dot = dot};
+      const auto expected = alibi::attention(some, narrow(k), narrow(v), bias, options);
+      EXPECT_LE(test::distance(alibi::attention(some, of_narrow, bias, options), expected), 0.03) << queries;
+    }
+}
+
 TYPED_TEST(Decode, QueriesOfTheCachesScalar) {
   test::Random random(3);
   const auto k = rounded<TypeParam>(random.tensor<float>(1, 2, 300, 40)),
@@ -417,6 +502,19 @@ TEST(DecodeFloat, BadInput) {
             "alibi: slopes has heads 5; expected 4, the heads of q");
   EXPECT_EQ(thrown([&] { alibi::attention(q, cache, m, Options{.tolerance = -1.}); }),
             "alibi: tolerance is -1; expected at least 0 and below 1");
+  test::RowMatrix<float> table = test::RowMatrix<float>::Zero(4, 7);
+  EXPECT_EQ(thrown([&] { alibi::attention(q, cache, alibi::relative_bias(table.topRows(3))); }),
+            "alibi: the table has heads 3; expected 4, the heads of q");
+  table(2, 1) = NAN;
+  EXPECT_EQ(thrown([&] { alibi::attention(q, cache, alibi::relative_bias(table)); }),
+            "alibi: entry 1 of head 2 of the table is nan; expected a finite number");
+  table(2, 1) = 0;
+  auto in_table = alibi::view(table.data(), {1, 4, 1, 7}, {28, 7, 7, 1});
+  EXPECT_EQ(thrown([&] {
+              auto of_7 = cache_of<float>(random.tensor<float>(1, 2, 9, 16), random.tensor<float>(1, 2, 9, 7), 9);
+              alibi::attention_into(in_table, q, of_7, alibi::relative_bias(table));
+            }),
+            "alibi: output overlaps the table; expected memory of its own");
   std::vector<PruningStats> stats(3);
   EXPECT_EQ(thrown([&] { alibi::attention(q, cache, m, Options{.pruning_stats = stats}); }),
             "alibi: pruning_stats has 3 entries; expected 4, batch x heads of q");
@@ -439,6 +537,9 @@ TEST(DecodeFloat, BadInput) {
   EXPECT_EQ(thrown([&] { alibi::attention(q, rising, Eigen::VectorXf(Eigen::Vector4f(-0.5f, -0.3f, 0, 0.1f))); }),
             "no error")
       << "the slopes of the eviction, as floats";
+  EXPECT_EQ(thrown([&] { alibi::attention(q, evicting, alibi::relative_bias(table)); }),
+            "alibi: a table is given for attention over a cache with an eviction; expected slopes: its bound holds for "
+            "them only");
   EXPECT_EQ(thrown([&] { alibi::attention(q, evicting, m); }).substr(0, 45),
             "alibi: the slope of head 0 in batch 0 is 0.25")
       << "before anything has been evicted";

@@ -141,6 +141,10 @@ class History {
   struct Numbers {
     std::vector<double> k, v;  // of all tokens, as stored
   };
+  struct Table {
+    Index entries = 0, first = 0;
+    std::vector<T> numbers = {};  // [heads][entries]; without entries, the bias has slopes
+  };
   Numbers& numbers(Index b, Index kv) { return heads_[std::size_t(b * config_.kv_heads + kv)]; }
   Sequence& sequence(Index b) { return sequences_[std::size_t(b)]; }
 
@@ -417,7 +421,7 @@ class History {
   Verdict verdict_of(const Array<E>& q, const std::vector<T>& slopes, Index heads, const alibi::Options& options);
   template <class E>
   void judge(const Array<E>& q, const std::vector<E>& output, const std::vector<T>& lse,
-             const std::vector<alibi::PruningStats>& stats, const std::vector<T>& slopes,
+             const std::vector<alibi::PruningStats>& stats, const std::vector<T>& slopes, const Table& table,
              const alibi::Options& options);
 
   template <class... Parts>
@@ -499,6 +503,14 @@ void History<S>::attend(Input& in) {
       slopes[i] = std::max(slopes[i], T(config_.eviction->slopes[i % config_.eviction->slopes.size()]));
   }
   if (options.mask.query_offset && !in.one_in(4)) options.mask.query_offset.reset();
+  Table table;
+  if (in.one_in(4)) {
+    table.entries = in.integer(1, 300), table.first = in.small() - 20;
+    const Index factor = in.byte(), range = 1 + in.byte() % 64;
+    for (Index i = 0; i < heads * table.entries; i++) table.numbers.push_back(T(factor * i % range) / 4);
+    if (in.one_in(16)) table.numbers[std::size_t(heads * table.entries / 2)] = special<T>(in);
+    std::fill(slopes.begin(), slopes.end(), T(0));
+  }
   std::vector<alibi::PruningStats> stats(static_cast<std::size_t>(config_.batch * heads), {-1, -1, -1});
   if (!in.one_in(8)) options.pruning_stats = stats;
   {
@@ -507,6 +519,7 @@ void History<S>::attend(Input& in) {
     describe(text, options);
     text << ", slopes";
     for (const T slope : slopes) text << ' ' << slope;
+    if (table.entries > 0) text << ", table of " << table.entries << " from " << table.first;
     log(text.str());
   }
 
@@ -516,9 +529,14 @@ void History<S>::attend(Input& in) {
     options.workspace = &workspace;
     output.erase();
     set_ones(lse);
-    alibi::attention_with_lse_into(output.view(), lse, q.view(), cache_, slope_map, options);
+    const alibi::RelativeBias<T> bias{table.numbers.data(), heads, table.entries, table.entries, table.first};
+    if (table.entries > 0)
+      alibi::attention_with_lse_into(output.view(), lse, q.view(), cache_, bias, options);
+    else
+      alibi::attention_with_lse_into(output.view(), lse, q.view(), cache_, slope_map, options);
   };
-  const Verdict expected = verdict_of(q, slopes, heads, options);
+  Verdict expected = verdict_of(q, slopes, heads, options);
+  if (table.entries > 0) expected = expected & verdict(all_finite(table.numbers) && !config_.eviction);
   alibi::Workspace workspace;
   dirty(in, workspace);
   std::string message;
@@ -545,13 +563,13 @@ void History<S>::attend(Input& in) {
             "other pruning stats with another executor");
   }
   judge(q, written, written_lse, options.pruning_stats.empty() ? std::vector<alibi::PruningStats>() : written_stats,
-        slopes, options);
+        slopes, table, options);
 }
 
 template <class S>
 template <class E>
 void History<S>::judge(const Array<E>& q, const std::vector<E>& output, const std::vector<T>& lse,
-                       const std::vector<alibi::PruningStats>& stats, const std::vector<T>& slopes,
+                       const std::vector<alibi::PruningStats>& stats, const std::vector<T>& slopes, const Table& table,
                        const alibi::Options& options) {
   const Index queries = q.view().tokens, heads = q.view().heads;
   const bool decodes = queries <= alibi::kernel::kMaxQueries;
@@ -579,6 +597,9 @@ void History<S>::judge(const Array<E>& q, const std::vector<E>& output, const st
                 double(slopes[std::size_t(at)]),
                 options.scale.value_or(1 / std::sqrt(double(config_.head_dim))),
                 options.mask};
+      const auto first_entry = table.numbers.begin() + h * table.entries;
+      head.table.assign(first_entry, first_entry + table.entries);
+      head.first = table.first;
       if (config_.window && !head.mask.window) head.mask.window = config_.window;
       const double pruned_mass = stats.empty() ? share : stats[std::size_t(at)].mass_bound;
       const Answer answer{all_output.data() + at * queries * config_.value_dim,

@@ -57,9 +57,12 @@ struct Head {
   Index queries, keys, head_dim, value_dim;
   double slope, scale;
   alibi::Mask mask;
+  std::vector<double> table = {};  // entries of a relative bias, instead of the slope; or empty
+  Index first = 0;                 // the distance of the first entry
 
   Index position(Index i) const { return i + mask.query_offset.value_or(keys - queries); }
   bool sees(Index i, Index j) const { return alibi::reference::sees(mask, position(i), j); }
+  alibi::reference::TableOfHead<double> table_bias() const { return {table.data(), Index(table.size()), first}; }
   const double* query(Index i) const { return q + i * head_dim; }
   const double* key(Index j) const { return k + j * head_dim; }
 };
@@ -147,7 +150,9 @@ class Judge {
     const auto distance = [&](Index j) { return alibi::reference::distance(h_.position(row_), j); };
     common_ = distance(weights_.front().key);
     for (const Weight& w : weights_)
-      common_ = h_.slope >= 0 ? std::min(common_, distance(w.key)) : std::max(common_, distance(w.key));
+      common_ = !h_.table.empty() ? 0
+                : h_.slope >= 0   ? std::min(common_, distance(w.key))
+                                  : std::max(common_, distance(w.key));
 
     largest_ = -kInfinity;
     for (Weight& w : weights_) {
@@ -158,13 +163,16 @@ class Judge {
         size += std::abs(q[d] * k[d]);
       }
       if (!(size * scale * base_2 <= p_.largest / 8 && (!p_.pairs() || size <= p_.largest / 8))) return false;
-      const double away = double(std::abs(distance(w.key) - common_)), bias = m * away, dims = double(h_.head_dim);
-      w.logit = h_.scale * dot - h_.slope * double(distance(w.key) - common_);
+      const double entry = h_.table.empty() ? 0 : h_.table_bias().beyond(0, h_.position(row_), w.key);
+      const double away = h_.table.empty() ? double(std::abs(distance(w.key) - common_)) : 0;
+      const double bias = m * away + std::abs(entry), dims = double(h_.head_dim);
+      w.logit = h_.scale * dot + entry - h_.slope * away * (distance(w.key) < common_ ? -1 : 1);
       w.error = 2 * p_.unit * ((dims + 8) * (size * scale + bias) + 16);
       // Underflow of the scale, the scaled query, the products and the slope.
       const Size& key = keys_[std::size_t(w.key)];
       w.error += 2 * p_.tiny * (size + key.sum + dims + away + 64);
       if (p_.pairs()) w.error += 2 * p_.flushed * scale * (query.sum + key.sum + dims);
+      if (!(std::abs(entry) * base_2 <= p_.largest / 8)) return false;
       if (m * base_2 > p_.largest) w.error += bias / 2;  // slopes are clamped
       largest_ = std::max(largest_, w.logit);
     }
@@ -200,8 +208,16 @@ class Judge {
     expected_.resize(std::size_t(h_.value_dim));
     const alibi::View<const double> k{h_.k, 1, 1, h_.keys, h_.head_dim, 0, 0, h_.head_dim},
         v{h_.v, 1, 1, h_.keys, h_.value_dim, 0, 0, h_.value_dim};
-    const double expected_lse = alibi::reference::attend(h_.query(row_), h_.position(row_), k, v, h_.slope, h_.mask,
-                                                         h_.scale, expected_.data());
+    double expected_lse = 0;
+    if (h_.table.empty()) {
+      expected_lse = alibi::reference::attend(h_.query(row_), h_.position(row_), k, v, h_.slope, h_.mask, h_.scale,
+                                              expected_.data());
+    } else {
+      const auto row =
+          alibi::reference::softmax(h_.query(row_), h_.position(row_), k, h_.table_bias(), h_.mask, h_.scale);
+      alibi::reference::mean(row, v, expected_.data());
+      expected_lse = row.lse;
+    }
     judge_lse(expected_lse, std::max(std::log(most / sum), std::log(sum / least)) + sums);
     for (Index d = 0; d < h_.value_dim; d++) judge_column(d, moved, sums);
   }

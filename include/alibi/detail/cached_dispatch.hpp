@@ -18,6 +18,7 @@
 #include "alibi/kernel/decode/task.hpp"
 #include "alibi/kv_cache.hpp"
 #include "alibi/options.hpp"
+#include "alibi/relative_bias.hpp"
 #include "alibi/view.hpp"
 #include "alibi/workspace.hpp"
 
@@ -54,7 +55,7 @@ void check_reach(const CachedCall<E, S>& call, const SequenceList& sequences, co
       require(Index(eviction.slopes.size()) == q.heads, "q has heads ", q.heads, "; expected ", eviction.slopes.size(),
               ", as many as eviction.slopes of the cache");
       constexpr double kSlack = 0x1p-12;  // the relative rounding error that the eviction bound allows
-      const double slope = slope_at(call.slopes, b, h), least_slope = eviction.slopes[std::size_t(h)];
+      const double slope = slope_at(call.bias.slopes, b, h), least_slope = eviction.slopes[std::size_t(h)];
       require(slope >= least_slope - kSlack * std::abs(least_slope), "the slope of head ", h, " in batch ", b, " is ",
               slope, "; expected at least ", least_slope, ", that of the cache's eviction");
       require(std::abs(scale) <= std::abs(*eviction.scale) * (1 + kSlack), "scale is ", scale, "; expected at most ",
@@ -81,14 +82,17 @@ struct DecodeMemory {
   std::span<kernel::DecodeItem> items;
   std::span<kernel::RowState<T>> states;
   std::span<T> outputs;
+  std::span<T> table;  // of a table bias: [heads][kernel::Tables::size()], padded, in reverse order
 
-  DecodeMemory(Arena& arena, Index scratch_bytes, Index count, Index kv_heads, Index item_count, Index rows, Index dims)
+  DecodeMemory(Arena& arena, Index scratch_bytes, Index count, Index kv_heads, Index item_count, Index rows, Index dims,
+               Index table_size)
       : scratch(arena.take<std::byte>(scratch_bytes)),
         sequences(arena.take<kernel::SequenceParams<F>>(count)),
         cached(arena.take<kernel::Cached<typename F::Stored, T>>(count * kv_heads)),
         items(arena.take<kernel::DecodeItem>(item_count)),
         states(arena.take<kernel::RowState<T>>(rows)),
-        outputs(arena.take<T>(rows * dims)) {}
+        outputs(arena.take<T>(rows * dims)),
+        table(arena.take<T>(table_size)) {}
 };
 
 /// Whether the decode kernel runs a sequence. This depends on its queries alone, so that its bits do not depend on the
@@ -139,7 +143,8 @@ struct CacheSequences {
 
 /// Runs a checked call with few queries: a task for each split of each kv head, then the merge.
 template <class F, class S>
-void run_decode(kernel::Params<F> call, const CacheSequences<F, S>& all, const Options& options) {
+void run_decode(kernel::Params<F> call, const CacheSequences<F, S>& all, const Options& options,
+                const RelativeBias<typename F::T>& table) {
   using kernel::DecodePlan;
   const Executor& executor = options.executor;
   using T = typename F::T;
@@ -155,12 +160,17 @@ void run_decode(kernel::Params<F> call, const CacheSequences<F, S>& all, const O
   }
   const std::size_t bytes = kernel::DecodeTask<F>::bytes(max_rows, call.head_dim);
   const Index scratch = Index(bytes) * std::min<Index>(executor.max_concurrency(), items);
+  const Index table_size = table.entries > 0 ? call.heads * kernel::Tables<T>{nullptr, table.entries}.size() : 0;
   Arena counted;
-  DecodeMemory<F>(counted, scratch, count, call.kv_heads, items, rows, dims);
+  DecodeMemory<F>(counted, scratch, count, call.kv_heads, items, rows, dims, table_size);
   Workspace own;
   Arena arena(scratch_memory(options.workspace ? *options.workspace : own, counted.used()));
-  DecodeMemory<F> memory(arena, scratch, count, call.kv_heads, items, rows, dims);
+  DecodeMemory<F> memory(arena, scratch, count, call.kv_heads, items, rows, dims, table_size);
   make_sequences<F>(memory.sequences, memory.cached, call.kv_heads, all);
+  if (table.entries > 0) {
+    const auto tables = pad_tables(table, memory.table, true);
+    for (auto& sequence : memory.sequences) sequence.tables = tables;
+  }
   call.sequences = memory.sequences;
   kernel::list_items(call, memory.items);
   executor.for_each(items, [&](Index i, int slot) {
@@ -181,7 +191,7 @@ void run_decode(kernel::Params<F> call, const CacheSequences<F, S>& all, const O
   }
 }
 
-template <class E, class S>
+template <class E, class S, BiasKind kind>
 void forward_cached(const CachedCall<E, S>& call, const Options& options) {
   using T = Sum<E>;
   const View<const E>& q = call.q;
@@ -194,38 +204,44 @@ void forward_cached(const CachedCall<E, S>& call, const Options& options) {
   require(options.keys.empty(),
           "options.keys is given for attention over a cache; expected none: append real keys only");
   const SequenceList sequences = checked_sequences({.count = q.batch, .queries = q.tokens}, options);
-  check_slopes(call.slopes, q.heads, sequences);
+  check_bias<kind>(call.bias, q.heads, sequences);
+  require(
+      kind == BiasKind::slopes || !config.eviction,
+      "a table is given for attention over a cache with an eviction; expected slopes: its bound holds for them only");
   check_output(call.output, q, config.value_dim);
   const double scale = scale_of<T>(options, q.head_dim), tolerance = tolerance_of<T>(options);
   PruningStats* const pruning_stats = pruning_stats_of(options, sequences, q.heads);
   const Mask mask = cache_mask(call.cache, options.mask);
-  check_memory(call.output, call.lse, q.batch * q.heads * q.tokens, {memory_of(q, "q"), memory_of(call.slopes)});
+  check_memory(call.output, call.lse, q.batch * q.heads * q.tokens, {memory_of(q, "q"), memory_of<kind>(call.bias)});
   check_reach(call, sequences, mask, scale);
   if (pruning_stats) std::fill_n(pruning_stats, q.batch * q.heads, PruningStats());
   clear_padding(call.output, sequences.query_ranges);
   if (call.lse) clear_padding(call.lse->data(), q.heads, q.tokens, sequences.query_ranges);
   if (q.tokens == 0 || q.heads == 0) return;
 
+  // Few queries read a table, if there is one, in the kernel for slopes, which is compiled for both.
+  using Few = kernel::KernelTraits<E, S, true>;
+  using Many = kernel::KernelTraits<kernel::Erased<E>, kernel::Erased<S>, true, false, BiasPolicyFor<kind, T>>;
   bool any_few = false, any_many = false;
   for (Index b = 0; b < q.batch; b++) (is_few(sequences[b].queries) ? any_few : any_many) = true;
   const auto run_as = [&]<class F>(F, const auto& queries, const auto& output, bool few) {
     const kernel::Params<F> forward{{}, q.heads, config.kv_heads, q.head_dim, config.value_dim, scale, pruning_stats};
-    const CacheSequences<F, S> all{queries,    output,      call.lse ? call.lse->data() : nullptr,
-                                   call.cache, call.slopes, sequences,
-                                   mask,       tolerance,   few};
-    if constexpr (std::is_same_v<F, kernel::KernelTraits<E, S, true>>) {
-      if (few) return run_decode(forward, all, options);
+    const CacheSequences<F, S> all{queries,    output,           call.lse ? call.lse->data() : nullptr,
+                                   call.cache, call.bias.slopes, sequences,
+                                   mask,       tolerance,        few};
+    if constexpr (std::is_same_v<F, Few>) {
+      if (few) return run_decode(forward, all, options, call.bias.table);
     }
-    if constexpr (std::is_same_v<typename F::Stored, kernel::Erased<S>> || F::kPairs) run(forward, all, options);
+    if constexpr (std::is_same_v<F, Many> || F::kPairs) run(forward, all, options, call.bias.table);
   };
-  using Many = kernel::KernelTraits<kernel::Erased<E>, kernel::Erased<S>, true>;
   if constexpr (kernel::kDotsPairs && std::is_same_v<E, Eigen::bfloat16> && std::is_same_v<S, Eigen::bfloat16>) {
-    if (any_many && options.bf16_dot) run_as(kernel::KernelTraits<E, S, true, true>(), q, call.output, false);
+    using Pairs = kernel::KernelTraits<E, S, true, true, BiasPolicyFor<kind, T>>;
+    if (any_many && options.bf16_dot) run_as(Pairs(), q, call.output, false);
     any_many = any_many && !options.bf16_dot;
   }
   // Many queries first, because prepare() clears the statistics.
   if (any_many) run_as(Many(), kernel::erased(q), kernel::erased(call.output), false);
-  if (any_few) run_as(kernel::KernelTraits<E, S, true>(), q, call.output, true);
+  if (any_few) run_as(Few(), q, call.output, true);
 }
 
 }  // namespace alibi::inline ALIBI_ABI::detail

@@ -91,7 +91,7 @@ struct CachedCall {
   View<E> output;
   std::optional<std::span<Sum<E>>> lse;
   const KvCache<S>& cache;
-  SlopeView slopes;
+  BiasView<Sum<E>> bias;
 };
 
 /// A view of the gradient of slopes, [heads] or [batch, heads], or of a table, [heads, entries]. Entries lie side by
@@ -124,7 +124,7 @@ struct BackwardCall {
 template <class E, BiasKind bias>
 void forward(const ForwardCall<E>& call, const Options& options);
 
-template <class E, class S>
+template <class E, class S, BiasKind bias>
 void forward_cached(const CachedCall<E, S>& call, const Options& options);
 
 template <class E, BiasKind bias>

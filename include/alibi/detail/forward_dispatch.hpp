@@ -64,6 +64,15 @@ typename CallMemory<F>::Sizes sizes_of(const kernel::Params<F>& call, const All&
   return sizes;
 }
 
+/// Pads the tables of a bias into `to`, [heads][Tables::size()].
+template <class T>
+kernel::Tables<T> pad_tables(const RelativeBias<T>& table, std::span<T> to, bool reversed = false) {
+  const kernel::Tables<T> tables{to.data(), table.entries, table.first};
+  for (Index h = 0; h < table.heads; h++)
+    kernel::pad_table(table.data + h * table.head_stride, table.entries, &to[std::size_t(h * tables.size())], reversed);
+  return tables;
+}
+
 /// Prepares everything that the tasks read: the sequences, the tables of a bias, and the statistics of the keys for
 /// pruning. Clears the pruning statistics.
 template <class F, class All>
@@ -74,10 +83,7 @@ void prepare(kernel::Params<F>& call, CallMemory<F>& memory, const All& all, con
   if (call.pruning_stats)
     std::fill_n(call.pruning_stats, memory.sequences.size() * std::size_t(call.heads), PruningStats());
   if (table.entries > 0) {
-    const kernel::Tables<typename F::T> tables{memory.table.data(), table.entries, table.first};
-    for (Index h = 0; h < call.heads; h++)
-      kernel::pad_table(table.data + h * table.head_stride, table.entries,
-                        &memory.table[std::size_t(h * tables.size())]);
+    const auto tables = pad_tables(table, memory.table);
     for (auto& sequence : memory.sequences) sequence.tables = tables;
   }
   measure_keys(memory, call, executor);

@@ -2,10 +2,10 @@
 // therefore read once, as fast as memory delivers it.
 //
 // A row is one query of one query head. All rows of a kv head use a tile while it is loaded. For scores each lane is a
-// key; the cache stores keys transposed for this (kernel/tile/cached.hpp). For values each lane is a value dim. The
-// only reductions across lanes are a maximum and a sum for each row and tile. The sums start with the same values and
-// run in the same order as in the forward (kernel/tile/scores.hpp, values.hpp), so that both results agree to a few
-// units in the last place.
+// key; the cache stores keys transposed for this (kernel/tile/cached.hpp), and a table is in reverse order. For values
+// each lane is a value dim. The only reductions across lanes are a maximum and a sum for each row and tile. The sums
+// start with the same values and run in the same order as in the forward (kernel/tile/scores.hpp, values.hpp), so that
+// both results agree to a few units in the last place.
 //
 // A task is one split of the keys of a kv head. It reads its tiles from the newest to the oldest, until the remaining
 // keys cannot matter to any row (pruning.hpp). The tests are those of the forward, in double and for one row at a time.
@@ -90,7 +90,8 @@ class DecodeTask {
     const T* q;  // [head_dim], scaled by τ log2 e
     T* o;        // [padded value_dim]
     RowState<T>* state;
-    T slope;         // m log2 e
+    T slope;         // m log2 e; 0 with a table
+    Index head, p;   // of the query: its head and position, for a table
     Index position;  // the key nearest to the query
     Index nearest;   // d_i of kernel/tile/bias.hpp
     KeyRange seen;
@@ -100,10 +101,12 @@ class DecodeTask {
     double nearest_tile_mass;                // log2 of the mass of the nearest tile, if it is in another split
   };
   /// A row and a tile: key j of the tile has the bias -slope (|at - j| - nearest) + offset. The first part is at most 0
-  /// for every key that the row sees, so that no slope is too large. `factor` is that of the output.
+  /// for every key that the row sees, so that no slope is too large. `factor` is that of the output. With a table, key
+  /// j has the bias entries[j] instead.
   struct TileBias {
     T at, nearest, offset, factor;
     bool masked;
+    const T* entries;
   };
 
   void find_nearest_tile_masses();
@@ -135,6 +138,7 @@ class DecodeTask {
   static Index packed_size(Index head_dim) { return kMaxRows * (head_dim + kRowStride - 1) / kRowStride * kRowStride; }
 
   Cached<S, T> source_;
+  Tables<T> tables_{};  // in reverse order
   Index head_dim_, value_dim_;
   Index first_, last_;                                     // the tiles of the split
   double log2_side_ = kNothing, log2_outlier_ = kNothing;  // log2 of shares of the pruning budget
@@ -155,6 +159,7 @@ DecodeTask<F>::DecodeTask(const Params<F>& params, const DecodeItem& item, RowSt
   const SequenceParams<F>& sequence = params.sequences[std::size_t(item.sequence)];
   const ResolvedMask mask = sequence.mask_of(item.kv_head);
   source_ = sequence.cached[item.kv_head];
+  tables_ = sequence.tables;
   const KeyTileBounds<T>& key_bounds = source_.key_bounds;
   const DecodePlan plan = DecodePlan::of(sequence);
   const Index newest = ceil_div(source_.length, kTile) - 1;
@@ -200,6 +205,8 @@ DecodeTask<F>::DecodeTask(const Params<F>& params, const DecodeItem& item, RowSt
         .o = o,
         .state = states + r,
         .slope = base2<T>(slope),
+        .head = head,
+        .p = mask.position(query),
         .position = mask.nearest_key(query),
         .nearest = slope >= 0 ? 0 : mask.farthest(query),
         .seen = seen,
@@ -256,7 +263,12 @@ typename DecodeTask<F>::TileBias DecodeTask<F>::tile_bias_of(const Row& row, Ind
   const Index begin = std::max<Index>(row.seen.begin - first, 0), end = std::min<Index>(row.seen.end - first, kTile);
   const Index nearest = row.slope >= 0 ? 0 : std::max(at - begin, end - 1 - at);
   const Index beyond = std::abs(row.position - first - at) + nearest - row.nearest;
-  return {T(at), T(nearest), -row.slope * T(beyond), T(1), row.seen.begin > first || row.seen.end < first + kTile};
+  return {T(at),
+          T(nearest),
+          -row.slope * T(beyond),
+          T(1),
+          row.seen.begin > first || row.seen.end < first + kTile,
+          tables_.padded ? tables_.of_keys(row.head, row.p, first) : nullptr};
 }
 
 /// The queries of the rows of a group, side by side. They are copied only when the rows differ from those before.
@@ -309,13 +321,20 @@ void DecodeTask<F>::score_rows(const T* q, Row* const* rows, const TileBias* fra
     return j;
   }();
   Vec<T> acc[std::size_t(M)][std::size_t(N)];
+  if (tables_.padded) {
 #pragma GCC unroll 8
-  for (int a = 0; a < M; a++)
+    for (int a = 0; a < M; a++)
 #pragma GCC unroll 8
-    for (int r = 0; r < N; r++) {
-      const Vec<T> distance = abs(sub(broadcast<T>(frame[a].at), load<T>(&kKeys[std::size_t(first + r * W)])));
-      acc[a][r] = mul(broadcast<T>(-rows[a]->slope), sub(distance, broadcast<T>(frame[a].nearest)));
-    }
+      for (int r = 0; r < N; r++) acc[a][r] = load<T>(frame[a].entries + first + r * W);
+  } else {
+#pragma GCC unroll 8
+    for (int a = 0; a < M; a++)
+#pragma GCC unroll 8
+      for (int r = 0; r < N; r++) {
+        const Vec<T> distance = abs(sub(broadcast<T>(frame[a].at), load<T>(&kKeys[std::size_t(first + r * W)])));
+        acc[a][r] = mul(broadcast<T>(-rows[a]->slope), sub(distance, broadcast<T>(frame[a].nearest)));
+      }
+  }
   for (Index d = 0; d < head_dim_; d += kSlice) {
     prefetch_some();
     multiply_add_rows<N, kRowStride>(q + d / kRowStride * kRowStride * kMaxRows + d % kRowStride,

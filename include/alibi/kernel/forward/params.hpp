@@ -1,6 +1,7 @@
 // The parameters of a call of the forward, as kernels take them. Internal.
 #pragma once
 
+#include <algorithm>
 #include <span>
 #include <type_traits>
 
@@ -58,14 +59,20 @@ Rows<X> rows_of(const View<X>& x, Index head) {
     return {data, x.token_stride};
 }
 
-/// The tables of a relative bias (kernel/tile/bias.hpp) for all heads: [heads][size()], padded at both ends. No
-/// entries: the bias has slopes.
+/// The tables of a relative bias (kernel/tile/bias.hpp) for all heads: [heads][size()], padded at both ends, for
+/// decoding in reverse order. No entries: the bias has slopes.
 template <class T>
 struct Tables {
   const T* padded = nullptr;
   Index entries = 0, first = 0;
 
   Index size() const { return entries + 2 * TableBiasPolicy<T>::kPadding; }
+
+  /// In reverse order: the biases of keys key, …, key + kTile - 1 for a query of position p.
+  const T* of_keys(Index head, Index p, Index key) const {
+    const Index last = first + entries - 1, distance = std::clamp(p - key, first, last + kTile);
+    return padded + head * size() + TableBiasPolicy<T>::kPadding + (last - distance);
+  }
 };
 
 /// One sequence with all its heads. The views have a batch of 1.

@@ -171,11 +171,14 @@ class TableBiasPolicy {
   Index first_, last_;
 };
 
-/// Writes a table of `entries` biases, converted to base 2, with its padding to `padded`.
+/// Writes a table of `entries` biases, converted to base 2, with its padding to `padded`. If `reversed`, in the order
+/// of falling distances.
 template <class T>
-void pad_table(const T* table, Index entries, T* padded) {
-  for (Index i = 0; i < entries + 2 * TableBiasPolicy<T>::kPadding; i++)
-    padded[i] = base2<T>(double(table[std::clamp<Index>(i - TableBiasPolicy<T>::kPadding, 0, entries - 1)]));
+void pad_table(const T* table, Index entries, T* padded, bool reversed = false) {
+  for (Index i = 0; i < entries + 2 * TableBiasPolicy<T>::kPadding; i++) {
+    const Index entry = std::clamp<Index>(i - TableBiasPolicy<T>::kPadding, 0, entries - 1);
+    padded[i] = base2<T>(double(table[reversed ? entries - 1 - entry : entry]));
+  }
 }
 
 }  // namespace alibi::inline ALIBI_ISA::kernel
