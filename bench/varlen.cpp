@@ -7,6 +7,7 @@
 #include <alibi/varlen.hpp>
 #include <cmath>
 #include <functional>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -146,6 +147,33 @@ void add_padded(const char* method, bool left) {
   });
 }
 
+/// Sequences of one token, as a batch of classifications or a router makes them. Memory limits their speed: `GB/s`
+/// counts q, k, v and the output once.
+void add_one_token() {
+  constexpr Index kTokens = 200'000;
+  const std::string name = "one_token" + bench::field("sequences", kTokens) + bench::field("heads", kHeads) +
+                           bench::field("head_dim", kHeadDim);
+  const auto body = [=](benchmark::State& state) {
+    std::vector<Index> cu_seqlens(kTokens + 1);
+    std::iota(cu_seqlens.begin(), cu_seqlens.end(), Index(0));
+    Arrays x(cu_seqlens, kTokens);
+    alibi::Workspace workspace;
+    const auto call = [&] {
+      alibi::attention_varlen_into(view(x.output, 1), view(x.q, 1), view(x.k, 1), view(x.v, 1), x.slopes,
+                                   {.cu_seqlens_q = cu_seqlens}, {.workspace = &workspace});
+    };
+    const auto check = [&] {
+      for (Index s = 0; s < kTokens; s += kTokens / 100) {
+        const auto of = [&](RowMatrix<float>& all) { return sequence(all, s, 1); };
+        bench::check<float>(name, of(x.q), of(x.k), of(x.v), of(x.output), x.slopes);
+      }
+    };
+    bench::time(state, name, call, check);
+    state.counters["GB/s"] = bench::per_second(4e-9 * double(sizeof(float) * kTokens * kHeads * kHeadDim));
+  };
+  bench::add(name, body, 5);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -161,5 +189,6 @@ int main(int argc, char** argv) {
   });
   add_padded("padded_left", true);
   add_padded("padded_right", false);
+  add_one_token();
   return bench::main(argc, argv, {{"of_single", "varlen/", "one_by_one/"}});
 }

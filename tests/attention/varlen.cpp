@@ -124,6 +124,62 @@ TYPED_TEST(Varlen, EveryOption) {
       this->expect_separate(q, k, v, slopes, cu_seqlens, {}, {.mask = mask, .scale = 0.3, .tolerance = tolerance});
 }
 
+// A sequence of one token: its output is its value, and its lse the logit. A logit that is not finite gives NaN, a
+// token that does not see itself 0 and -inf.
+TYPED_TEST(Varlen, OneToken) {
+  using T = TypeParam;
+  constexpr Index kTokens = 700, kQueryNan = 3, kKeyInfinity = 300, kValueNan = 301;
+  auto q = this->varlen_tensor(kTokens, 4, 24), k = this->varlen_tensor(kTokens, 2, 24),
+       v = this->varlen_tensor(kTokens, 2, 20);
+  q(kQueryNan, 1, 5) = std::numeric_limits<T>::quiet_NaN();
+  k(kKeyInfinity, 0, 0) = std::numeric_limits<T>::infinity();
+  v(kValueNan, 1, 7) = std::numeric_limits<T>::quiet_NaN();
+  std::vector<Index> cu_seqlens(kTokens + 1);
+  for (Index i = 0; i <= kTokens; i++) cu_seqlens[std::size_t(i)] = i;
+  test::Vector<Sum<T>> slopes = this->slopes();
+  slopes[2] *= -1;
+  for (const Mask& mask : std::vector<Mask>{{},
+                                            {.causal = false, .query_offset = -40},
+                                            {.query_offset = 1 << 20},
+                                            {.window = 5, .query_offset = 9},
+                                            {.query_offset = -1}}) {
+    std::vector<alibi::PruningStats> stats(kTokens * 4);
+    const Options options{.mask = mask, .scale = 0.5, .pruning_stats = stats};
+    const auto [output, lse] = alibi::attention_varlen_with_lse(q, k, v, slopes, {cu_seqlens}, options);
+    const Index offset = mask.query_offset.value_or(0);
+    const bool sees = (!mask.causal || offset >= 0) && std::abs(offset) < mask.window.value_or(1 << 30);
+    Index different = 0;
+    for (Index i = 0; i < kTokens; i++)
+      for (Index h = 0; h < 4; h++) {
+        double dot = 0;
+        for (Index d = 0; d < 24; d++) dot += double(q(i, h, d)) * double(k(i, h / 2, d));
+        const double logit = 0.5 * dot - double(slopes[h]) * double(std::abs(offset));
+        const bool finite = std::isfinite(logit);
+        if (!sees) {
+          different += lse(h, i) != -std::numeric_limits<Sum<T>>::infinity();
+        } else if (finite) {
+          different += !(std::abs(double(lse(h, i)) - logit) <= test::kBound<Sum<T>> * std::max(6., std::abs(logit)));
+        }
+        for (Index d = 0; d < 20; d++) {
+          const double is = double(output(i, h, d)), value = double(v(i, h / 2, d));
+          different += !sees ? is != 0 : finite && !std::isnan(value) ? is != value : !std::isnan(is);
+        }
+        const alibi::PruningStats& of = stats[std::size_t(i * 4 + h)];
+        different += of.tiles_computed != Index(sees) || of.tiles_total != Index(sees) || of.mass_bound != 0;
+      }
+    EXPECT_EQ(different, 0) << "offset " << offset;
+    for (const alibi::Executor& executor : test::executors()) {
+      Options others = options;
+      others.executor = executor;
+      const auto result = alibi::attention_varlen_with_lse(q, k, v, slopes, {cu_seqlens}, others);
+      Index other_bits = 0;  // NaN equals NaN
+      for (Index i = 0; i < output.size(); i++)
+        other_bits += !(result.output.data()[i] == output.data()[i] || std::isnan(double(output.data()[i])));
+      EXPECT_EQ(other_bits, 0);
+    }
+  }
+}
+
 // Queries at the end of their keys, as in a chunked prefill; more queries than keys; queries without keys; keys without
 // queries.
 TYPED_TEST(Varlen, KeysOfTheirOwn) {

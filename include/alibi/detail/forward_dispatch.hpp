@@ -17,6 +17,7 @@
 #include "alibi/detail/sequences.hpp"
 #include "alibi/detail/validate.hpp"
 #include "alibi/executor.hpp"
+#include "alibi/kernel/forward/one_token.hpp"
 #include "alibi/kernel/forward/params.hpp"
 #include "alibi/kernel/forward/task.hpp"
 #include "alibi/kernel/pruning/key_stats.hpp"
@@ -118,6 +119,32 @@ void run(kernel::Params<F> call, const All& all, const Options& options,
   run_forward(call, memory.items, memory.scratch.data(), executor);
 }
 
+/// Runs the sequences of one token, each as a part of a task of many.
+template <class F>
+void run_one_token(const kernel::Params<F>& call, const ArraySequences<F>& all, const Executor& executor) {
+  constexpr Index kSequences = 256;
+  executor.for_each(kernel::ceil_div(all.count(), kSequences), [&](Index i, int) {
+    for (Index s = i * kSequences; s < std::min((i + 1) * kSequences, all.count()); s++)
+      if (is_one_token(all.sequences[s]))
+        kernel::attend_one_token(call, all[s], call.pruning_stats ? call.pruning_stats + s * call.heads : nullptr);
+  });
+}
+
+/// Runs a checked call over arrays.
+template <BiasKind kind, class F>
+void run_arrays(const kernel::Params<F>& call, const ArraySequences<F>& all, const Options& options,
+                const RelativeBias<typename F::T>& table) {
+  ArraySequences<F> others = all;
+  Index one_token = 0;
+  if constexpr (kind == BiasKind::slopes) {
+    for (Index s = 0; s < all.count(); s++) one_token += is_one_token(all.sequences[s]);
+    others.without_one_token = one_token > 0;
+  }
+  if (one_token < all.count()) run(call, others, options, table);  // first, because it clears the statistics
+  if constexpr (kind == BiasKind::slopes)
+    if (one_token > 0) run_one_token(call, all, options.executor);
+}
+
 /// Checks that the arrays that a call of the forward writes share no memory with each other or with those that it
 /// reads.
 template <class E>
@@ -149,9 +176,9 @@ void forward(const ForwardCall<E>& call, const Options& options) {
 
   const auto run_as = [&]<class F>(F, const auto& q, const auto& k, const auto& v, const auto& output) {
     T* const lse = call.lse ? call.lse->data() : nullptr;
-    run(kernel::Params<F>{{}, q.heads, k.heads, q.head_dim, v.head_dim, scale, pruning_stats},
-        ArraySequences<F>{q, k, v, output, lse, call.bias, sequences, options.mask, tolerance}, options,
-        call.bias.table);
+    run_arrays<kind>(kernel::Params<F>{{}, q.heads, k.heads, q.head_dim, v.head_dim, scale, pruning_stats},
+                     ArraySequences<F>{q, k, v, output, lse, call.bias, sequences, options.mask, tolerance}, options,
+                     call.bias.table);
   };
   if constexpr (kernel::kDotsPairs && std::is_same_v<E, Eigen::bfloat16>)
     if (options.bf16_dot)

@@ -44,6 +44,12 @@ inline ResolvedMask mask_of(const Mask& mask, const SequenceSlice& slice) {
   return resolve(in_slice, slice.queries.end - slice.queries.begin, slice.keys.end - slice.keys.begin);
 }
 
+/// Whether a sequence has one query and one key (kernel/forward/one_token.hpp). This depends on the sequence alone, so
+/// that its bits do not depend on the other sequences.
+inline bool is_one_token(const SequenceSlice& slice) {
+  return slice.queries.end - slice.queries.begin == 1 && slice.keys.end - slice.keys.begin == 1;
+}
+
 /// The sequences of a checked call, one at a time.
 template <class F>
 struct ArraySequences {
@@ -56,10 +62,12 @@ struct ArraySequences {
   const SequenceList& sequences;
   const Mask& mask;
   double tolerance;
+  bool without_one_token = false;  // sequences of one token appear without queries
 
   Index count() const { return sequences.count; }
   kernel::SequenceParams<F> operator[](Index s) const {
-    const SequenceSlice slice = sequences[s];
+    SequenceSlice slice = sequences[s];
+    if (without_one_token && is_one_token(slice)) slice.queries.end = slice.queries.begin;
     return {.q = part_of(q, slice.batch, slice.queries),
             .output = part_of(output, slice.batch, slice.queries),
             .k = part_of(k, slice.batch, slice.keys),

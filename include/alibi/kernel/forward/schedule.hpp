@@ -87,22 +87,24 @@ float estimated_cost(const SequenceParams<F>& sequence, Index head, Index begin,
 /// The tasks of a call, the most expensive first.
 template <class F>
 void list_items(const Params<F>& params, const ForwardScratch<F>& scratch, std::span<ForwardItem> items) {
+  // Of tasks of equal cost the later one comes first, so that the order is unique. They are listed in this order, so
+  // that hundreds of thousands of tasks of equal cost need no sorting.
   auto item = items.begin();
-  for (std::size_t s = 0; s < params.sequences.size(); s++) {
+  for (std::size_t s = params.sequences.size(); s-- > 0;) {
     const SequenceParams<F>& sequence = params.sequences[s];
     const ForwardPlan plan = ForwardPlan::of(sequence, scratch);
     const Index rows = plan.blocks * kBlock<typename F::T>;
-    for (Index head = 0; head < params.heads; head++)
-      for (Index chunk = 0; chunk < plan.chunks; chunk++) {
+    for (Index head = params.heads; head-- > 0;)
+      for (Index chunk = plan.chunks; chunk-- > 0;) {
         const Index end = std::min((chunk + 1) * rows, sequence.q.tokens);
         const float cost = estimated_cost(sequence, head, chunk * rows, end);
         *item++ = {cost, std::int32_t(s), std::int32_t(head), plan.blocks, chunk};
       }
   }
-  // Of tasks of equal cost the later one comes first, so that the order is unique.
-  std::sort(items.begin(), items.end(), [](const ForwardItem& a, const ForwardItem& b) {
+  const auto before = [](const ForwardItem& a, const ForwardItem& b) {
     return std::tuple(a.cost, a.sequence, a.head, a.chunk) > std::tuple(b.cost, b.sequence, b.head, b.chunk);
-  });
+  };
+  if (!std::is_sorted(items.begin(), items.end(), before)) std::sort(items.begin(), items.end(), before);
 }
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

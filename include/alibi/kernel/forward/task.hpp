@@ -321,7 +321,8 @@ void ForwardTask<F>::load_queries(ForwardBlock<F>& block) {
     block.state[r] = SoftmaxState<T>::empty();
     block.pruned_mass[r] = broadcast<T>(T(0));
     const Index row = r * kLanes<T>;
-    pack_transposed(q_, block.first + row, block.rows - row, head_dim_, scale_, block.q + row);
+    if (r < block.vectors || key_bounds_)  // measure_queries() reads all vectors, the tiles those with a query
+      pack_transposed(q_, block.first + row, block.rows - row, head_dim_, scale_, block.q + row);
   }
   if (key_bounds_)
     measure_queries(block.q, head_dim_, scale_, block.rows, center_, *key_bounds_, mask_.keys, block.query_bounds);

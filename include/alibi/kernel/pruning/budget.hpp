@@ -50,7 +50,8 @@ inline PruningBudget make_budget(double slope, double tolerance, double evicted,
   if (!(slope > 0 && budget.tolerance > 0) || queries == 0) return budget;
   const Index back = std::min(mask.left, mask.nearest_key(queries - 1) - mask.first);
   const Index ahead = std::min(mask.right, mask.keys - 1 - mask.nearest_key(0));
-  budget.enabled = slope * std::numbers::log2e * double(std::max(back, ahead)) > 4 - std::log2(budget.tolerance);
+  const double farthest = slope * std::numbers::log2e * double(std::max(back, ahead));
+  budget.enabled = farthest > 4 && farthest > 4 - std::log2(budget.tolerance);  // the first test spares the logarithm
   return budget;
 }
 
