@@ -52,6 +52,26 @@ TYPED_TEST(Allocation, NoneAfterTheFirstCall) {
   }
 }
 
+// A table over a cache, by splits of the keys and by blocks of queries; and sequences of one token.
+TYPED_TEST(Allocation, NoneOverACacheAndForOneToken) {
+  using T = TypeParam;
+  const test::RowMatrix<T> table = test::RowMatrix<T>::Ones(1, 50);
+  alibi::KvCache<T> cache({.head_dim = 40, .capacity = 300});
+  Call<T> few(3, 300, 40), many(200, 300, 40);
+  cache.append(few.k, few.v);
+  const std::vector<Index> cu_seqlens = {0, 1, 2, 3};
+  const auto view = [](test::RowMatrix<T>& x) { return alibi::view(x.data(), {1, 1, 3, 40}, {0, 0, 40, 1}); };
+  alibi::Workspace workspace;
+  const auto run = [&] {
+    for (Call<T>* call : {&few, &many})
+      alibi::attention_into(call->output, call->q, cache, alibi::relative_bias(table), {.workspace = &workspace});
+    alibi::attention_varlen_into(view(few.output), view(few.q), view(few.q), view(few.q), few.slope, {cu_seqlens},
+                                 {.workspace = &workspace});
+  };
+  EXPECT_GE(allocations_of(run), 1u) << "the first call warms it";
+  EXPECT_EQ(allocations_of(run), 0u);
+}
+
 // One head whose tolerance is so small that its keys are measured. The window keeps the call cheap.
 template <class T>
 std::size_t workspace_size(Index queries, Index keys, Index head_dim) {

@@ -50,6 +50,15 @@ int main() {
   cache.append(q, q);
   expect_near("cached", alibi::attention(q, cache, slopes), output);
 
+  // A table of the slopes; the gradient of an lse that the loss does not depend on.
+  Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> table(2, 70);
+  for (Eigen::Index t = 0; t < 70; t++) table.col(t) = -float(t) * slopes;
+  expect_near("a table over a cache", alibi::attention(q, cache, alibi::relative_bias(table)), output);
+  Eigen::Tensor<float, 3, Eigen::RowMajor> grad_lse = lse;
+  grad_lse.setZero();
+  const auto of_both = alibi::attention_backward(alibi::ForwardResult{q, grad_lse}, q, q, q, slopes, {output, lse});
+  expect_near("the gradient of the lse", of_both.q, grad.q);
+
   // Sequence 1 becomes sequence 0 through a file, and by a fork.
   alibi::KvCache<float> pair({.batch = 2, .kv_heads = 2, .head_dim = 8, .capacity = 70});
   pair.append(0, q, q);
