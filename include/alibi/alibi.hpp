@@ -20,5 +20,7 @@
 #include "alibi/relative_bias.hpp"
 #include "alibi/slopes.hpp"
 #include "alibi/tensor.hpp"
+#include "alibi/token_positions.hpp"
+#include "alibi/two_sided.hpp"
 #include "alibi/varlen.hpp"
 #include "alibi/version.hpp"

@@ -24,7 +24,7 @@
 // - The same input gives the same bits on any number of threads.
 // - A NaN or infinity in the value of a pruned key does not reach the output. Keys that are not finite are always read;
 //   a head that has one reads nearly all of its keys.
-// - Instead of slopes, pass relative_bias(table) or no_bias.
+// - Instead of slopes, pass two_sided(before, after), positions(slopes, c), relative_bias(table) or no_bias.
 //
 // Errors: std::invalid_argument that names the argument, before anything is written. Gradients: backward.hpp. Dropout
 // and additive masks are not supported.

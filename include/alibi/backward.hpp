@@ -34,6 +34,8 @@
 #include "alibi/error.hpp"
 #include "alibi/options.hpp"
 #include "alibi/relative_bias.hpp"
+#include "alibi/token_positions.hpp"
+#include "alibi/two_sided.hpp"
 #include "alibi/view.hpp"
 
 namespace alibi::inline ALIBI_ABI {
@@ -44,7 +46,7 @@ struct BackwardResult {
   Q q;            ///< dQ, of the shape of q
   K k;            ///< dK, of the shape of k
   V v;            ///< dV, of the shape of v
-  Slopes slopes;  ///< dm, [heads] or [batch, heads] as given
+  Slopes slopes;  ///< dm, [heads] or [batch, heads] as given; of two_sided() slopes .before and .after
 };
 /// The result of attention_backward() for a relative_bias().
 template <class Q, class K, class V, class Table>
@@ -60,6 +62,26 @@ struct NoBiasBackwardResult {
   Q q;  ///< dQ, of the shape of q
   K k;  ///< dK, of the shape of k
   V v;  ///< dV, of the shape of v
+};
+
+/// The result of attention_backward() for positions() that queries and keys share.
+template <class Q, class K, class V, class Slopes, class Positions>
+struct PositionsBackwardResult {
+  Q q;                  ///< dQ, of the shape of q
+  K k;                  ///< dK, of the shape of k
+  V v;                  ///< dV, of the shape of v
+  Slopes slopes;        ///< dm, of the shape of the slopes; of two_sided() slopes .before and .after
+  Positions positions;  ///< dc, of the shape of the positions
+};
+/// The result of attention_backward() for positions() of their own for keys and queries.
+template <class Q, class K, class V, class Slopes, class KeyPositions, class QueryPositions>
+struct TwoPositionsBackwardResult {
+  Q q;                             ///< dQ, of the shape of q
+  K k;                             ///< dK, of the shape of k
+  V v;                             ///< dV, of the shape of v
+  Slopes slopes;                   ///< dm, of the shape of the slopes; of two_sided() slopes .before and .after
+  KeyPositions key_positions;      ///< dc_j, of the shape of the positions of the keys
+  QueryPositions query_positions;  ///< dc_i, of the shape of the positions of the queries
 };
 
 /// The results of the forward that the backward pass reads. Written {output, lse}, or a ForwardResult. E is the scalar
@@ -129,22 +151,48 @@ BiasEntries<T> entries_of(Array& array) {
 /// bfloat16 and half.
 template <class T, template <class> class AdapterOf = Adapter>
 struct GradientViews {
-  View<T> q,                    ///< dQ, of the sizes of q
-      k,                        ///< dK, of the sizes of k
-      v;                        ///< dV, of the sizes of v
-  detail::BiasEntries<T> bias;  ///< of the sizes of the slopes or of the table; empty: not wanted
+  View<T> q,                          ///< dQ, of the sizes of q
+      k,                              ///< dK, of the sizes of k
+      v;                              ///< dV, of the sizes of v
+  detail::BiasEntries<T> bias;        ///< of the sizes of the slopes or of the table; empty: not wanted
+  detail::BiasEntries<T> after = {};  ///< of two-sided slopes: that of the slopes after a query; `bias`: before it
+  View<T> key_positions = {},         ///< of the sizes of the positions of the keys, head_dim 1; empty: not wanted
+      query_positions = {};           ///< … of the queries, unless both share them
 
   /// Without the gradient of the bias.
   template <class Q, class K, class V>
   GradientViews(Q&& grad_q, K&& grad_k, V&& grad_v)
       : q(view_of(grad_q, "grad_q")), k(view_of(grad_k, "grad_k")), v(view_of(grad_v, "grad_v")) {}
-  /// With the gradient of the bias: of slopes [heads] or [batch, heads], of a table [heads, entries].
+  /// With the gradient of the bias: of slopes [heads] or [batch, heads], of a table [heads, entries]. Of two_sided()
+  /// slopes and of positions() it is two_sided() or positions() of the arrays.
   template <class Q, class K, class V, class Bias>
   GradientViews(Q&& grad_q, K&& grad_k, V&& grad_v, Bias&& grad_bias) : GradientViews(grad_q, grad_k, grad_v) {
-    bias = detail::entries_of<T>(grad_bias);
+    set_bias(grad_bias);
   }
 
  private:
+  template <class Bias>
+  void set_bias(Bias& grad_bias) {
+    if constexpr (detail::kIsTwoSided<std::remove_const_t<Bias>>) {
+      bias = detail::entries_of<T>(grad_bias.before);
+      after = detail::entries_of<T>(grad_bias.after);
+    } else if constexpr (detail::kIsPositions<std::remove_const_t<Bias>>) {
+      set_bias(grad_bias.slopes);
+      key_positions = positions_of(grad_bias.keys);
+      if constexpr (!detail::kSharesPositions<std::remove_const_t<Bias>>)
+        query_positions = positions_of(grad_bias.queries);
+    } else {
+      bias = detail::entries_of<T>(grad_bias);
+    }
+  }
+  template <class X>
+  static View<T> positions_of(X& x) {
+    const auto view = detail::position_array(x);
+    static_assert(std::is_same_v<std::remove_const_t<decltype(view)>, View<T>>,
+                  "alibi: the gradient of positions must not be const and must hold the scalar of the sums: double for "
+                  "double, float for float, bfloat16 and half.");
+    return view;
+  }
   template <class X>
   static View<T> view_of(X& x, const char* name) {
     const auto view = AdapterOf<std::remove_const_t<X>>::of(x, name);
@@ -189,9 +237,10 @@ void backward_into(const GradientViews<Sum<typename AdapterOf<Q>::Scalar>, Adapt
   if (sequences.kind != SequenceList::Kind::varlen) sequences.count = queries.batch;
   sequences.queries = queries.tokens;
   sequences.keys = keys.tokens;
-  backward<E, kBiasKind<Bias>>({queries, keys, values, given.output, of_output, grad_lse, given.lse,
-                                bias_view<T>(bias, queries.heads), to.q, to.k, to.v, to.bias, sequences},
-                               options);
+  backward<E, kBiasKind<Bias>>(
+      {queries, keys, values, given.output, of_output, grad_lse, given.lse, bias_view<T>(bias, queries.heads), to.q,
+       to.k, to.v, to.bias, sequences, to.after, to.key_positions, to.query_positions},
+      options);
 }
 
 /// Makes a new array of T of the shape of another, [batch, heads, tokens, head_dim].
@@ -203,6 +252,18 @@ struct NewLike {
     return Adapter<X>::template like<T>(like.batch, like.heads, like.tokens, like.head_dim);
   }
 };
+
+/// A new array of T for the gradient of slopes, or two for two-sided slopes.
+template <class T, class Slopes>
+auto new_slopes(const Slopes& slopes) {
+  if constexpr (kIsTwoSided<Slopes>) {
+    auto before = new_slopes<T>(slopes.before);
+    auto after = new_slopes<T>(slopes.after);
+    return TwoSidedSlopes<decltype(before), decltype(after)>{std::move(before), std::move(after)};
+  } else {
+    return SlopesLike<T, Slopes>::make(slopes);
+  }
+}
 
 /// New arrays for the gradients, after fill() has written them.
 template <class T, template <class> class AdapterOf, class Q, class K, class V, class Bias, class New, class Fill>
@@ -223,8 +284,24 @@ auto new_gradients(const Q& q, const K& k, const V& v, const Bias& bias, const N
     fill(GradientViews<T, AdapterOf>(grad_q, grad_k, grad_v, table));
     return RelativeBiasBackwardResult<decltype(grad_q), decltype(grad_k), decltype(grad_v), decltype(table)>{
         std::move(grad_q), std::move(grad_k), std::move(grad_v), std::move(table)};
+  } else if constexpr (kIsPositions<Bias>) {
+    auto slopes = new_slopes<T>(bias.slopes);
+    auto of_keys = new_slopes<T>(bias.keys);
+    if constexpr (kSharesPositions<Bias>) {
+      fill(GradientViews<T, AdapterOf>(grad_q, grad_k, grad_v, positions(slopes, of_keys)));
+      return PositionsBackwardResult<decltype(grad_q), decltype(grad_k), decltype(grad_v), decltype(slopes),
+                                     decltype(of_keys)>{std::move(grad_q), std::move(grad_k), std::move(grad_v),
+                                                        std::move(slopes), std::move(of_keys)};
+    } else {
+      auto of_queries = new_slopes<T>(bias.queries);
+      fill(GradientViews<T, AdapterOf>(grad_q, grad_k, grad_v, positions(slopes, of_keys, of_queries)));
+      return TwoPositionsBackwardResult<decltype(grad_q), decltype(grad_k), decltype(grad_v), decltype(slopes),
+                                        decltype(of_keys), decltype(of_queries)>{
+          std::move(grad_q), std::move(grad_k),  std::move(grad_v),
+          std::move(slopes), std::move(of_keys), std::move(of_queries)};
+    }
   } else {
-    auto slopes = SlopesLike<T, Bias>::make(bias);
+    auto slopes = new_slopes<T>(bias);
     fill(GradientViews<T, AdapterOf>(grad_q, grad_k, grad_v, slopes));
     return BackwardResult<decltype(grad_q), decltype(grad_k), decltype(grad_v), decltype(slopes)>{
         std::move(grad_q), std::move(grad_k), std::move(grad_v), std::move(slopes)};

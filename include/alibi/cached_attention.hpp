@@ -51,6 +51,9 @@ void cached_into(Output& output, std::optional<std::span<SumOf<Q>>> lse, const Q
   const auto into = Adapter<std::remove_const_t<Output>>::of(output, "output");
   check_scalars<E, E, E, decltype(into)>();
   const View<const E> queries = view_of(q, "q");
+  static_assert(kBiasKind<Bias> != BiasKind::positions,
+                "alibi: attention over a cache takes slopes, a table or alibi::no_bias, not positions or two-sided "
+                "slopes.");
   forward_cached<E, S, kBiasKind<Bias>>({queries, into, lse, cache, bias_view<SumOf<Q>>(bias, queries.heads)}, options);
 }
 

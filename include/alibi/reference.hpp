@@ -5,7 +5,9 @@
 //   o_i  = Σ_j exp(s_ij) v_j / Σ_j exp(s_ij)
 //   lse_i = ln Σ_j exp(s_ij)
 //
-// The bias is -m_h |p_i - j|, or an entry of a table for p_i - j (relative_bias.hpp), or none.
+// The bias is -m_h |p_i - j|, or an entry of a table for p_i - j (relative_bias.hpp), or none. m_h may differ between
+// the keys before and after a query (two_sided.hpp), and positions may replace p_i and j in the bias
+// (token_positions.hpp).
 //
 // Cost: batch x heads x queries x keys x (head_dim + value_dim) multiply-adds, one at a time; three times that for the
 // gradients.
@@ -24,6 +26,8 @@
 #include "alibi/error.hpp"
 #include "alibi/mask.hpp"
 #include "alibi/relative_bias.hpp"
+#include "alibi/token_positions.hpp"
+#include "alibi/two_sided.hpp"
 #include "alibi/view.hpp"
 
 namespace alibi::inline ALIBI_ABI::reference {
@@ -43,6 +47,9 @@ struct Gradients {
   Matrix k,     ///< [batch x kv_heads x keys, head_dim], row (b * kv_heads + h) * keys + j
       v;        ///< [batch x kv_heads x keys, value_dim], row (b * kv_heads + h) * keys + j
   Matrix bias;  ///< [batch, heads] of slopes; [heads, entries] of a table, summed over the batch; empty for no_bias
+  Matrix after = {};          ///< [batch, heads] of the slopes after a query, if the bias is two-sided or has positions
+  Matrix key_positions = {},  ///< [batch x heads, keys], if the bias has positions
+      query_positions = {};   ///< [batch x heads, queries], if the bias has positions
 };
 
 /// The distance |p - j| of key j from position p.
@@ -121,6 +128,50 @@ struct TableOfHead {
   void add_origin_gradient(double, Index, double*) const {}
 };
 
+/// The bias of one query from two-sided slopes and, if there are any, positions.
+///
+/// The origin of a row is the visible key with the largest bias, which is subtracted from the others.
+struct PositionsOfQuery {
+  double before, after;  ///< the slopes; infinite for a side that is hidden
+  PositionView keys;     ///< [keys], of the head; null: indices
+  double query;          ///< c_i; with indices, p_i
+  Index head;            ///< of `keys`
+  Index batch;           ///< of `keys`
+
+  /// Whether the key is on the left: before the query, or at its position with an index that is not above its index.
+  bool is_left(Index p, Index j) const {
+    if (!keys.data) return j <= p;
+    const double c = at(j);
+    return c < query || (c == query && j <= p);
+  }
+  /// Whether the slopes let the query see key j.
+  bool sees(Index p, Index j) const { return j == p || std::isfinite(is_left(p, j) ? before : after); }
+  /// The position of a key.
+  double at(Index j) const { return keys(batch, keys.heads > 1 ? head : 0, j); }
+  /// |c_i - c_j|
+  double apart(Index p, Index j) const { return keys.data ? std::abs(query - at(j)) : double(distance(p, j)); }
+  /// The bias of key j.
+  double of(Index p, Index j) const {
+    const double d = apart(p, j);
+    return d == 0 ? 0 : -(is_left(p, j) ? before : after) * d;
+  }
+  /// The visible key with the largest bias.
+  Index origin(Index p, const std::vector<Index>& visible) const {
+    return *std::max_element(visible.begin(), visible.end(), [&](Index a, Index b) { return of(p, a) < of(p, b); });
+  }
+  /// |c_i - c_j| less that of the origin, a key on the same side. No large number enters it.
+  double farther(Index origin, Index p, Index j) const {
+    const double ahead = keys.data ? at(j) - at(origin) : double(j - origin);
+    return is_left(p, j) ? -ahead : ahead;
+  }
+  /// The bias of key j relative to that of the origin.
+  double beyond(Index origin, Index p, Index j) const {
+    if (is_left(p, j) != is_left(p, origin)) return of(p, j) - of(p, origin);
+    const double d = farther(origin, p, j);
+    return d == 0 ? 0 : -(is_left(p, j) ? before : after) * d;
+  }
+};
+
 /// The slopes of all heads, and where their gradients go.
 struct Slopes {
   SlopeView m;  ///< [heads] or [batch, heads]
@@ -150,6 +201,41 @@ struct Table {
   double* gradient(Matrix& bias, Index, Index h) const { return &bias(h, 0); }
 };
 
+/// Two-sided slopes and positions of all heads.
+struct PositionBiases {
+  SlopeView before, after;         ///< [heads] or [batch, heads]
+  PositionView keys{}, queries{};  ///< [tokens], [heads, tokens] or [batch, heads, tokens]; null: indices
+
+  /// Whether the sizes fit.
+  bool fit(Index batch, Index heads) const {
+    return Slopes{before}.fit(batch, heads) && Slopes{after}.fit(batch, heads);
+  }
+  /// The bias of query i, of index p among the keys, of head h of batch entry b.
+  PositionsOfQuery query(Index b, Index h, Index i, Index p) const {
+    const double c = queries.data ? queries(b, queries.heads > 1 ? h : 0, i) : double(p);
+    return {alibi::detail::slope_at(before, b, h), alibi::detail::slope_at(after, b, h), keys, c, h, b};
+  }
+  /// A gradient [batch, heads] of zeros.
+  Matrix no_gradient(Index batch) const { return Matrix::Zero(batch, before.heads); }
+};
+
+/// The bias from two-sided slopes.
+template <class T, class Before, class After>
+PositionBiases bias_of(const TwoSidedSlopes<Before, After>& slopes, Index) {
+  return {slope_view(slopes.before), slope_view(slopes.after)};
+}
+/// The bias from positions.
+template <class T, class M, class Keys, class Queries>
+PositionBiases bias_of(const TokenPositions<M, Keys, Queries>& positions, Index heads) {
+  PositionBiases bias;
+  if constexpr (alibi::detail::kIsTwoSided<std::remove_cvref_t<M>>)
+    bias = bias_of<T>(positions.slopes, heads);
+  else
+    bias = {slope_view(positions.slopes), slope_view(positions.slopes)};
+  bias.keys = bias.queries = position_view(positions.keys);
+  if constexpr (!std::is_void_v<Queries>) bias.queries = position_view(positions.queries);
+  return bias;
+}
 /// The bias from slopes, as slope_view() takes them.
 template <class T, class S>
 Slopes bias_of(const S& slopes, Index) {
@@ -179,8 +265,11 @@ struct Row {
 template <class T, class Bias>
 Row softmax(const T* q, Index p, const View<const T>& k, const Bias& bias, const Mask& mask, double scale) {
   Row row;
-  for (Index j = 0; j < k.tokens; j++)
+  for (Index j = 0; j < k.tokens; j++) {
+    if constexpr (requires { bias.sees(p, j); })
+      if (!bias.sees(p, j)) continue;
     if (sees(mask, p, j)) row.keys.push_back(j);
+  }
   if (row.keys.empty()) return row;
 
   row.origin = bias.origin(p, row.keys);
@@ -190,7 +279,10 @@ Row softmax(const T* q, Index p, const View<const T>& k, const Bias& bias, const
   double sum = 0;
   for (double& x : row.p) sum += x = std::exp(x - largest);
   for (double& x : row.p) x /= sum;
-  row.lse = largest + std::log(sum) + bias.at_origin(row.origin);
+  if constexpr (requires { bias.of(p, row.origin); })
+    row.lse = largest + std::log(sum) + bias.of(p, row.origin);
+  else
+    row.lse = largest + std::log(sum) + bias.at_origin(row.origin);
   return row;
 }
 
@@ -231,7 +323,13 @@ struct Inputs {
   }
   /// The softmax of query i of head h of batch entry b.
   Row row(Index b, Index h, Index i) const {
-    return softmax(token(q, b, h, i), position(i), of_kv_head(k, b, h), bias.head(b, h), mask, scale);
+    const auto of_row = [&](const auto& bias_of_row) {
+      return softmax(token(q, b, h, i), position(i), of_kv_head(k, b, h), bias_of_row, mask, scale);
+    };
+    if constexpr (requires { bias.query(b, h, i, position(i)); })
+      return of_row(bias.query(b, h, i, position(i)));
+    else
+      return of_row(bias.head(b, h));
   }
   /// Writes the output of a row of head h of batch entry b to o [value_dim].
   void mean(const Row& row, Index b, Index h, double* o) const { reference::mean(row, of_kv_head(v, b, h), o); }
@@ -267,8 +365,9 @@ auto inputs(const Q& q_array, const K& k_array, const V& v_array, const Biases& 
 ///     s_ij = τ q_i·k_j + bias_ij      o_i = Σ_j softmax_j(s_ij) v_j      lse_i = ln Σ_j exp(s_ij)
 ///
 /// q is [batch, heads, queries, head_dim], k [batch, kv_heads, keys, head_dim], v [batch, kv_heads, keys, value_dim].
-/// biases are slopes [heads] or [batch, heads], a relative_bias() or no_bias. Arrays are those of view.hpp, of float or
-/// double. The default scale τ is 1 / sqrt(head_dim). Throws std::invalid_argument for shapes that do not fit.
+/// biases are slopes [heads] or [batch, heads], two_sided() slopes, positions(), a relative_bias() or no_bias. Arrays
+/// are those of view.hpp, of float or double. The default scale τ is 1 / sqrt(head_dim). Throws std::invalid_argument
+/// for shapes that do not fit.
 template <class Q, class K, class V, class Biases>
 Result attention(const Q& q, const K& k, const V& v, const Biases& biases, const Mask& mask = {},
                  std::optional<double> scale = std::nullopt) {
@@ -281,6 +380,41 @@ Result attention(const Q& q, const K& k, const V& v, const Biases& biases, const
     result.lse[number] = row.lse;
   });
   return result;
+}
+
+/// The origin of a row if all its visible keys are on one side of the query; otherwise -1.
+inline Index one_sided_origin(const PositionsOfQuery& bias, Index p, const Row& row) {
+  for (const Index j : row.keys)
+    if (bias.is_left(p, j) != bias.is_left(p, row.origin)) return -1;
+  return row.origin;
+}
+/// |c_i - c_j|, without the distance of the origin if the row has one: Σ_j dS_ij = dlse_i, by which
+/// add_origin_gradient() multiplies it.
+inline double distance_beyond(const PositionsOfQuery& bias, Index origin, Index p, Index j) {
+  return origin < 0 ? bias.apart(p, j) : bias.farther(origin, p, j);
+}
+
+/// Adds what the pair of a query and key j, with this dS_ij, adds to the gradients of two-sided slopes and positions.
+/// At the same position a key counts as before the query if its index does (PositionsOfQuery::is_left).
+///
+///     db = -Σ dS_ij (c_i - c_j), before      dc_i = -Σ_j g_ij      g_ij = b dS_ij before
+///     da = -Σ dS_ij (c_j - c_i), after       dc_j = Σ_i g_ij             -a dS_ij after
+///
+/// `origin` is one_sided_origin().
+inline void add_position_gradients(const PositionsOfQuery& bias, double ds, Index origin, Index b, Index h, Index heads,
+                                   Index i, Index p, Index j, Gradients& grad) {
+  const bool left = bias.is_left(p, j);
+  (left ? grad.bias : grad.after)(b, h) -= ds * distance_beyond(bias, origin, p, j);
+  if (!bias.keys.data) return;
+  const double g = ds * (left ? bias.before : -bias.after);
+  grad.query_positions(b * heads + h, i) -= g;
+  grad.key_positions(b * heads + h, j) += g;
+}
+
+/// Adds dlse times the distance of the origin, if the row has one.
+inline void add_origin_gradient(const PositionsOfQuery& bias, double dlse, Index origin, Index b, Index h, Index p,
+                                Gradients& grad) {
+  if (origin >= 0) (bias.is_left(p, origin) ? grad.bias : grad.after)(b, h) -= dlse * bias.apart(p, origin);
 }
 
 /// The gradients of f, any function of the output and the lse, for grad_output dO = ∂f/∂o, [batch, heads, queries,
@@ -306,6 +440,11 @@ Gradients attention_backward(const O& grad_output, const Q& q, const K& k, const
   const Index kv_rows = in.k.batch * in.k.heads * in.k.tokens, dim = in.q.head_dim, value_dim = in.v.head_dim;
   Gradients grad{Matrix::Zero(in.q.batch * in.q.heads * in.q.tokens, dim), Matrix::Zero(kv_rows, dim),
                  Matrix::Zero(kv_rows, value_dim), in.bias.no_gradient(in.q.batch)};
+  if constexpr (requires { in.bias.after; }) {
+    grad.after = in.bias.no_gradient(in.q.batch);
+    grad.key_positions = Matrix::Zero(in.q.batch * in.q.heads, in.k.tokens);
+    grad.query_positions = Matrix::Zero(in.q.batch * in.q.heads, in.q.tokens);
+  }
   std::vector<double> o(std::size_t(value_dim), 0.0);
   in.for_each_row([&](Index number, Index b, Index h, Index i) {
     const Row row = in.row(b, h, i);
@@ -314,15 +453,26 @@ Gradients attention_backward(const O& grad_output, const Q& q, const K& k, const
     const double dlse = grad_lse.empty() ? 0 : grad_lse[std::size_t(number)];
     const double D = dot(dO_i, o.data(), value_dim) - dlse;
     const Index kv = in.kv_head(h), first_key = (b * in.k.heads + kv) * in.k.tokens;
+    [[maybe_unused]] Index origin = -1;
+    if constexpr (requires { in.bias.query(b, h, i, i); })
+      origin = one_sided_origin(in.bias.query(b, h, i, in.position(i)), in.position(i), row);
     for (std::size_t n = 0; n < row.keys.size(); n++) {
       const Index j = row.keys[n];
       const double dP = dot(dO_i, token(in.v, b, kv, j), value_dim), ds = row.p[n] * (dP - D);
       add(row.p[n], dO_i, value_dim, grad.v.data() + (first_key + j) * value_dim);
       add(in.scale * ds, token(in.k, b, kv, j), dim, grad.q.data() + number * dim);
       add(in.scale * ds, token(in.q, b, h, i), dim, grad.k.data() + (first_key + j) * dim);
-      in.bias.head(b, h).add_gradient(ds, row.origin, in.position(i), j, in.bias.gradient(grad.bias, b, h));
+      if constexpr (requires { in.bias.query(b, h, i, i); })
+        add_position_gradients(in.bias.query(b, h, i, in.position(i)), ds, origin, b, h, in.q.heads, i, in.position(i),
+                               j, grad);
+      else
+        in.bias.head(b, h).add_gradient(ds, row.origin, in.position(i), j, in.bias.gradient(grad.bias, b, h));
     }
-    if (!row.keys.empty()) in.bias.head(b, h).add_origin_gradient(dlse, row.origin, in.bias.gradient(grad.bias, b, h));
+    if (row.keys.empty()) return;
+    if constexpr (requires { in.bias.query(b, h, i, i); })
+      add_origin_gradient(in.bias.query(b, h, i, in.position(i)), dlse, origin, b, h, in.position(i), grad);
+    else
+      in.bias.head(b, h).add_origin_gradient(dlse, row.origin, in.bias.gradient(grad.bias, b, h));
   });
   if constexpr (std::is_same_v<Biases, NoBias>) grad.bias.resize(0, 0);
   return grad;

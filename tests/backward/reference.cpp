@@ -8,9 +8,9 @@
 
 namespace {
 
+using test::Arrays, test::Index;
 using test::BackwardCall, test::BackwardErrors, test::Exact, test::Gradients;
-using test::Index;
-using Arrays = std::array<std::vector<double>, 4>;
+constexpr std::size_t kArrays = BackwardErrors::kNames.size();
 
 int cases(int usual) {
   const char* text = std::getenv("ALIBI_TEST_CASES");
@@ -23,7 +23,7 @@ class Runs {
   explicit Runs(double bound) : bound_(bound) {}
   ~Runs() {
     std::cout << "bound " << bound_ << '\n';
-    for (std::size_t a = 0; a < 4; a++)
+    for (std::size_t a = 0; a < kArrays; a++)
       std::cout << "  worst d" << BackwardErrors::kNames[a] << ' ' << worst_.of_magnitude[a] << " of its terms ("
                 << worst_.of_gradient[a] << " of itself): " << where_[a] << '\n';
   }
@@ -32,7 +32,7 @@ class Runs {
 
   bool failing() const { return failures_ >= 5; }
   void see(const BackwardErrors& errors, const std::string& description) {
-    for (std::size_t a = 0; a < 4; a++) {
+    for (std::size_t a = 0; a < kArrays; a++) {
       EXPECT_LE(errors.of_magnitude[a], bound_) << 'd' << BackwardErrors::kNames[a] << ": " << description;
       if (errors.of_magnitude[a] > worst_.of_magnitude[a]) where_[a] = description;
       worst_.of_magnitude[a] = std::max(worst_.of_magnitude[a], errors.of_magnitude[a]);
@@ -45,7 +45,7 @@ class Runs {
   double bound_;
   int failures_ = 0;
   BackwardErrors worst_;
-  std::array<std::string, 4> where_;
+  std::array<std::string, kArrays> where_;
 };
 
 test::Shape small_shape(test::Random& random) {
@@ -61,7 +61,7 @@ class Lines {
   /// The largest error of gradients `is` along one random direction and three coordinates of every array.
   BackwardErrors errors(test::Random& random, const Arrays& is) {
     BackwardErrors errors;
-    for (std::size_t a = 0; a < 4; a++) {
+    for (std::size_t a = 0; a < kArrays; a++) {
       const std::vector<double>& gradient = is[a];
       EXPECT_EQ(Index(gradient.size()), size(a));
       for (int line = 0; line < 4 && !gradient.empty(); line++) {
@@ -83,10 +83,20 @@ class Lines {
 
  private:
   double* data(std::size_t a) {
-    return std::array{at_.q.data(), at_.k.data(), at_.v.data(), at_.bias.numbers.data()}[a];
+    test::Bias<double>& bias = at_.bias;
+    return std::array{at_.q.data(),      at_.k.data(),     at_.v.data(),       bias.numbers.data(),
+                      bias.after.data(), bias.keys.data(), bias.queries.data()}[a];
   }
   Index size(std::size_t a) const {
-    return std::array<Index, 4>{at_.q.size(), at_.k.size(), at_.v.size(), at_.bias.numbers.size()}[a];
+    const test::Bias<double>& bias = at_.bias;
+    const bool shared = bias.kind == test::Bias<double>::Kind::kSharedPositions;
+    return std::array<Index, kArrays>{at_.q.size(),
+                                      at_.k.size(),
+                                      at_.v.size(),
+                                      bias.numbers.size(),
+                                      shared ? 0 : bias.after.size(),
+                                      bias.keys.size(),
+                                      shared ? 0 : bias.queries.size()}[a];
   }
   double f() const {
     const auto [output, lse] = at_.forward();
@@ -108,8 +118,33 @@ class Lines {
     using test::largest;
     const double product = std::abs(at_.scale) * double(at_.q.dimension(3)) * largest(u);
     const bool table = at_.bias.kind == test::Bias<double>::Kind::kTable;
+    if (a >= 3 && at_.bias.keys.size() > 0) {
+      const auto [nearest, farthest] = distances();
+      if (a <= 4) return largest(u) * farthest;
+      const double slope = std::max(largest(at_.bias.numbers), largest(at_.bias.after));
+      return largest(u) * std::max(2 * slope, 0x1p-5 / nearest);  // no key moves past a query
+    }
     return std::array{product * largest(at_.k), product * largest(at_.q), 1.,
-                      largest(u) * (table ? 1 : double(at_.k.dimension(2)))}[a];
+                      largest(u) * (table ? 1 : double(at_.k.dimension(2)))}[std::min<std::size_t>(a, 3)];
+  }
+  /// The least and the largest |c_i - c_j|. A token does not move past itself.
+  std::pair<double, double> distances() const {
+    const test::Bias<double>& bias = at_.bias;
+    const Index queries = at_.q.dimension(2), keys = at_.k.dimension(2);
+    const bool shared = bias.kind == test::Bias<double>::Kind::kSharedPositions;
+    double nearest = 1, farthest = 1;
+    const auto at = [](const test::Tensor3<double>& x, Index b, Index h, Index i) {
+      return x(x.dimension(0) > 1 ? b : 0, x.dimension(1) > 1 ? h : 0, i);
+    };
+    for (Index b = 0; b < at_.q.dimension(0); b++)
+      for (Index h = 0; h < at_.q.dimension(1); h++)
+        for (Index i = 0; i < queries; i++)
+          for (Index j = 0; j < keys; j++) {
+            if (shared && i == j) continue;
+            const double d = std::abs(at(shared ? bias.keys : bias.queries, b, h, i) - at(bias.keys, b, h, j));
+            nearest = std::min(nearest, d), farthest = std::max(farthest, d);
+          }
+    return {nearest, farthest};
   }
 
   /// Central differences of fourth order, f' + O(t^4 f'''''). The logits change by 2^-9, so the remainder is about
@@ -125,7 +160,7 @@ class Lines {
 
 Arrays flat(const Gradients& grad) {
   Arrays all;
-  for (std::size_t a = 0; a < 4; a++) {
+  for (std::size_t a = 0; a < kArrays; a++) {
     const auto& x = *test::arrays(grad)[a];
     all[a].assign(x.data(), x.data() + x.size());
   }
@@ -134,10 +169,30 @@ Arrays flat(const Gradients& grad) {
 
 constexpr double kDifferences = 1e-6;
 
+/// Moves the positions apart: the gradient has a jump where a key passes a query.
+template <class T>
+void separate(test::Random& random, test::Bias<T>& bias) {
+  for (auto* x : {&bias.keys, &bias.queries}) {
+    const double start = random.uniform(0, 1);
+    const Index tokens = x->dimension(2);
+    for (Index i = 0; i < x->size(); i++) {
+      double& c = x->data()[i];
+      c = (std::abs(c) < 1e3 ? c : 0) + start + double(i % std::max<Index>(tokens, 1)) * 1.0625 +
+          0.01 * double(i / std::max<Index>(tokens, 1));
+    }
+    if (!bias.any_order)
+      for (Index row = 0; row < x->dimension(0) * x->dimension(1); row++)
+        std::sort(x->data() + row * tokens, x->data() + (row + 1) * tokens);
+  }
+  if (bias.kind == test::Bias<T>::Kind::kSharedPositions) bias.queries = bias.keys;
+}
+
 /// A random call. If its positions are so large that the lse loses its digits to them, the loss does not depend on it.
 BackwardCall<double> small_call(test::Random& random) {
   BackwardCall<double> call(random, small_shape(random));
-  if (std::abs(call.options.mask.query_offset.value_or(0)) > 1000) call.grad_lse.clear();
+  separate(random, call.bias);
+  const bool steep = call.bias.keys.size() > 0 && test::largest(call.bias.numbers) > 1;
+  if (steep || std::abs(call.options.mask.query_offset.value_or(0)) > 1000) call.grad_lse.clear();
   return call;
 }
 
@@ -215,7 +270,7 @@ TEST(BackwardComparison, DetectsASmallError) {
     const BackwardCall<double> call(random, test::random_shape(random));
     const Exact exact = call.exact();
     const Gradients should = exact.backward(), magnitudes = exact.magnitudes();
-    for (std::size_t a = 0; a < 4; a++) {
+    for (std::size_t a = 0; a < kArrays; a++) {
       Arrays is = flat(should);
       EXPECT_EQ(test::errors(is, should, magnitudes).worst(), 0);
       const auto largest =

@@ -199,8 +199,80 @@ void judge_beyond(Call<E>& call, const Written<E>& pruned, const std::vector<std
   }
 }
 
+/// Two-sided slopes, with positions or without.
+template <class T>
+struct Sides {
+  using Positions =
+      Eigen::TensorMap<const Eigen::Tensor<double, 3, Eigen::RowMajor>>;  // [1 or batch, 1 or heads, tokens]
+
+  std::vector<T> after;  // as many as the slopes of the call, which are those before
+  bool has_positions, any_order = false;
+  Index batch = 1, heads = 1;
+  std::vector<double> keys, queries;
+
+  template <class E>
+  Sides(Input& in, const Call<E>& call) : after(slopes_of<T>(in, Index(call.slopes.size()))), has_positions(in.flag()) {
+    const Shape& s = call.s;
+    if (in.one_in(8) && !after.empty()) after[in.byte() % after.size()] = std::numeric_limits<T>::infinity();
+    if (!has_positions) return;
+    any_order = in.one_in(8);
+    if (in.flag()) batch = s.batch;
+    if (in.flag()) heads = s.heads();
+    keys = positions_of(in, s.keys), queries = positions_of(in, s.queries);
+  }
+  std::vector<double> positions_of(Input& in, Index tokens) {
+    constexpr std::array gaps = {1., 0.5, 3., 0., 1e-3, 1e6};
+    const double gap = in.one_of(gaps), start = in.one_in(4) ? std::exp2(in.small() / 2.) : 0;
+    const int jump = in.byte() % 64 + 1;
+    std::vector<double> positions;
+    for (Index row = 0; row < batch * heads; row++) {
+      double at = start;
+      for (Index i = 0; i < tokens; i++) {
+        positions.push_back(at);
+        at += i % jump == 0 ? in.byte() : gap;
+      }
+    }
+    if (in.one_in(16) && !positions.empty()) positions[in.byte() % positions.size()] = number<double>(in.small());
+    if (in.one_in(32) && !positions.empty()) positions[in.byte() % positions.size()] = special<double>(in);
+    return positions;
+  }
+  bool are_right(const Shape& s, const std::vector<T>& before) const {
+    for (const auto* side : {&before, &after})
+      for (const T m : *side)
+        if (!(m >= 0) || (has_positions && !std::isfinite(m))) return false;
+    if (!has_positions) return true;
+    for (const auto* x : {&keys, &queries}) {
+      const Index tokens = x == &keys ? s.keys : s.queries;
+      for (std::size_t i = 0; i < x->size(); i++) {
+        if (!(std::abs((*x)[i]) <= 1e300)) return false;
+        if (!any_order && Index(i) % tokens != 0 && (*x)[i] < (*x)[i - 1]) return false;
+      }
+    }
+    return true;
+  }
+  Positions view(const std::vector<double>& x, Index tokens) const { return {x.data(), batch, heads, tokens}; }
+  const double* row(const std::vector<double>& x, Index tokens, Index b, Index h) const {
+    return has_positions ? x.data() + ((batch > 1 ? b : 0) * heads + (heads > 1 ? h : 0)) * tokens : nullptr;
+  }
+};
+
 template <class E>
-void judge(Call<E>& call, const Written<E>& written) {
+void attend_sides(Call<E>& call, const Sides<Sum<E>>& sides) {
+  const Shape& s = call.s;
+  const SlopesMap<Sum<E>> after(sides.after.data(), call.sequences, s.heads(),
+                                Eigen::OuterStride<>(call.repeats_slopes ? 0 : s.heads()));
+  const auto slopes = alibi::two_sided(call.slope_map(), after);
+  const auto attend = [&](const auto& bias) {
+    alibi::attention_with_lse_into(call.output, call.lse, call.q, call.k, call.v, bias, call.options);
+  };
+  if (!sides.has_positions) return attend(slopes);
+  auto bias = alibi::positions(slopes, sides.view(sides.keys, s.keys), sides.view(sides.queries, s.queries));
+  bias.any_order = sides.any_order;
+  attend(bias);
+}
+
+template <class E>
+void judge(Call<E>& call, const Written<E>& written, const Sides<Sum<E>>* sides = nullptr) {
   const Shape& s = call.s;
   const double share = share_of<Sum<E>>(call.options.tolerance);
   if (!call.options.pruning_stats.empty()) check_stats(written.stats, share);
@@ -211,22 +283,27 @@ void judge(Call<E>& call, const Written<E>& written) {
   std::vector<std::pair<Index, Index>> beyond;
   for (Index h = 0; h < s.batch * s.heads(); h++) {
     const Index kv = h / s.group;
-    const Head head{q.data() + h * s.queries * s.head_dim,
-                    k.data() + kv * s.keys * s.head_dim,
-                    v.data() + kv * s.keys * s.value_dim,
-                    s.queries,
-                    s.keys,
-                    s.head_dim,
-                    s.value_dim,
-                    double(call.slope_map()(h / s.heads(), h % s.heads())),
-                    call.options.scale.value_or(1 / std::sqrt(double(s.head_dim))),
-                    call.options.mask};
+    Head head{q.data() + h * s.queries * s.head_dim,
+              k.data() + kv * s.keys * s.head_dim,
+              v.data() + kv * s.keys * s.value_dim,
+              s.queries,
+              s.keys,
+              s.head_dim,
+              s.value_dim,
+              double(call.slope_map()(h / s.heads(), h % s.heads())),
+              call.options.scale.value_or(1 / std::sqrt(double(s.head_dim))),
+              call.options.mask};
+    if (sides) {
+      head.after = double(sides->after[std::size_t(h) % sides->after.size()]);
+      head.key_positions = sides->row(sides->keys, s.keys, h / s.heads(), h % s.heads());
+      head.query_positions = sides->row(sides->queries, s.queries, h / s.heads(), h % s.heads());
+    }
     const double pruned_mass = call.options.pruning_stats.empty() ? share : written.stats[std::size_t(h)].mass_bound;
     const Answer answer{output.data() + h * s.queries * s.value_dim, lse.data() + h * s.queries, pruned_mass,
                         share < 0x1p-100, alibi::kernel::kBlock<Sum<E>>};
     for (const Index row : Judge(head, call.precision(), answer).run()) beyond.emplace_back(h, row);
   }
-  if (!beyond.empty() && share > 0) judge_beyond(call, written, beyond);
+  if (!beyond.empty() && share > 0 && !sides) judge_beyond(call, written, beyond);
 }
 
 template <class E>
@@ -250,6 +327,30 @@ void run_forward(Input& in) {
       expect_same(again.stats[i], written.stats[i], "with another executor");
   }
   judge(call, written);
+}
+
+template <class E>
+void run_sides(Input& in) {
+  const Shape s = shape_of(in);
+  Call<E> call(in, s, s.batch);
+  const Sides<Sum<E>> sides(in, call);
+  call.flaw(in);
+  std::ostringstream text;
+  text << "; after";
+  for (const auto slope : sides.after) text << ' ' << slope;
+  if (sides.has_positions)
+    for (const auto* x : {&sides.keys, &sides.queries}) {
+      text << (x == &sides.keys ? "; key positions" : "; query positions");
+      for (std::size_t i = 0; i < std::min<std::size_t>(x->size(), 400); i++) text << ' ' << (*x)[i];
+    }
+  call.describe("attention_with_lse_into with two sides", text.str());
+  const bool slopes = s.batch == 0 || sides.are_right(s, call.slopes);
+  const bool right =
+      !call.flawed && s.head_dim > 0 && s.value_dim > 0 && slopes && are_right<Sum<E>>(call.options, s.head_dim);
+  if (!run(in, call, right, [&] { attend_sides(call, sides); })) return;
+  const Written<E> written(call);
+  check(call.output_array.erase_inside(), "written outside the output");
+  judge(call, written, &sides);
 }
 
 // Varlen and padded batches
@@ -502,7 +603,9 @@ void run_padded(Input& in) {
 
 template <class E>
 void run_form(Input& in) {
-  switch (in.byte() % 4) {
+  const auto form = in.byte();
+  if (form % 8 == 5) return run_sides<E>(in);
+  switch (form % 4) {
     case 2:
       return run_varlen<E>(in);
     case 3:

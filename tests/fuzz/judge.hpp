@@ -57,12 +57,21 @@ struct Head {
   Index queries, keys, head_dim, value_dim;
   double slope, scale;
   alibi::Mask mask;
-  std::vector<double> table = {};  // entries of a relative bias, instead of the slope; or empty
-  Index first = 0;                 // the distance of the first entry
+  std::vector<double> table = {};              // entries of a relative bias, instead of the slope; or empty
+  Index first = 0;                             // the distance of the first entry
+  std::optional<double> after = std::nullopt;  // two-sided slopes: that after a query; `slope` is that before it
+  const double *key_positions = nullptr, *query_positions = nullptr;  // [keys], [queries]; or null
 
   Index position(Index i) const { return i + mask.query_offset.value_or(keys - queries); }
-  bool sees(Index i, Index j) const { return alibi::reference::sees(mask, position(i), j); }
+  bool sees(Index i, Index j) const {
+    return alibi::reference::sees(mask, position(i), j) && (!after || sides(i).sees(position(i), j));
+  }
   alibi::reference::TableOfHead<double> table_bias() const { return {table.data(), Index(table.size()), first}; }
+  /// The bias of a query, if it is two-sided.
+  alibi::reference::PositionsOfQuery sides(Index i) const {
+    const alibi::PositionView of_keys{key_positions, true, 1, 1, keys};
+    return {slope, *after, of_keys, query_positions ? query_positions[i] : double(position(i)), 0, 0};
+  }
   const double* query(Index i) const { return q + i * head_dim; }
   const double* key(Index j) const { return k + j * head_dim; }
 };
@@ -145,7 +154,9 @@ class Judge {
 
   /// Computes the logits and their errors. Returns false if they are beyond the range of T.
   bool compute_logits(const Size& query) {
-    const double m = std::abs(h_.slope), scale = std::abs(h_.scale), base_2 = std::numbers::log2e;
+    const auto finite = [](double x) { return std::isfinite(x) ? x : 0; };
+    const double m = h_.after ? std::max(finite(h_.slope), finite(*h_.after)) : std::abs(h_.slope),
+                 scale = std::abs(h_.scale), base_2 = std::numbers::log2e;
     if (!p_.pairs() && query.largest * scale * base_2 > p_.largest / 2) return false;
     const auto distance = [&](Index j) { return alibi::reference::distance(h_.position(row_), j); };
     common_ = distance(weights_.front().key);
@@ -153,6 +164,21 @@ class Judge {
       common_ = !h_.table.empty() ? 0
                 : h_.slope >= 0   ? std::min(common_, distance(w.key))
                                   : std::max(common_, distance(w.key));
+    shift_ = std::abs(h_.slope) * double(common_);
+    std::optional<alibi::reference::PositionsOfQuery> sides;
+    Index origin = 0;
+    bool both_sides = false;
+    if (h_.after) {
+      sides = h_.sides(row_);
+      std::vector<Index> keys;
+      for (const Weight& w : weights_) {
+        keys.push_back(w.key);
+        both_sides = both_sides || sides->is_left(h_.position(row_), w.key) !=
+                                       sides->is_left(h_.position(row_), weights_.front().key);
+      }
+      origin = sides->origin(h_.position(row_), keys);
+      shift_ = -sides->of(h_.position(row_), origin);
+    }
 
     largest_ = -kInfinity;
     for (Weight& w : weights_) {
@@ -164,9 +190,19 @@ class Judge {
       }
       if (!(size * scale * base_2 <= p_.largest / 8 && (!p_.pairs() || size <= p_.largest / 8))) return false;
       const double entry = h_.table.empty() ? 0 : h_.table_bias().beyond(0, h_.position(row_), w.key);
-      const double away = h_.table.empty() ? double(std::abs(distance(w.key) - common_)) : 0;
-      const double bias = m * away + std::abs(entry), dims = double(h_.head_dim);
+      double away = h_.table.empty() ? double(std::abs(distance(w.key) - common_)) : 0;
+      double bias = m * away + std::abs(entry);
+      const double dims = double(h_.head_dim);
       w.logit = h_.scale * dot + entry - h_.slope * away * (distance(w.key) < common_ ? -1 : 1);
+      if (sides) {
+        const Index p = h_.position(row_);
+        const double beyond = sides->beyond(origin, p, w.key);
+        w.logit = h_.scale * dot + beyond;
+        // The slopes of the two sides are rounded, each by itself.
+        bias = std::abs(beyond) + (both_sides ? shift_ : 0);
+        away = sides->apart(p, w.key);
+        if (!(bias * base_2 <= p_.largest / 8 && away <= p_.largest / 8)) return false;
+      }
       w.error = 2 * p_.unit * ((dims + 8) * (size * scale + bias) + 16);
       // Underflow of the scale, the scaled query, the products and the slope.
       const Size& key = keys_[std::size_t(w.key)];
@@ -209,22 +245,25 @@ class Judge {
     const alibi::View<const double> k{h_.k, 1, 1, h_.keys, h_.head_dim, 0, 0, h_.head_dim},
         v{h_.v, 1, 1, h_.keys, h_.value_dim, 0, 0, h_.value_dim};
     double expected_lse = 0;
-    if (h_.table.empty()) {
-      expected_lse = alibi::reference::attend(h_.query(row_), h_.position(row_), k, v, h_.slope, h_.mask, h_.scale,
-                                              expected_.data());
-    } else {
-      const auto row =
-          alibi::reference::softmax(h_.query(row_), h_.position(row_), k, h_.table_bias(), h_.mask, h_.scale);
+    const auto attend = [&](const auto& bias) {
+      const auto row = alibi::reference::softmax(h_.query(row_), h_.position(row_), k, bias, h_.mask, h_.scale);
       alibi::reference::mean(row, v, expected_.data());
       expected_lse = row.lse;
+    };
+    if (!h_.table.empty())
+      attend(h_.table_bias());
+    else if (h_.after)
+      attend(h_.sides(row_));
+    else {
+      expected_lse = alibi::reference::attend(h_.query(row_), h_.position(row_), k, v, h_.slope, h_.mask, h_.scale,
+                                              expected_.data());
     }
     judge_lse(expected_lse, std::max(std::log(most / sum), std::log(sum / least)) + sums);
     for (Index d = 0; d < h_.value_dim; d++) judge_column(d, moved, sums);
   }
 
   void judge_lse(double expected, double rounding) {
-    const double shift = std::abs(h_.slope) * double(common_);
-    rounding += 2 * p_.unit * std::abs(expected) + 0x1p-50 * (shift + std::abs(expected));
+    rounding += 2 * p_.unit * std::abs(expected) + 0x1p-50 * (shift_ + std::abs(expected));
     if (!(std::abs(expected) + rounding < p_.largest)) return;  // an infinite lse is correct
     const double low = expected + std::log1p(-a_.pruned_mass) - rounding, high = expected + rounding;
     require(low <= lse() && lse() <= high, -1, expected, ", in [", low, ", ", high, ']');
@@ -298,6 +337,7 @@ class Judge {
   const Answer a_;
   Index row_ = 0, common_ = 0;  // common_: the distance that the row's bias is relative to
   double largest_ = 0;          // the largest logit
+  double shift_ = 0;            // what the bias takes from all logits of the row
   std::vector<Size> keys_;
   std::vector<Weight> weights_;  // of the keys that the row sees
   std::vector<double> expected_;

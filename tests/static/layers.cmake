@@ -6,8 +6,8 @@
 cmake_minimum_required(VERSION 3.22)
 
 # The base: plain data that a call consists of, errors, and the instruction set.
-set(base error.hpp executor.hpp kv_cache_config.hpp mask.hpp options.hpp pruning.hpp relative_bias.hpp token_ranges.hpp version.hpp view.hpp
-    workspace.hpp kernel/simd/isa.hpp)
+set(base error.hpp executor.hpp kv_cache_config.hpp mask.hpp options.hpp pruning.hpp relative_bias.hpp token_positions.hpp
+    token_ranges.hpp two_sided.hpp version.hpp view.hpp workspace.hpp kernel/simd/isa.hpp)
 set(folders kernel/simd kernel/tile kernel/pruning kernel/forward kernel/decode kernel/backward detail)
 
 function(layer_of header result)

@@ -51,14 +51,32 @@ struct Outcome {
   std::string violation;                                    // the first violated guarantee
 };
 
-/// A call with keys to prune. The seed determines all of it.
-template <class T>
+/// The bias of a certificate case that has slopes alone.
+struct SlopesAlone {
+  template <class Slopes>
+  void choose(Random&, const Slopes&, Index, Index, Index, const alibi::Mask&) {}
+  template <class Slopes, class Body>
+  void visit(const Slopes& slopes, Body body) const {
+    body(slopes);
+  }
+  /// Whether a head sees key j from position p, if the mask lets it.
+  bool sees(Index, Index, Index, Index) const { return true; }
+  /// The bias of key j for query i at position p.
+  long double operator()(double slope, Index, Index, Index, Index p, Index j, Index nearest) const {
+    return -static_cast<long double>(slope) * static_cast<long double>(alibi::reference::distance(p, j) - nearest);
+  }
+  void describe(std::ostream&) const {}
+};
+
+/// A call with keys to prune. The seed determines all of it. `Bias` has the members of SlopesAlone.
+template <class T, class Bias = SlopesAlone>
 class CertificateCase {
  public:
   explicit CertificateCase(std::uint64_t seed) : random_(seed), kind_(Kind(random_.integer(0, kKindNames.size() - 1))) {
     choose_shape();
     choose_mask();
     choose_slopes();
+    bias_.choose(random_, slopes_, queries_, keys_, position(0), options_.mask);
     choose_numbers();
   }
 
@@ -82,6 +100,7 @@ class CertificateCase {
     if (options_.bf16_dot) text << ", bf16_dot " << options_.bf16_dot;
     text << ", slopes";
     for (Index i = 0; i < slopes_.size(); i++) text << ' ' << slopes_.data()[i];
+    bias_.describe(text);
     return text.str();
   }
 
@@ -111,7 +130,9 @@ class CertificateCase {
     alibi::Options options = options_;
     options.tolerance = tolerance;
     options.pruning_stats = result.stats;
-    alibi::attention_with_lse_into(result.output, result.lse, q_, k_, v_, slopes_, options);
+    bias_.visit(slopes_, [&](const auto& bias) {
+      alibi::attention_with_lse_into(result.output, result.lse, q_, k_, v_, bias, options);
+    });
     return result;
   }
 
@@ -266,7 +287,7 @@ class CertificateCase {
     std::array<double, kTolerances.size()> pruned_mass = {};
     for (Index i = 0; i < queries_; i++) {
       double largest = 0;  // the largest |τ q·k|
-      const std::vector<Long> share = shares(scores, i, double(slopes_(b, h)), largest);
+      const std::vector<Long> share = shares(scores, b, h, i, largest);
       if (share.empty()) continue;
       for (std::size_t t = 0; t < pruned.size(); t++) {
         const T* output = &pruned[t].output(b, h, i, 0);
@@ -308,14 +329,15 @@ class CertificateCase {
   }
 
   // Each piece's share of the softmax mass of query i; empty for a query that sees no key.
-  std::vector<Long> shares(const RowMatrix<double>& scores, Index i, double slope, double& largest) const {
+  std::vector<Long> shares(const RowMatrix<double>& scores, Index b, Index h, Index i, double& largest) const {
+    const auto slope = double(slopes_(b, h));
     const Index p = position(i), nearest = alibi::reference::distance(p, std::clamp<Index>(p, 0, keys_ - 1));
     std::vector<Long> logits(std::size_t(keys_), -Long(kInfinity));
     Long most = -Long(kInfinity);
     for (Index j = 0; j < keys_; j++) {
-      if (!alibi::reference::sees(options_.mask, p, j)) continue;
+      if (!alibi::reference::sees(options_.mask, p, j) || !bias_.sees(b, h, p, j)) continue;
       Long& s = logits[std::size_t(j)];
-      s = Long(scores(i, j)) - Long(slope) * Long(alibi::reference::distance(p, j) - nearest);
+      s = Long(scores(i, j)) + bias_(slope, b, h, i, p, j, nearest);
       most = std::max(most, s);
       largest = std::max(largest, std::abs(scores(i, j)));
     }
@@ -370,6 +392,7 @@ class CertificateCase {
   std::vector<std::pair<double, double>>
       value_ranges_;  // the smallest and the largest value, [batch, kv_heads, kColumns]
   RowMatrix<Accumulator> slopes_;
+  Bias bias_;
   alibi::Options options_;
   Outcome outcome_;
 };

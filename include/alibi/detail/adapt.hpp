@@ -5,6 +5,8 @@
 
 #include "alibi/detail/call.hpp"
 #include "alibi/relative_bias.hpp"
+#include "alibi/token_positions.hpp"
+#include "alibi/two_sided.hpp"
 #include "alibi/view.hpp"
 
 namespace alibi::inline ALIBI_ABI::detail {
@@ -34,12 +36,36 @@ View<const typename AdapterOf<Array>::Scalar> view_of(const Array& array, const 
 
 inline constexpr float kZeroSlope = 0;
 
-/// The kind of a bias argument: a table for a RelativeBias, otherwise slopes.
+/// The kind of a bias argument: a table for a RelativeBias, positions for TokenPositions and TwoSidedSlopes, otherwise
+/// slopes.
 template <class Bias>
-inline constexpr BiasKind kBiasKind = requires {
-  typename Bias::Scalar;
-  &Bias::entries;
-} ? BiasKind::table : BiasKind::slopes;
+inline constexpr BiasKind kBiasKind =
+    requires {
+      typename Bias::Scalar;
+      &Bias::entries;
+    }                                         ? BiasKind::table
+    : kIsTwoSided<Bias> || kIsPositions<Bias> ? BiasKind::positions
+                                              : BiasKind::slopes;
+
+/// Slopes, or two-sided slopes, as a bias of positions.
+template <class Slopes>
+PositionBias position_bias(const Slopes& slopes) {
+  static_assert(!std::is_same_v<Slopes, NoBias> && kBiasKind<Slopes> != BiasKind::table,
+                "alibi: positions are measured with slopes or alibi::two_sided() slopes.");
+  if constexpr (kIsTwoSided<Slopes>) {
+    return {slope_view(slopes.before), slope_view(slopes.after)};
+  } else if constexpr (kIsPositions<Slopes>) {
+    PositionBias bias = position_bias(slopes.slopes);
+    bias.has_positions = true;
+    bias.keys = bias.queries = position_view(slopes.keys);
+    bias.shared = kSharesPositions<Slopes>;
+    if constexpr (!kSharesPositions<Slopes>) bias.queries = position_view(slopes.queries);
+    bias.any_order = slopes.any_order;
+    return bias;
+  } else {
+    return {slope_view(slopes), slope_view(slopes), true};
+  }
+}
 
 /// A view of the bias argument of attention over `heads` heads, whose sums are in T.
 template <class T, class Bias>
@@ -51,6 +77,8 @@ BiasView<T> bias_view(const Bias& bias, Index heads) {
     static_assert(std::is_same_v<typename Bias::Scalar, T>,
                   "alibi: a table must hold the scalar of q, k and v, or float where that is bfloat16 or half.");
     return {zero, bias};
+  } else if constexpr (kBiasKind<Bias> == BiasKind::positions) {
+    return {zero, {}, position_bias(bias)};
   } else {
     return {slope_view(bias)};
   }

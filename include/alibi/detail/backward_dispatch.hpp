@@ -66,12 +66,13 @@ void add_tables(BackwardMemory<F>& memory, const kernel::Params<F>& call, Index 
 }
 
 /// Writes the gradient of the bias, of slopes [sequences or 1][heads], of a table [heads][entries]. Does nothing if it
-/// is not wanted.
+/// is not wanted. Entries first, …, first + count - 1 of a slot are added up.
 template <class F>
-void write_bias(const BackwardMemory<F>& memory, Index heads, std::span<typename F::T> to) {
+void write_bias(const BackwardMemory<F>& memory, Index heads, std::span<typename F::T> to, Index first = 0,
+                Index count = 1) {
   using T = typename F::T;
   if (to.empty()) return;
-  if (!memory.sums.empty()) {
+  if (!kernel::kHasPositions<F> && !memory.sums.empty()) {
     std::transform(memory.sums.begin(), memory.sums.end(), to.begin(), [](double x) { return T(x); });
     return;
   }
@@ -82,16 +83,65 @@ void write_bias(const BackwardMemory<F>& memory, Index heads, std::span<typename
     for (std::size_t s = shared ? 0 : i / std::size_t(heads); s < (shared ? all : i / std::size_t(heads) + 1); s++) {
       const auto& bwd = memory.sequences[s];
       const Index chunks = bwd.plan.query_chunks;
-      for (Index chunk = 0; chunk < chunks; chunk++) sum += bwd.slots[(Index(i) % heads) * chunks + chunk];
+      const Index size = kernel::kHasPositions<F> ? slot_size<F>(bwd.plan) : 1;
+      for (Index chunk = 0; chunk < chunks; chunk++)
+        for (Index entry = first; entry < first + count; entry++)
+          sum += bwd.slots[((Index(i) % heads) * chunks + chunk) * size + entry];
     }
     to[i] = T(sum);
+  }
+}
+
+/// The arrays of the caller for the gradient of the bias.
+template <class T>
+struct BackwardGradients {
+  BiasEntries<T> bias, after{};
+  View<T> key_positions{}, query_positions{};
+};
+
+/// Adds the gradients of the positions of a sequence, [heads][tokens], to those of the caller. The sum over heads that
+/// share positions is in double.
+template <class T>
+void add_positions(const double* from, Index heads, Index batch, const KeyRange& tokens, const View<T>& to) {
+  const Index count = tokens.end - tokens.begin, b = to.batch > 1 ? batch : 0, shared = to.heads > 1 ? 1 : heads;
+  for (Index h = 0; h < to.heads && heads > 0; h++)
+    for (Index i = 0; i < count; i++) {
+      double sum = 0;
+      for (Index of = h; of < h + shared; of++) sum += from[of * count + i];
+      T& entry = to.data[b * to.batch_stride + h * to.head_stride + (tokens.begin + i) * to.token_stride];
+      entry = T(double(entry) + sum);
+    }
+}
+/// Writes the gradients of two-sided slopes and of positions that are wanted.
+template <class F>
+void write_positions(const BackwardMemory<F>& memory, const BackwardSequences<F>& all,
+                     const BackwardGradients<typename F::T>& to) {
+  using T = typename F::T;
+  const Index heads = all.arrays.q.heads;
+  const auto span_of = [](const BiasEntries<T>& x) { return std::span<T>(x.data, std::size_t(x.size())); };
+  write_bias(memory, heads, span_of(to.bias), 0, all.arrays.bias.positions.one_slope ? 2 : 1);
+  write_bias(memory, heads, span_of(to.after), 1);
+  for (const View<T>* x : {&to.key_positions, &to.query_positions})
+    for (Index b = 0; b < x->batch; b++)
+      for (Index h = 0; h < x->heads; h++)
+        for (Index i = 0; i < x->tokens; i++)
+          x->data[b * x->batch_stride + h * x->head_stride + i * x->token_stride] = T(0);
+  if (!all.positions_wanted) return;
+  for (Index s = 0; s < all.count(); s++) {
+    const SequenceSlice slice = all.arrays.sequences[s];
+    const auto& bwd = memory.sequences[std::size_t(s)];
+    if (wants_positions(to.key_positions))
+      add_positions(bwd.grad_key_positions, heads, slice.batch, slice.keys, to.key_positions);
+    const View<T>& of_queries = all.arrays.bias.positions.shared ? to.key_positions : to.query_positions;
+    if (wants_positions(of_queries))
+      add_positions(bwd.grad_query_positions, heads, slice.batch, slice.queries, of_queries);
   }
 }
 
 /// Runs a checked call of the backward pass.
 template <class F>
 void run_backward(kernel::Params<F> call, const BackwardSequences<F>& all, const RelativeBias<typename F::T>& table,
-                  std::span<typename F::T> grad_bias, const Options& options) {
+                  const BackwardGradients<typename F::T>& to, const Options& options) {
   const Executor& executor = options.executor;
   const auto sizes = backward_sizes<F>(call, all, table, executor.max_concurrency());
   Arena counted;
@@ -121,7 +171,10 @@ void run_backward(kernel::Params<F> call, const BackwardSequences<F>& all, const
     });
     if (table.entries > 0) add_tables(memory, call, items, table);
   }
-  write_bias(memory, call.heads, grad_bias);
+  if constexpr (kernel::kHasPositions<F>)
+    write_positions(memory, all, to);
+  else
+    write_bias(memory, call.heads, {to.bias.data, std::size_t(to.bias.size())});
 }
 
 /// Sets the gradients of keys or values that are padding to 0.
@@ -153,10 +206,11 @@ void backward(const BackwardCall<E>& call, const Options& options) {
       call.grad_q,
       call.grad_k,
       call.grad_v,
-      call.grad_bias.size() > 0};
+      call.grad_bias.size() > 0 || wants_positions(call.grad_key_positions),
+      wants_positions(call.grad_key_positions)};
   run_backward<F>(
       kernel::Params<F>{{}, call.q.heads, call.k.heads, call.q.head_dim, call.v.head_dim, scale, pruning_stats}, all,
-      call.bias.table, {call.grad_bias.data, std::size_t(call.grad_bias.size())}, options);
+      call.bias.table, {call.grad_bias, call.grad_after, call.grad_key_positions, call.grad_query_positions}, options);
 }
 
 }  // namespace alibi::inline ALIBI_ABI::detail

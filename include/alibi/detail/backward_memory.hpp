@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <type_traits>
+#include <utility>
 
 #include "alibi/detail/arena.hpp"
 #include "alibi/detail/call.hpp"
@@ -34,6 +35,7 @@ struct BackwardSequences {
   const T *lse, *grad_lse;  // grad_lse: null, if it is 0
   View<T> grad_q, grad_k, grad_v;
   bool bias_wanted;  // whether the gradient of the bias is wanted
+  bool positions_wanted = false;
 
   Index count() const { return arrays.count(); }
   kernel::SequenceParams<F> operator[](Index s) const { return arrays[s]; }
@@ -70,7 +72,9 @@ struct BackwardMemory {
   std::span<kernel::BlockStats<T>> blocks;
   std::span<kernel::TileRange> reach;
   std::span<T> shifted_lse;
-  std::span<double> slots, sums;  // of the gradient of the bias: one slot for each chunk; of a table [heads][entries]
+  // Of the gradient of the bias: one slot for each chunk; of a table [heads][entries]; of positions
+  // [sequences][heads][keys, then queries].
+  std::span<double> slots, sums;
 
   struct Sizes {
     typename CallMemory<F>::Sizes call;
@@ -104,6 +108,19 @@ Index slot_size(const kernel::BackwardPlan& plan) {
 template <class F>
 bool needs_shifted_lse(const kernel::SequenceParams<F>& sequence, bool bias_wanted) {
   if (std::is_same_v<typename F::Bias, kernel::TableBiasPolicy<typename F::T>>) return false;
+  if constexpr (kernel::kHasPositions<F>) {
+    for (Index h = 0; h < sequence.q.heads; h++) {
+      const auto bias = sequence.bias(h);
+      const ResolvedMask mask = bias.mask_of(sequence.mask);
+      for (Index query = 0; query < sequence.q.tokens; query++) {
+        const KeyRange seen = mask.visible(query);
+        if (seen.begin < seen.end &&
+            (bias.common_penalty(mask, query) > 0 || (bias_wanted && bias.common_distance(mask, query) > 0)))
+          return true;
+      }
+    }
+    return false;
+  }
   const ResolvedMask& mask = sequence.mask;
   const Index first = std::max<Index>(-mask.offset - mask.right, 0),
               last = std::min(mask.keys - 1 + mask.left - mask.offset, sequence.q.tokens - 1);
@@ -141,6 +158,9 @@ typename BackwardMemory<F>::Sizes backward_sizes(const kernel::Params<F>& call, 
     scratch = std::max(scratch, kernel::ForwardScratch<F>(call.head_dim, 0).bytes);
   }
   sizes.sums = table.entries > 0 ? call.heads * table.entries : 0;
+  if (all.positions_wanted)
+    for (Index s = 0; s < all.count(); s++)
+      sizes.sums += call.heads * (all.backward(s).grad_k.tokens + all.backward(s).grad_q.tokens);
   const Index max_tasks = std::max({sizes.rows, sizes.items, sizes.call.items});  // in one for_each()
   sizes.slot_bytes = (scratch + 63) / 64 * 64;
   sizes.scratch = Index(sizes.slot_bytes) * std::min(slots, std::max<Index>(max_tasks, 1));
@@ -154,6 +174,7 @@ void make_backward_sequences(BackwardMemory<F>& memory, const kernel::Params<F>&
   using T = typename F::T;
   const Index heads = call.heads;
   Index blocks = 0, reach = 0, slots = 0, shifted_lse = 0, row = 0;
+  double* positions = memory.sums.data();
   for (std::size_t s = 0; s < memory.sequences.size(); s++) {
     const kernel::SequenceParams<F>& sequence = memory.call.sequences[s];
     auto& bwd = *std::construct_at(&memory.sequences[s], all.backward(Index(s)));
@@ -164,6 +185,10 @@ void make_backward_sequences(BackwardMemory<F>& memory, const kernel::Params<F>&
     if (needs_shifted_lse(sequence, all.bias_wanted)) {
       bwd.shifted_lse = memory.shifted_lse.data() + shifted_lse;
       shifted_lse += heads * sequence.q.tokens;
+    }
+    if (all.positions_wanted) {
+      bwd.grad_key_positions = std::exchange(positions, positions + heads * bwd.grad_k.tokens);
+      bwd.grad_query_positions = std::exchange(positions, positions + heads * bwd.grad_q.tokens);
     }
     blocks += heads * kernel::ceil_div(sequence.q.tokens, kernel::kBlock<T>);
     reach += heads * bwd.plan.query_chunks;

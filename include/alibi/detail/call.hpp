@@ -10,6 +10,7 @@
 #include "alibi/mask.hpp"
 #include "alibi/options.hpp"
 #include "alibi/relative_bias.hpp"
+#include "alibi/token_positions.hpp"
 #include "alibi/token_ranges.hpp"
 #include "alibi/view.hpp"
 
@@ -21,14 +22,16 @@ class KvCache;
 
 namespace detail {
 
-/// The kind of bias of a call: a slope for each head, which is 0 for no bias, or a table of distances.
-enum class BiasKind { slopes, table };
+/// The kind of bias of a call: a slope for each head, which is 0 for no bias; a table of distances; or positions and
+/// slopes for each side, of which there may be one kind alone.
+enum class BiasKind { slopes, table, positions };
 
-/// The bias of a call. With a table, the slopes are 0.
+/// The bias of a call. With a table or positions, the slopes are 0.
 template <class T>
 struct BiasView {
   SlopeView slopes;
   RelativeBias<T> table{};
+  PositionBias positions{};
 };
 
 /// One sequence of a call: its batch entry, and the ranges of its tokens there. The position of its first query among
@@ -114,8 +117,12 @@ struct BackwardCall {
   std::span<const Sum<E>> lse;
   BiasView<Sum<E>> bias;
   View<Sum<E>> grad_q, grad_k, grad_v;
-  BiasEntries<Sum<E>> grad_bias;
+  BiasEntries<Sum<E>> grad_bias;  // of two-sided slopes, those before
   SequenceList sequences;
+  // For BiasKind::positions. Gradients of positions are [batch, heads, tokens] with a head_dim of 1. If keys and
+  // queries share them, grad_keys is for both.
+  BiasEntries<Sum<E>> grad_after{};
+  View<Sum<E>> grad_key_positions{}, grad_query_positions{};
 };
 
 // Each function checks a call and runs it. It throws std::invalid_argument for a wrong argument, before anything is

@@ -171,6 +171,10 @@ void forward(const ForwardCall<E>& call, const Options& options) {
   resolve(options.mask, call.q.tokens, call.k.tokens);
   check_memory(call.output, call.lse, call.q.batch * call.q.heads * call.q.tokens,
                {memory_of(call.q, "q"), memory_of(call.k, "k"), memory_of(call.v, "v"), memory_of<kind>(call.bias)});
+  if constexpr (kind == BiasKind::positions) {
+    require_disjoint(memory_of(call.output, "output"), call.bias.positions);
+    if (call.lse) require_disjoint(memory_of(lse_row(*call.lse, Index(call.lse->size())), "lse"), call.bias.positions);
+  }
   clear_padding(call.output, sequences.query_ranges);
   if (call.lse) clear_padding(call.lse->data(), call.q.heads, call.q.tokens, sequences.query_ranges);
 

@@ -39,6 +39,7 @@ inline Memory memory_of(const SlopeView& m) {
 template <BiasKind kind, class T>
 Memory memory_of(const BiasView<T>& bias) {
   if (kind == BiasKind::slopes) return memory_of(bias.slopes);
+  if (kind == BiasKind::positions) return memory_of(bias.positions.before);
   const RelativeBias<T>& table = bias.table;
   return memory_of(View<const T>{table.data, 1, 1, table.heads, table.entries, 0, 0, table.head_stride}, "the table");
 }

@@ -130,9 +130,15 @@ void measure_keys(CallMemory<F>& memory, const kernel::Params<F>& call, const Ex
     for (Index h = 0; h < call.heads; h++) {
       const kernel::KeyTileBounds<T>& key_bounds = sequence.key_bounds[h / call.group()];
       T* const tail_bounds = std::exchange(numbers, numbers + kernel::tail_bounds_size(key_bounds));
-      if (sequence.budget(h).enabled)
-        kernel::compute_tail_bounds(key_bounds, sequence.slope(h) * std::numbers::log2e, tail_bounds,
-                                    key_bounds.suffix_max ? tail_bounds + key_bounds.tiles : nullptr);
+      if (!sequence.budget(h).enabled) continue;
+      T* const suffix = key_bounds.suffix_max ? tail_bounds + key_bounds.tiles : nullptr;
+      if constexpr (kernel::kHasPositions<F>) {
+        const auto bias = sequence.bias(h);
+        kernel::compute_tail_bounds(key_bounds, kernel::PositionTiles<T>{bias, sequence.mask.keys}, tail_bounds,
+                                    suffix);
+      } else {
+        kernel::compute_tail_bounds(key_bounds, sequence.slope(h) * std::numbers::log2e, tail_bounds, suffix);
+      }
     }
   }
 }

@@ -7,6 +7,7 @@
 #include "alibi/detail/call.hpp"
 #include "alibi/kernel/forward/params.hpp"
 #include "alibi/kernel/tile/bias.hpp"
+#include "alibi/kernel/tile/position_bias.hpp"
 #include "alibi/mask.hpp"
 #include "alibi/view.hpp"
 
@@ -14,8 +15,9 @@ namespace alibi::inline ALIBI_ABI::detail {
 
 /// The bias policy of a kind of bias.
 template <BiasKind kind, class T>
-using BiasPolicyFor =
-    std::conditional_t<kind == BiasKind::table, kernel::TableBiasPolicy<T>, kernel::LinearBiasPolicy<T>>;
+using BiasPolicyFor = std::conditional_t<
+    kind == BiasKind::table, kernel::TableBiasPolicy<T>,
+    std::conditional_t<kind == BiasKind::positions, kernel::PositionBiasPolicy<T>, kernel::LinearBiasPolicy<T>>>;
 
 /// Tokens `tokens` of batch entry b, as a view with a batch of 1.
 template <class X>
@@ -33,6 +35,18 @@ inline SlopeView slopes_of(SlopeView slopes, Index s) {
   slopes.batch = 1;
   slopes.batch_stride = 0;
   return slopes;
+}
+
+/// The positions of tokens `tokens` of batch entry b, as a view with a batch of 1.
+inline PositionView part_of(PositionView x, Index b, const KeyRange& tokens) {
+  if (x.data) {
+    const Index at = b * x.batch_stride + tokens.begin * x.token_stride;
+    x.data = static_cast<const char*>(x.data) + at * Index(x.is_double ? sizeof(double) : sizeof(float));
+  }
+  x.batch = 1;
+  x.batch_stride = 0;
+  x.tokens = tokens.end - tokens.begin;
+  return x;
 }
 
 /// The mask of one sequence.
@@ -75,9 +89,18 @@ struct ArraySequences {
             .lse = lse ? lse + slice.batch * q.heads * q.tokens + slice.queries.begin : nullptr,
             .lse_stride = q.tokens,
             .slopes = slopes_of(bias.slopes, s),
+            .positions = positions_of(slice, s),
             .mask = mask_of(mask, slice),
             .tolerance = tolerance,
             .kv_heads = k.heads};
+  }
+  PositionBias positions_of(const SequenceSlice& slice, Index s) const {
+    PositionBias of = bias.positions;
+    of.before = slopes_of(of.before, s);
+    of.after = slopes_of(of.after, s);
+    of.keys = part_of(of.keys, slice.batch, slice.keys);
+    of.queries = part_of(of.queries, slice.batch, slice.queries);
+    return of;
   }
 };
 

@@ -10,6 +10,7 @@
 
 #include "alibi/detail/call.hpp"
 #include "alibi/detail/overlap.hpp"
+#include "alibi/detail/position_validate.hpp"
 #include "alibi/error.hpp"
 #include "alibi/options.hpp"
 #include "alibi/view.hpp"
@@ -79,7 +80,10 @@ void check_table(const RelativeBias<T>& table, Index heads) {
 /// Checks the bias of a call.
 template <BiasKind kind, class T>
 void check_bias(const BiasView<T>& bias, Index heads, const SequenceList& sequences) {
-  kind == BiasKind::table ? check_table(bias.table, heads) : check_slopes(bias.slopes, heads, sequences);
+  if constexpr (kind == BiasKind::positions)
+    check_position_bias(bias.positions, heads, sequences);
+  else
+    kind == BiasKind::table ? check_table(bias.table, heads) : check_slopes(bias.slopes, heads, sequences);
 }
 
 /// Checks that x has the sizes of `like`, but this head_dim; `what` says for the message whose sizes these are.

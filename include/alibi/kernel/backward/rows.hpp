@@ -20,6 +20,7 @@
 #include "alibi/kernel/simd/vec.hpp"
 #include "alibi/kernel/tile/bias_gradient.hpp"
 #include "alibi/kernel/tile/block.hpp"
+#include "alibi/kernel/tile/position_bias.hpp"
 #include "alibi/kernel/tile/rows.hpp"
 #include "alibi/kernel/tile/softmax.hpp"
 #include "alibi/mask.hpp"
@@ -28,12 +29,12 @@
 namespace alibi::inline ALIBI_ISA::kernel {
 
 /// try_prune() of kernel/pruning/bound.hpp for rows whose whole softmax sum is known. `pruned_mass` is a share of it.
-template <class T>
-bool try_prune(const Positions<T>& positions, const BlockStats<T>& block, double slope, const RemainingKeys<T>& keys,
-               bool left, T share, Vec<T>* pruned_mass) {
+template <class T, class Penalty>
+bool try_prune(const Penalty& penalty, const BlockStats<T>& block, const RemainingKeys<T>& keys, T share,
+               Vec<T>* pruned_mass) {
   SoftmaxState<T> whole[kVectors];
   for (int r = 0; r < kVectors; r++) whole[r] = {load<T>(block.lse + r * kLanes<T>), broadcast<T>(T(1))};
-  return try_prune(positions, block.query_bounds, whole, T(slope), keys, left, share, pruned_mass);
+  return try_prune(penalty, block.query_bounds, whole, keys, share, pruned_mass);
 }
 
 /// Computes the BlockStats of a chunk of queries of a head. Runs before the tasks of the chunk.
@@ -46,13 +47,14 @@ class BackwardRows {
       : params_(params.forward),
         sequence_(params.forward.sequences[std::size_t(sequence)]),
         backward_(params.sequences[std::size_t(sequence)]),
-        mask_(sequence_.mask),
+        mask_(kHasPositions<F> ? sequence_.mask_of_query_head(head) : sequence_.mask),
         head_(head),
         chunk_(chunk),
         packed_(reinterpret_cast<T*>(scratch)),
         center_(packed_ + params_.head_dim * kBlock<T>),
         stats_(params_.pruning_stats ? params_.pruning_stats + sequence * params_.heads + head : nullptr),
         slope_(sequence_.slope(head) * std::numbers::log2e),
+        bias_(sequence_.bias(head)),
         budget_(sequence_.budget(head)),
         key_bounds_(pruning_key_bounds(sequence_, head, budget_)),
         tail_bounds_(pruning_tail_bounds(sequence_, head, key_bounds_)) {}
@@ -68,8 +70,9 @@ class BackwardRows {
     for (Index b = chunk_ * plan.blocks; b < std::min((chunk_ + 1) * plan.blocks, all); b++) {
       BlockStats<T>& stats = backward_.blocks[head_ * all + b];
       const Index first = b * kBlock<T>;
-      const Block<T> block(mask_, first, std::min<Index>(kBlock<T>, sequence_.q.tokens - first),
-                           sequence_.slope(head_));
+      Block<T> block(mask_, first, std::min<Index>(kBlock<T>, sequence_.q.tokens - first), sequence_.slope(head_));
+      PositionLanes<T> lanes;
+      if constexpr (kHasPositions<F>) bias_.place(mask_, block, lanes);
       fill(block, stats);
       bound = std::max(bound, find_tiles(block, stats));
       reach.first = std::min(reach.first, stats.tiles.first);
@@ -116,7 +119,10 @@ class BackwardRows {
       const T grad_lse = backward_.grad_lse[head_ * backward_.lse_stride + query];
       stats.minus_d[i] += grad_lse;
       // Without a shifted lse, the rows with keys have no common distance.
-      if (backward_.shifted_lse && stats.common_distance[i] == 0)
+      if (!backward_.shifted_lse || stats.common_distance[i] != 0) continue;
+      if constexpr (kHasPositions<F>)
+        Gradient::add_common(double(grad_lse), bias_.beyond_keys(mask_, query), slot);
+      else
         Gradient::add_common(double(grad_lse), mask_.common_distance(query, sequence_.slope(head_)), slot);
     }
   }
@@ -128,8 +134,16 @@ class BackwardRows {
   void find_lse(Index query, T& lse, T& common) const {
     const double given = double(backward_.lse[head_ * backward_.lse_stride + query]);
     if (given == -std::numeric_limits<double>::infinity()) return;
-    const double slope = sequence_.slope(head_), distance = double(mask_.common_distance(query, slope));
-    const double shifted_lse = given + slope * distance;
+    double distance = 0, penalty = 0;
+    if constexpr (kHasPositions<F>) {
+      distance = bias_.common_distance(mask_, query);
+      penalty = bias_.common_penalty(mask_, query);
+    } else {
+      const double slope = sequence_.slope(head_);
+      distance = double(mask_.common_distance(query, slope));
+      penalty = slope * distance;
+    }
+    const double shifted_lse = given + penalty;
     if (backward_.shifted_lse) {
       const double computed_lse = double(backward_.shifted_lse[head_ * sequence_.q.tokens + query]);
       const double rounding =
@@ -138,7 +152,7 @@ class BackwardRows {
         lse = T(computed_lse * std::numbers::log2e);
         return;
       }
-      common = T(distance);
+      common = clamped<T>(distance);
     }
     lse = T(shifted_lse * std::numbers::log2e);
   }
@@ -160,10 +174,12 @@ class BackwardRows {
     // proved by itself.
     const auto prune = [&](Index number, bool left, Vec<T>* sum) {
       const RemainingKeys<T> remaining =
-          left ? remaining_until<T>(*key_bounds_, tail_bounds_, slope_, number, {block.any_visible.begin, mask_.keys})
-               : remaining_from<T>(*key_bounds_, tail_bounds_, slope_, number, block.any_visible.end);
+          left ? remaining_until<T>(*key_bounds_, tail_bounds_, slope_per_key(bias_, slope_, left), number,
+                                    {block.any_visible.begin, mask_.keys})
+               : remaining_from<T>(*key_bounds_, tail_bounds_, slope_per_key(bias_, slope_, left), number,
+                                   block.any_visible.end);
       const T share = budget_.side<T>(left && mask_.right > 0);
-      return try_prune(block.positions, stats, slope_, remaining, left, share, sum);
+      return try_prune(penalty_of(bias_, block.positions, slope_, remaining.key, left), stats, remaining, share, sum);
     };
     const auto can_prune = [&](Index number, bool left) {
       Vec<T> sum[kVectors];
@@ -225,6 +241,7 @@ class BackwardRows {
   T *packed_, *center_;
   PruningStats* stats_;
   double slope_;  // m log2 e
+  typename F::Bias bias_;
   PruningBudget budget_;
   const KeyTileBounds<T>* key_bounds_;
   const T* tail_bounds_;

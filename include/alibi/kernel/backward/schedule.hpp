@@ -19,6 +19,7 @@
 #include "alibi/kernel/forward/schedule.hpp"
 #include "alibi/kernel/pruning/bound.hpp"
 #include "alibi/kernel/tile/bias_gradient.hpp"
+#include "alibi/kernel/tile/position_gradient.hpp"
 #include "alibi/kernel/tile/scores.hpp"
 #include "alibi/view.hpp"
 
@@ -77,6 +78,7 @@ struct BackwardSequenceParams {
   BlockStats<T>* blocks = nullptr;  // [heads][blocks of queries]
   TileRange* reach = nullptr;       // [heads][query_chunks], the tiles of all blocks of a chunk
   double* slots = nullptr;          // [heads][query_chunks][slot_size()], the gradient of the bias
+  double *grad_key_positions = nullptr, *grad_query_positions = nullptr;  // [heads][keys], [heads][queries]; or null
 };
 
 /// A validated call of the backward pass.

@@ -40,6 +40,7 @@
 #include "alibi/kernel/tile/block.hpp"
 #include "alibi/kernel/tile/load.hpp"
 #include "alibi/kernel/tile/microkernel.hpp"
+#include "alibi/kernel/tile/position_bias.hpp"
 #include "alibi/kernel/tile/rows.hpp"
 #include "alibi/kernel/tile/scores.hpp"
 #include "alibi/kernel/tile/softmax.hpp"
@@ -109,7 +110,7 @@ class BackwardTask {
   const Params<F>& params_;
   const SequenceParams<F>& sequence_;
   const BackwardSequenceParams<F>& backward_;
-  const ResolvedMask mask_;
+  ResolvedMask mask_;  // of the head
   Index group_, kv_head_, head_;
   Index head_dim_, value_dim_;
   Index padded_head_dim_, padded_value_dim_;  // rounded up to whole vectors
@@ -128,8 +129,9 @@ class BackwardTask {
   Tile<T> tile_[BackwardPlan::kMaxTiles];
   bool loaded_[BackwardPlan::kMaxTiles] = {};
   QueryBlock blocks_[kQueryBlocks<T>];
-  Index count_ = 0;     // of blocks_ in use
-  Index computed_ = 0;  // the number of pairs of block and tile
+  PositionLanes<T> lanes_[kHasPositions<F> ? kQueryBlocks<T> : 1];  // of the blocks, for a bias of positions
+  Index count_ = 0;                                                 // of blocks_ in use
+  Index computed_ = 0;                                              // the number of pairs of block and tile
   Prefetch ahead_{};
 };
 
@@ -173,7 +175,7 @@ void BackwardTask<F>::compute_p(const QueryBlock& block, const Tile<T>& tile) {
 
 template <class F>
 void BackwardTask<F>::compute_ds(const QueryBlock& block, const Tile<T>& tile) {
-  const auto bias = bias_gradient_.tile(block.positions, block.stats->common_distance, block.keys.tile, block.side);
+  const auto bias = bias_gradient_.tile(bias_, block.positions, block.stats->common_distance, block.keys, block.side);
   score<F>(tile.v, tile.value_stride, value_dim_, block.grad_output, T(1), block.keys,
            LaneStart<T>{block.stats->minus_d}, ahead_,
            ScoreGradients<T, std::remove_const_t<decltype(bias)>>{bias, block.p});
@@ -198,8 +200,9 @@ bool BackwardTask<F>::needs(const QueryBlock& block, Index tile) const {
   const double slope = slope_ * std::numbers::log2e;
   Vec<T> pruned_mass[kVectors];
   for (Vec<T>& x : pruned_mass) x = broadcast<T>(T(0));
-  return !try_prune(block.positions, *block.stats, slope,
-                    remaining_tile<T>(*key_bounds_, slope, tile, mask_.keys, left), left,
+  const RemainingKeys<T> remaining =
+      remaining_tile<T>(*key_bounds_, slope_per_key(bias_, slope, left), tile, mask_.keys, left);
+  return !try_prune(penalty_of(bias_, block.positions, slope, remaining.key, left), *block.stats, remaining,
                     budget_.outlier<T>(key_bounds_->outlier_count), pruned_mass);
 }
 
@@ -266,6 +269,7 @@ template <class F>
 void BackwardTask<F>::begin_head() {
   slope_ = sequence_.slope(head_);
   bias_ = sequence_.bias(head_);
+  if constexpr (kHasPositions<F>) mask_ = bias_.mask_of(sequence_.mask);
   budget_ = sequence_.budget(head_);
   key_bounds_ = pruning_key_bounds(sequence_, head_, budget_);
   bias_gradient_.clear();
@@ -281,6 +285,7 @@ void BackwardTask<F>::begin_blocks(Index first, Index count) {
     block.stats = backward_.blocks + head_ * all + first++;
     static_cast<Block<T>&>(block) =
         Block<T>(mask_, query, std::min<Index>(kBlock<T>, sequence_.q.tokens - query), slope_);
+    if constexpr (kHasPositions<F>) bias_.place(mask_, block, lanes_[&block - blocks_]);
     block.loaded = block.started = false;
   }
 }
@@ -332,6 +337,10 @@ void BackwardTask<F>::finalize(const QueryBlock& block) {
     unpack_transposed<true>(block.grad_q + row, broadcast<T>(T(params_.scale)), head_dim_, to, block.first + row,
                             block.rows - row);
   }
+  if constexpr (kHasPositions<F>)
+    if (double* const sums = backward_.grad_query_positions)
+      for (Index i = 0; i < block.rows; i++)
+        sums[head_ * sequence_.q.tokens + block.first + i] -= double(block.positions.lanes->gradient[i]);
 }
 
 template <class F>
@@ -339,6 +348,11 @@ void BackwardTask<F>::end_head() {
   using Gradient = BiasGradient<typename F::Bias>;
   const Index slot = Gradient::slot_size(backward_.plan.template rows<T>(), rows_);
   bias_gradient_.add_to(backward_.slots + (head_ * backward_.plan.query_chunks + item_.queries) * slot);
+  if constexpr (kHasPositions<F>)
+    if (double* const sums = backward_.grad_key_positions) {
+      const Index first = tiles_.first * Index(kTile);
+      bias_gradient_.add_to_keys(sums + head_ * mask_.keys + first, std::min(rows_, mask_.keys - first));
+    }
   if (params_.pruning_stats)
     merge_stats(params_.pruning_stats[item_.sequence * params_.heads + head_], budget_, std::exchange(computed_, 0), 0,
                 0);

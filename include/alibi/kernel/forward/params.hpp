@@ -10,8 +10,10 @@
 #include "alibi/kernel/tile/bias.hpp"
 #include "alibi/kernel/tile/key_bounds.hpp"
 #include "alibi/kernel/tile/load.hpp"
+#include "alibi/kernel/tile/position_bias.hpp"
 #include "alibi/kernel/tile/rows.hpp"
 #include "alibi/mask.hpp"
+#include "alibi/token_positions.hpp"
 #include "alibi/view.hpp"
 
 namespace alibi {
@@ -75,6 +77,10 @@ struct Tables {
   }
 };
 
+/// Whether the bias of a kernel has two-sided slopes or positions.
+template <class F>
+inline constexpr bool kHasPositions = std::is_same_v<typename F::Bias, PositionBiasPolicy<typename F::T>>;
+
 /// One sequence with all its heads. The views have a batch of 1.
 template <class F>
 struct SequenceParams {
@@ -88,8 +94,9 @@ struct SequenceParams {
   // Whether to write the shifted lse, relative to the largest bias of each row (kernel/tile/bias.hpp). Its precision
   // does not depend on the distance of the keys.
   bool shifted_lse = false;
-  SlopeView slopes{};  // [heads]; 0 if there are tables
+  SlopeView slopes{};  // [heads]; 0 if there are tables or positions
   Tables<T> tables{};
+  alibi::detail::PositionBias positions{};
   ResolvedMask mask{};
   double tolerance = 0;
   Index kv_heads = 1;
@@ -103,6 +110,13 @@ struct SequenceParams {
   typename F::Bias bias(Index head) const {
     if constexpr (std::is_same_v<typename F::Bias, TableBiasPolicy<T>>)
       return {tables.padded + head * tables.size(), tables.first, tables.entries};
+    else if constexpr (kHasPositions<F>)
+      return {alibi::detail::slope_at(positions.before, 0, head),
+              alibi::detail::slope_at(positions.after, 0, head),
+              {positions.keys, head},
+              {positions.queries, head},
+              positions.any_order,
+              mask.keys};
     else
       return typename F::Bias(base2<T>(slope(head)));
   }
@@ -114,9 +128,19 @@ struct SequenceParams {
     return of;
   }
   Index kv_head_of(Index head) const { return head / (q.heads / kv_heads); }
+  /// The mask of a query head, which may see one side only.
+  ResolvedMask mask_of_query_head(Index head) const {
+    if constexpr (kHasPositions<F>)
+      return bias(head).mask_of(mask);
+    else
+      return mask_of(kv_head_of(head));
+  }
   PruningBudget budget(Index head) const {
     const Index kv = kv_head_of(head);
-    return make_budget(slope(head), tolerance, cached ? cached[kv].evicted : 0, mask_of(kv), q.tokens);
+    if constexpr (kHasPositions<F>)
+      return make_budget(bias(head).largest_penalty(mask_of_query_head(head), q.tokens), tolerance, 0);
+    else
+      return make_budget(slope(head), tolerance, cached ? cached[kv].evicted : 0, mask_of(kv), q.tokens);
   }
 
   /// The key tile bounds of a kv head, or null.

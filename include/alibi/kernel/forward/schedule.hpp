@@ -13,6 +13,7 @@
 #include "alibi/kernel/forward/params.hpp"
 #include "alibi/kernel/simd/vec.hpp"
 #include "alibi/kernel/tile/load.hpp"
+#include "alibi/kernel/tile/position_bias.hpp"
 #include "alibi/kernel/tile/rows.hpp"
 #include "alibi/kernel/tile/scores.hpp"
 #include "alibi/mask.hpp"
@@ -64,12 +65,24 @@ struct ForwardItem {
   Index chunk;
 };
 
+/// The estimated number of keys within `penalty`, in base 2, on the side that sees farther.
+template <class T>
+double estimated_keys(const PositionBiasPolicy<T>& bias, const ResolvedMask& mask, double penalty) {
+  const double gap = (bias.key(mask.keys - 1) - bias.key(0)) / double(mask.keys);  // of neighbouring keys
+  double most = 1;
+  for (const bool left : {true, false})
+    if ((left ? mask.left : mask.right) > 0) most = std::max(most, penalty / (bias.slope(left) * gap));
+  return std::min(most, double(mask.keys));
+}
+
 /// The estimated receptive field of a head, in keys. Allows 10 bits for scores, which is typical of normal queries and
 /// keys.
 template <class F>
 double estimated_receptive_field(const SequenceParams<F>& sequence, Index head) {
   const PruningBudget budget = sequence.budget(head);
   if (!budget.enabled) return double(sequence.mask.keys);
+  if constexpr (kHasPositions<F>)
+    return estimated_keys(sequence.bias(head), sequence.mask_of_query_head(head), 10 - std::log2(budget.tolerance));
   return std::min(double(sequence.mask.keys),
                   (10 - std::log2(budget.tolerance)) / (sequence.slope(head) * std::numbers::log2e));
 }
@@ -78,7 +91,7 @@ double estimated_receptive_field(const SequenceParams<F>& sequence, Index head) 
 template <class F>
 float estimated_cost(const SequenceParams<F>& sequence, Index head, Index begin, Index end) {
   const Index middle = (begin + end) / 2, at = sequence.mask.nearest_key(middle);
-  const KeyRange seen = sequence.mask.visible(middle);
+  const KeyRange seen = (kHasPositions<F> ? sequence.mask_of_query_head(head) : sequence.mask).visible(middle);
   const double reach = estimated_receptive_field(sequence, head);
   const double keys = std::clamp(double(at - seen.begin), 0., reach) + std::clamp(double(seen.end - at), 0., reach);
   return float(double(end - begin) * (keys + double(end - begin)));

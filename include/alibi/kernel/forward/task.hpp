@@ -35,6 +35,7 @@
 #include "alibi/kernel/tile/block.hpp"
 #include "alibi/kernel/tile/load.hpp"
 #include "alibi/kernel/tile/microkernel.hpp"
+#include "alibi/kernel/tile/position_bias.hpp"
 #include "alibi/kernel/tile/rows.hpp"
 #include "alibi/kernel/tile/scores.hpp"
 #include "alibi/kernel/tile/softmax.hpp"
@@ -139,6 +140,7 @@ class ForwardTask {
   PruningStats* stats_;  // of the head, or null
   Index computed_ = 0;
   ForwardBlock<F> blocks_[kMaxBlocks];
+  PositionLanes<T> lanes_[kHasPositions<F> ? kMaxBlocks : 1];  // of the blocks, for a bias of positions
 };
 
 /// One tile and one block: the three lines of the paper.
@@ -201,15 +203,15 @@ bool ForwardTask<F>::prune_or_skip(ForwardBlock<F>& block, const TileKeys& keys,
   if (left ? number > middle_ : number < middle_) return false;  // more distant tiles have already been computed
   RemainingKeys<T>& remaining = remaining_[left];
   if (std::exchange(remaining_of_[left], number) != number)
-    remaining =
-        left ? remaining_until<T>(*key_bounds_, tail_bounds_, slope_log2e_, number,
-                                  {blocks_[0].any_visible.begin, mask_.keys})
-             : remaining_from<T>(*key_bounds_, tail_bounds_, slope_log2e_, number, blocks_[count_ - 1].any_visible.end);
+    remaining = left ? remaining_until<T>(*key_bounds_, tail_bounds_, slope_per_key(bias_, slope_log2e_, left), number,
+                                          {blocks_[0].any_visible.begin, mask_.keys})
+                     : remaining_from<T>(*key_bounds_, tail_bounds_, slope_per_key(bias_, slope_log2e_, left), number,
+                                         blocks_[count_ - 1].any_visible.end);
   // Half is reserved for the other side while that may still prune.
   const bool both = mask_.right > 0 && !(left ? block.right < kNone : block.left >= 0);
   const T share = budget_.side<T>(both);
-  if (!try_prune(block.positions, block.query_bounds, block.state, T(slope_log2e_), remaining, left, share,
-                 block.pruned_mass))
+  if (!try_prune(penalty_of(bias_, block.positions, slope_log2e_, remaining.key, left), block.query_bounds, block.state,
+                 remaining, share, block.pruned_mass))
     return false;
   (left ? block.left : block.right) = number;
   any_pruned_ = newly_pruned_ = true;
@@ -235,9 +237,10 @@ void ForwardTask<F>::compute_outliers() {
       const TileKeys keys = block.keys_of(mask_, first);
       if (keys.begin >= keys.end || !block.is_pruned(number)) continue;
       const bool left = block.place_of(keys) == Side::left;
-      const RemainingKeys<T> remaining = remaining_tile<T>(*key_bounds_, slope_log2e_, number, mask_.keys, left);
-      if (!try_prune(block.positions, block.query_bounds, block.state, T(slope_log2e_), remaining, left,
-                     T(budget_.tolerance), block.pruned_mass))
+      const RemainingKeys<T> remaining =
+          remaining_tile<T>(*key_bounds_, slope_per_key(bias_, slope_log2e_, left), number, mask_.keys, left);
+      if (!try_prune(penalty_of(bias_, block.positions, slope_log2e_, remaining.key, left), block.query_bounds,
+                     block.state, remaining, T(budget_.tolerance), block.pruned_mass))
         compute_tile(block, keys);
     }
   }
@@ -245,7 +248,7 @@ void ForwardTask<F>::compute_outliers() {
 
 template <class F>
 ForwardTask<F>::ForwardTask(const Params<F>& params, const ForwardItem& item, std::byte* scratch)
-    : mask_(params.sequences[std::size_t(item.sequence)].mask_of(item.head / params.group())),
+    : mask_(params.sequences[std::size_t(item.sequence)].mask_of_query_head(item.head)),
       head_dim_(params.head_dim),
       value_dim_(params.value_dim),
       bias_(params.sequences[std::size_t(item.sequence)].bias(item.head)) {
@@ -275,6 +278,7 @@ ForwardTask<F>::ForwardTask(const Params<F>& params, const ForwardItem& item, st
   for (Index i = item.chunk * item.blocks * kBlock<T>; count_ < item.blocks && i < sequence.q.tokens; i += kBlock<T>) {
     ForwardBlock<F>& block = blocks_[count_++];
     static_cast<Block<T>&>(block) = Block<T>(mask_, i, std::min<Index>(kBlock<T>, sequence.q.tokens - i), slope_);
+    if constexpr (kHasPositions<F>) bias_.place(mask_, block, lanes_[count_ - 1]);
     take(block.q, units<U>(head_dim_) * kBlock<T>);
     take(block.o, value_dim_ * kBlock<T>);
   }
@@ -354,7 +358,11 @@ typename F::T ForwardTask<F>::lse_of(const ForwardBlock<F>& block, Index row) co
   store<T>(sum, state.sum);
   const Index lane = row % kLanes<T>, query = block.first + row;
   if (sum[lane] == 0) return -std::numeric_limits<T>::infinity();
-  const double shift = shifted_lse_ ? 0 : slope_ * double(mask_.common_distance(query, slope_));
+  double shift = 0;
+  if constexpr (kHasPositions<F>)
+    shift = shifted_lse_ ? 0 : bias_.common_penalty(mask_, query);
+  else
+    shift = shifted_lse_ ? 0 : slope_ * double(mask_.common_distance(query, slope_));
   return T(double(reference[lane]) * std::numbers::ln2 + std::log(double(sum[lane])) - shift);
 }
 

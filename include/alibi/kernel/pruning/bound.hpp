@@ -10,7 +10,8 @@
 //   scores     A dot product of h dims in any order, with or without fused multiply-adds, is off by at most
 //              (h + 2) u |q'| |k| (Higham 2002, section 3.1), where |k| <= |c| + R_max =: K. The same holds for q'·c.
 //              The norms themselves are rounded up.
-//   bias       The sum of a score starts at the bias, which takes three roundings. Its size counts only up to
+//   bias       The sum of a score starts at the bias, which takes three roundings, or five for positions. Its size
+//   counts only up to
 //              2 |q'| K + 100. A score can compensate 2 |q'| K. Probabilities below 2^-100 are raised to 2^-100 in
 //              float, and are less than the rounding of a sum in double. Scores and bias together add at most
 //              (h + 5) u (3 |q'| K + 100).
@@ -28,10 +29,12 @@
 #include <cmath>
 #include <limits>
 #include <numbers>
+#include <type_traits>
 
 #include "alibi/kernel/simd/vec.hpp"
 #include "alibi/kernel/tile/bias.hpp"
 #include "alibi/kernel/tile/key_bounds.hpp"
+#include "alibi/kernel/tile/position_bias.hpp"
 #include "alibi/kernel/tile/rows.hpp"
 #include "alibi/kernel/tile/softmax.hpp"
 #include "alibi/mask.hpp"
@@ -63,16 +66,18 @@ T margin(T norm, Index head_dim, T key_norm, Index keys) {
   return kUnit * (T(4 * (head_dim + 8)) * (norm * key_norm + T(32)) + T(keys) / T(4) + T(1 << 15));
 }
 
-/// log2 Σ_{i < count} 2^{-m' i} for m' > 0, rounded to T; the margin includes this rounding.
+/// log2 Σ_{i < count} 2^{-m' i} for m' >= 0, rounded to T; the margin includes this rounding.
 template <class T>
 T log_geometric_series(double slope, Index count) {
+  if (slope == 0) return T(std::log2(double(count)));
   const double nats = slope * std::numbers::ln2;
   const double sum = std::expm1(-nats * double(count)) / std::expm1(-nats);
   return T(std::log2(sum));
 }
 
-/// The ordinary keys of `keys` up to the last key of tile `number`. `slope` is m' in base 2. `tail_bounds` are those of
-/// the head (compute_tail_bounds() of kernel/pruning/key_stats.hpp), or null.
+/// The ordinary keys of `keys` up to the last key of tile `number`. `slope` is m' in base 2, or 0 if all that is known
+/// of the bias is that it does not rise with the distance. `tail_bounds` are those of the head (compute_tail_bounds()
+/// of kernel/pruning/key_stats.hpp), or null.
 template <class T>
 RemainingKeys<T> remaining_until(const KeyTileBounds<T>& key_bounds, const T* tail_bounds, double slope, Index number,
                                  const KeyRange& keys) {
@@ -135,22 +140,70 @@ void measure_queries(const U* q, Index head_dim, T scale, Index rows, const U* c
   }
 }
 
+/// What the bias of the nearest remaining key takes from the score of each row: m' d.
+template <class T>
+class SlopePenalty {
+ public:
+  SlopePenalty(const Positions<T>& queries, T slope, Index key, bool left)
+      : queries_(queries),
+        slope_(slope),
+        side_(left ? T(1) : T(-1)),
+        from_key_(T(left ? queries.base - key : key - queries.base)) {}
+
+  Vec<T> subtract_from(Vec<T> score, Index lane) const {
+    const Vec<T> distance = fma(broadcast<T>(side_), load<T>(queries_.from_base + lane), broadcast<T>(from_key_));
+    return fma(broadcast<T>(-slope_), distance, score);
+  }
+
+ private:
+  const Positions<T>& queries_;
+  T slope_, side_, from_key_;
+};
+/// The same for a bias of positions.
+template <class T>
+class PositionPenalty {
+ public:
+  PositionPenalty(const PositionBiasPolicy<T>& bias, const PositionLanes<T>& queries, Index key, bool left) {
+    const LanePositions<T>& lanes = left ? queries.left : queries.right;
+    const double slope = left ? bias.slope(true) : -bias.slope(false), at = bias.key(key);
+    for (Index i = 0; i < kBlock<T>; i++) penalty_[i] = clamped<T>(slope * lanes.minus(at, i));
+  }
+  Vec<T> subtract_from(Vec<T> score, Index lane) const { return sub(score, load<T>(penalty_ + lane)); }
+
+ private:
+  T penalty_[kBlock<T>];
+};
+
+/// The penalty of a bias for `key`, the nearest of the remaining keys. `slope` is m' of a bias that has one.
+template <class BiasPolicy, class T>
+auto penalty_of(const BiasPolicy& bias, const Positions<T>& queries, double slope, Index key, bool left) {
+  if constexpr (std::is_same_v<BiasPolicy, PositionBiasPolicy<T>>)
+    return PositionPenalty<T>(bias, *queries.lanes, key, left);
+  else
+    return SlopePenalty<T>(queries, T(slope), key, left);
+}
+/// The slope m' on one side that holds for the indices of keys, for log_geometric_series().
+template <class BiasPolicy>
+double slope_per_key(const BiasPolicy& bias, double slope, bool left) {
+  if constexpr (requires { bias.slope_per_key(left); })
+    return bias.slope_per_key(left);
+  else
+    return slope;
+}
+
 /// Prunes the keys if for every row of a block the pruned mass, that of these keys included, is at most `share` of the
 /// row's sum. Then updates `pruned_mass`, which is relative to the reference of the states, and returns true.
-template <class T>
-bool try_prune(const Positions<T>& queries, const QueryBounds<T>& query_bounds, const SoftmaxState<T>* state, T slope,
-               const RemainingKeys<T>& keys, bool left, T share, Vec<T>* pruned_mass) {
+template <class T, class Penalty>
+bool try_prune(const Penalty& penalty, const QueryBounds<T>& query_bounds, const SoftmaxState<T>* state,
+               const RemainingKeys<T>& keys, T share, Vec<T>* pruned_mass) {
   Vec<T> sum[kVectors];
-  const T side = left ? T(1) : T(-1);
-  const T from_key = T(left ? queries.base - keys.key : keys.key - queries.base);
   for (int r = 0; r < kVectors; r++) {
     const Index at = r * kLanes<T>;
-    const Vec<T> distance = fma(broadcast<T>(side), load<T>(queries.from_base + at), broadcast<T>(from_key));
     const Vec<T> norm = load<T>(query_bounds.norm + at), up_to_chord = min(norm, broadcast<T>(keys.chord_norm));
     const Vec<T> beyond_chord =
         fma(sub(norm, up_to_chord), broadcast<T>(keys.radius), load<T>(query_bounds.center + at));
     const Vec<T> score = fma(up_to_chord, broadcast<T>(keys.rate), beyond_chord);
-    const Vec<T> bound = add(fma(broadcast<T>(-slope), distance, score), broadcast<T>(keys.series));
+    const Vec<T> bound = add(penalty.subtract_from(score, at), broadcast<T>(keys.series));
     // A mass below 2^kSmallestExponent is far below every tolerance and counts as 0. 2^100 is above every tolerance, so
     // that larger exponents need not be told apart.
     const Vec<T> x = sub(bound, state[r].reference), max_exponent = broadcast<T>(T(100)),

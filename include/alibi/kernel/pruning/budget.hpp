@@ -41,18 +41,23 @@ struct PruningBudget {
   double log2_outlier(Index count) const { return std::log2(tolerance) - std::log2(16. * double(count)); }
 };
 
-/// The budget of a head of slope `slope`. `tolerance` is that of the call; `evicted` is the share that keys evicted
-/// from its cache have at most. Pruning is enabled if the bias of the farthest key is more than 4 bits below the
-/// tolerance. Otherwise pruning costs more than it saves.
-inline PruningBudget make_budget(double slope, double tolerance, double evicted, const ResolvedMask& mask,
-                                 Index queries) {
+/// The budget of a head. `penalty` is what the bias of the farthest key takes from its logit; `tolerance` is that of
+/// the call; `evicted` is the share that keys evicted from its cache have at most. Pruning is enabled if the bias of
+/// the farthest key is more than 4 bits below the tolerance. Otherwise pruning costs more than it saves.
+inline PruningBudget make_budget(double penalty, double tolerance, double evicted) {
   PruningBudget budget{std::max(tolerance - evicted, 0.), evicted};
-  if (!(slope > 0 && budget.tolerance > 0) || queries == 0) return budget;
-  const Index back = std::min(mask.left, mask.nearest_key(queries - 1) - mask.first);
-  const Index ahead = std::min(mask.right, mask.keys - 1 - mask.nearest_key(0));
-  const double farthest = slope * std::numbers::log2e * double(std::max(back, ahead));
+  if (!(penalty > 0 && budget.tolerance > 0)) return budget;
+  const double farthest = penalty * std::numbers::log2e;
   budget.enabled = farthest > 4 && farthest > 4 - std::log2(budget.tolerance);  // the first test spares the logarithm
   return budget;
+}
+/// The budget of a head of slope `slope`.
+inline PruningBudget make_budget(double slope, double tolerance, double evicted, const ResolvedMask& mask,
+                                 Index queries) {
+  if (!(slope > 0) || queries == 0) return make_budget(0, tolerance, evicted);
+  const Index back = std::min(mask.left, mask.nearest_key(queries - 1) - mask.first);
+  const Index ahead = std::min(mask.right, mask.keys - 1 - mask.nearest_key(0));
+  return make_budget(slope * double(std::max(back, ahead)), tolerance, evicted);
 }
 
 /// Adds the counts of a task to the pruning statistics of a head. Other tasks may write them at the same time. `pruned`

@@ -16,10 +16,12 @@
 #include <numbers>
 #include <utility>
 
+#include "alibi/kernel/pruning/bound.hpp"
 #include "alibi/kernel/simd/bf16.hpp"
 #include "alibi/kernel/simd/exp2.hpp"
 #include "alibi/kernel/simd/vec.hpp"
 #include "alibi/kernel/tile/key_bounds.hpp"
+#include "alibi/kernel/tile/position_bias.hpp"
 #include "alibi/kernel/tile/rows.hpp"
 
 namespace alibi::inline ALIBI_ISA::kernel {
@@ -142,17 +144,44 @@ KeyTileBounds<T> summarize(const KeyStatsMemory<T>& keys, Index head_dim, T chor
   return key_bounds;
 }
 
-/// The tail bounds of a query head of slope m' > 0 in base 2. prefix_max[t] is at least
+/// How a bias of slope m' > 0 in base 2 falls from tile to tile.
+struct SlopeTiles {
+  double slope;
+
+  /// What the bias takes on the way from the nearest key of tile t to that of the next tile inward.
+  double per_tile(Index, bool) const { return slope * kTile; }
+  /// log2 Σ 2^(-m' d_j) over a tile, where d_j is the distance from its nearest key.
+  double series(bool) const {
+    return std::log2(std::expm1(-slope * kTile * std::numbers::ln2) / std::expm1(-slope * std::numbers::ln2));
+  }
+};
+/// The same for a bias of positions: tiles whose nearest key is the last one on the left, the first one on the right.
+template <class T>
+struct PositionTiles {
+  const PositionBiasPolicy<T>& bias;
+  Index keys;
+
+  double per_tile(Index t, bool left) const {
+    if (!bias.has_positions()) return bias.slope(left) * kTile;
+    const auto nearest = [&](Index tile) {
+      return bias.key(left ? std::min((tile + 1) * kTile, keys) - 1 : std::min(tile * kTile, keys - 1));
+    };
+    return bias.slope(left) * std::abs(nearest(t) - nearest(std::max<Index>(left ? t - 1 : t + 1, 0)));
+  }
+  double series(bool left) const { return double(log_geometric_series<T>(bias.slope_per_key(left), kTile)) + 1e-6; }
+};
+
+/// The tail bounds of a query head, whose bias falls as `fall` says. prefix_max[t] is at least
 /// log2 Σ 2^(chord_norm |k_j - c| - m' d_j) over the keys of the ordinary tiles up to t, where d_j is the distance from
 /// the last key of tile t. suffix_max[t], if it is not null, is the same over the ordinary tiles from t on, where d_j
 /// is the distance from the first key of tile t.
-template <class T>
-void compute_tail_bounds(const KeyTileBounds<T>& key_bounds, double slope, T* prefix_tail, T* suffix_tail) {
-  const double per_tile = slope * kTile,
-               series = std::log2(std::expm1(-per_tile * std::numbers::ln2) / std::expm1(-slope * std::numbers::ln2));
+template <class T, class Fall>
+void compute_tail_bounds(const KeyTileBounds<T>& key_bounds, const Fall& fall, T* prefix_tail, T* suffix_tail) {
   Index next_outlier = 0;
+  bool left = true;
+  double series = fall.series(left);
   const auto add = [&](double all, Index t, bool outlier) {
-    all -= per_tile;
+    all -= fall.per_tile(t, left);
     if (outlier) return all;
     const double here =
         std::min(double(key_bounds.log_mass[t]), double(key_bounds.chord_norm) * double(key_bounds.radius[t]) + series);
@@ -169,11 +198,19 @@ void compute_tail_bounds(const KeyTileBounds<T>& key_bounds, double slope, T* pr
   }
   if (!suffix_tail) return;
   all = kLeast;
+  left = false;
+  series = fall.series(left);
   for (Index t = key_bounds.tiles; t-- > 0;) {
     const bool outlier = next_outlier > 0 && key_bounds.outliers[next_outlier - 1] == t;
     next_outlier -= outlier;
     suffix_tail[t] = T(all = add(all, t, outlier));
   }
+}
+
+/// The tail bounds of a query head of slope m' > 0 in base 2.
+template <class T>
+void compute_tail_bounds(const KeyTileBounds<T>& key_bounds, double slope, T* prefix_tail, T* suffix_tail) {
+  compute_tail_bounds(key_bounds, SlopeTiles{slope}, prefix_tail, suffix_tail);
 }
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

@@ -40,13 +40,17 @@ T base2(double x) {
   return T(std::clamp(x * std::numbers::log2e, -kLargest, kLargest));
 }
 
+template <class T>
+struct PositionLanes;
+
 /// The positions of the queries of a block, for the bias; one lane for each query.
 template <class T>
 struct Positions {
-  Index first;             // p_i of the first query
-  Index base;              // an integer close to all c_i
-  T from_base[kBlock<T>];  // c_i - base
-  T nearest[kBlock<T>];    // d_i
+  Index first;                        // p_i of the first query
+  Index base;                         // an integer close to all c_i
+  T from_base[kBlock<T>];             // c_i - base
+  T nearest[kBlock<T>];               // d_i
+  PositionLanes<T>* lanes = nullptr;  // for the bias of kernel/tile/position_bias.hpp
 };
 
 /// The start of the sums of a tile that lies wholly on one side of the queries.

@@ -58,8 +58,8 @@ class BiasGradient<LinearBiasPolicy<T>> {
     }
   };
   /// `common`: for each lane, the distance that is added to the distances of its row.
-  Tile tile(const Positions<T>& queries, const T* common, Index first_key, Side side) {
-    Tile tile{{queries, first_key}, side, sum_};
+  Tile tile(const LinearBiasPolicy<T>&, const Positions<T>& queries, const T* common, const TileKeys& keys, Side side) {
+    Tile tile{{queries, keys.tile}, side, sum_};
     for (int r = 0; r < kVectors; r++)
       tile.distances.nearest[r] = sub(tile.distances.nearest[r], load<T>(common + r * kLanes<T>));
     return tile;
@@ -115,8 +115,8 @@ class BiasGradient<TableBiasPolicy<T>> {
       }
     }
   };
-  Tile tile(const Positions<T>& queries, const T*, Index first_key, Side) const {
-    return {sums_, table_, queries.first - first_key - first_};
+  Tile tile(const TableBiasPolicy<T>&, const Positions<T>& queries, const T*, const TileKeys& keys, Side) const {
+    return {sums_, table_, queries.first - keys.tile - first_};
   }
 
   static void add_common(double, Index, double*) {}
