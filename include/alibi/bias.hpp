@@ -33,11 +33,14 @@ struct Bias {
   double slope;
   ResolvedMask mask;
 
-  T operator()(Index query, Index key) const { return of_distance(key - mask.position(query)); }
+  T operator()(Index query, Index key) const {
+    const KeyRange seen = mask.visible(query);
+    const bool hidden = (key < seen.begin || seen.end <= key) && mask.visible_sinks(query).end <= key;
+    return hidden ? -std::numeric_limits<T>::infinity() : of_distance(key - mask.position(query));
+  }
 
-  /// The bias of a key `ahead` positions after the query; negative: before it. The bias depends on nothing else.
+  /// The bias of a visible key `ahead` positions after the query; negative: before it.
   T of_distance(Index ahead) const {
-    if (ahead < -mask.left || ahead > mask.right) return -std::numeric_limits<T>::infinity();
     return T(0.0 - slope * double(std::abs(ahead)));  // 0.0 - 0.0 is 0, but -0.0 prints as -0
   }
 };
@@ -89,16 +92,22 @@ auto bias_matrix(const Eigen::DenseBase<Slopes>& slopes, Index queries, Index ke
   Eigen::Tensor<T, 3, Eigen::RowMajor> matrix(m.size(), queries, keys);
   if (matrix.size() == 0) return matrix;
 
-  // The bias of a head, with its mask, depends on j - p_i alone. Every row is therefore a slice of one line; the slice
-  // of the last row begins the line.
+  // The bias of a head depends on j - p_i alone. Every row is therefore a slice of one line, without the hidden keys;
+  // the slice of the last row begins the line.
   std::vector<T> line(std::size_t(queries + keys - 1));
   T* row = matrix.data();
   for (Index h = 0; h < m.size(); h++) {
     const detail::Bias<T> bias{double(m(h)), resolved};
     const Index first = -resolved.position(queries - 1);
     for (std::size_t i = 0; i < line.size(); i++) line[i] = bias.of_distance(first + Index(i));
-    for (Index query = 0; query < queries; query++, row += keys)
+    for (Index query = 0; query < queries; query++, row += keys) {
       std::copy_n(line.data() + (queries - 1 - query), keys, row);
+      const KeyRange seen = resolved.visible(query);
+      const Index sinks = resolved.visible_sinks(query).end, begin = std::clamp(seen.begin, sinks, keys),
+                  end = std::clamp(seen.end, begin, keys);
+      std::fill(row + sinks, row + begin, -std::numeric_limits<T>::infinity());
+      std::fill(row + end, row + keys, -std::numeric_limits<T>::infinity());
+    }
   }
   return matrix;
 }

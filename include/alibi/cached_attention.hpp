@@ -8,8 +8,8 @@
 //
 // Append the new tokens first, then attend: query i of a sequence of length n has position n - queries + i. Prompts of
 // unequal length are appended by counts or ranges, and Options::queries takes the same counts or ranges; with c real
-// queries in a sequence, real query i has position n - c + i. All of Options but `keys` applies. mask.window defaults
-// to the window of the cache.
+// queries in a sequence, real query i has position n - c + i. All of Options but `keys` applies. mask.window and
+// mask.sinks default to those of the cache.
 //
 // With up to 8 queries a head, the keys are split into tasks, and Options::pruning_stats counts pairs of one query and
 // a tile of 64 keys. With more queries, the forward kernel runs.

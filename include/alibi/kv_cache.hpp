@@ -29,6 +29,10 @@
 // 0, …, J before it hides p*. Both exponents are rounded up by 2^-10 of themselves, and 10^-3 is added, so that slopes,
 // scale and norms may be off by 2^-12 of themselves: attention has them as floats.
 //
+// Sinks, the first keys if KvCacheConfig::sinks asks for them, never leave. They are whole tiles too. A window with
+// sinks shows them at any distance. The bound above still holds, because a window hides all other evicted keys before
+// it hides p*.
+//
 // Outlier keys (attention sinks, often the first tokens in real models) keep their tile and all later tiles until the
 // distance compensates their radius. A key that is not finite keeps them for ever. Only a window removes such tiles.
 //
@@ -149,7 +153,7 @@ class KvCache {
 
   /// The tokens of a sequence, including those that have left. The next token has this position.
   Index length(Index sequence = 0) const { return sequence_at(sequence).length; }
-  /// The first key that the cache still holds; a multiple of 64.
+  /// The first key that the cache still holds, sinks excepted; a multiple of 64.
   Index first_key(Index sequence, Index kv_head) const {
     return head_at(sequence, kv_head).store.key_bounds().first() * kTile;
   }

@@ -29,6 +29,7 @@ struct KvCacheConfig {
   std::optional<Index> window = std::nullopt;       ///< keys that no query with this window can see leave the cache
   std::optional<Eviction> eviction = std::nullopt;  ///< keys that no query can reach leave the cache
   Index rollback = 64;  ///< if keys have left: the tokens before the last append that truncate() can still remove
+  Index sinks = 0;      ///< the first keys that never leave, for a window with sinks; mask.sinks defaults to it
 };
 
 }  // namespace alibi

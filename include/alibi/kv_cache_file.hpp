@@ -14,9 +14,10 @@
 // order refuses it. load() reads no byte after the end, so that a stream may hold several.
 //
 // Another cache takes the sequence if it stores the same scalar in as many kv heads of the same sizes, and its capacity
-// is sufficient. Window, eviction and rollback may differ as long as no key has left the sequence. Keys that have left
-// by a window require a cache whose window is not wider. Keys that were evicted require one that has an eviction whose
-// queries are not longer, slopes not smaller, scale and tolerance as usual: then the bound of kv_cache.hpp covers them.
+// is sufficient. Window, eviction, rollback and sinks may differ as long as no key has left the sequence. After that
+// the cache must have as many sinks. Keys that have left by a window require one whose window is not wider. Keys that
+// were evicted require one that has an eviction whose queries are not longer, slopes not smaller, scale and tolerance
+// as usual: then the bound of kv_cache.hpp covers them.
 //
 // Errors, after which the cache is unchanged: std::invalid_argument if the sequence does not fit the cache, or if it is
 // of another version or byte order; std::runtime_error if it is truncated or corrupt, or a stream refuses a write; and
@@ -48,7 +49,7 @@ struct CacheFile {
     Index scalar = 0;  // of kScalars
     Index kv_heads = 0, head_dim = 0, value_dim = 0;
     Index length = 0, considered = 0;
-    Index window = 0;                                 // 0: none
+    Index window = 0, sinks = 0;                      // window 0: none
     double query_norm = 0, scale = 0, tolerance = 0;  // of the eviction; query_norm 0: none
   };
   struct HeadHeader {
@@ -75,7 +76,8 @@ struct CacheFile {
                   .value_dim = config.value_dim,
                   .length = length,
                   .considered = considered,
-                  .window = config.window.value_or(0)};
+                  .window = config.window.value_or(0),
+                  .sinks = config.sinks};
     if (config.eviction) {
       header.query_norm = config.eviction->query_norm;
       header.scale = std::abs(*config.eviction->scale);
@@ -119,7 +121,8 @@ struct CacheFile {
     }
     std::vector<typename KvCache<S>::Head> heads;
     for (const HeadHeader& head : of_heads) {
-      heads.push_back({CacheHead<S>(config.head_dim, config.value_dim), head.min_length, head.evicted != 0});
+      heads.push_back({CacheHead<S>(config.head_dim, config.value_dim, kernel::ceil_div(config.sinks, kernel::kTile)),
+                       head.min_length, head.evicted != 0});
       heads.back().store.read(file, head.first, tiles - head.first);
     }
     file.end();
@@ -158,6 +161,8 @@ struct CacheFile {
     require(header.window == 0 || (config.window && *config.window <= header.window),
             "keys have left the saved sequence by its window of ", header.window,
             "; expected a cache with a window of at most that");
+    require(config.sinks == header.sinks, "keys have left the saved sequence with sinks of ", header.sinks,
+            "; expected a cache with as many, not ", config.sinks);
     if (!head.evicted) return;
     require(config.eviction.has_value(),
             "keys have left the saved sequence by eviction; expected a cache with an eviction");

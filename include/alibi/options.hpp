@@ -34,9 +34,15 @@ struct Options {
   TokenRanges queries = {};
   /// [batch]: the tokens of k and v that are real in each sequence, as counts or as ranges. The others are not read.
   /// Positions count from the first real key. Without `queries`, every query is real and keeps its position in the
-  /// arrays. Not for varlen or a cache: cu_seqlens and append() state the real tokens there. The list
-  /// must outlive the call. Default, and an empty list: all.
+  /// arrays; the prefix and the sinks of the mask count there too. Not for varlen or a cache: cu_seqlens and append()
+  /// state the real tokens there. The list must outlive the call. Default, and an empty list: all.
   TokenRanges keys = {};
+  /// [batch], or [sequences] for varlen: mask.query_offset of each sequence, the position of its first real query among
+  /// its keys. The list must outlive the call. Default, and an empty list: mask.query_offset.
+  std::span<const Index> query_offsets = {};
+  /// [batch], or [sequences] for varlen: mask.prefix of each sequence. The list must outlive the call. Default, and an
+  /// empty list: mask.prefix.
+  std::span<const Index> prefixes = {};
   /// Scratch memory that outlives the call. A call with the shapes of an earlier one then allocates nothing, as long as
   /// the executor does not. One call at a time may use it, so Options that name it belong to one
   /// thread. Default: memory of the call's own.

@@ -47,7 +47,8 @@
 namespace alibi {
 
 /// The pruning statistics of one head of one sequence. A pair is a block of queries and a tile of 64 keys; over a cache
-/// with up to 8 queries, a pair is one query and one tile.
+/// with up to 8 queries, a pair is one query and one tile. The sinks before a window are pairs of their own, also where
+/// their tile holds keys of the window.
 struct PruningStats {
   Index tiles_computed = 0;  ///< the number of pairs that were computed
   Index tiles_total = 0;     ///< the number of pairs in which some query sees some key

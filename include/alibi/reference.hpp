@@ -21,6 +21,7 @@
 #include <optional>
 #include <span>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "alibi/error.hpp"
@@ -57,7 +58,8 @@ inline Index distance(Index p, Index j) { return p < j ? j - p : p - j; }
 
 /// Whether a query at position p sees key j.
 inline bool sees(const Mask& mask, Index p, Index j) {
-  return (!mask.causal || j <= p) && (!mask.window || distance(p, j) < *mask.window);
+  return (!mask.causal || j <= p || j < mask.prefix) &&
+         (!mask.window || distance(p, j) < *mask.window || j < mask.sinks.value_or(0));
 }
 
 /// x·y over `size` numbers.
@@ -302,20 +304,32 @@ double attend(const T* q, Index p, View<const T> k, View<const T> v, double slop
   return row.lse;
 }
 
+/// A mask of its own for each entry of the batch, [batch]: what Options::query_offsets and prefixes mean.
+struct MasksOfBatch {
+  std::vector<Mask> masks;  ///< [batch]
+
+  /// From masks [batch].
+  explicit MasksOfBatch(std::vector<Mask> of_each) : masks(std::move(of_each)) {}
+  /// The same mask for all entries.
+  MasksOfBatch(const Mask& mask, Index batch) : masks(std::size_t(batch), mask) {}
+};
+
 /// The inputs of a call, of one scalar.
 template <class T, class Bias>
 struct Inputs {
-  View<const T> q,  ///< [batch, heads, queries, head_dim]
-      k,            ///< [batch, kv_heads, keys, head_dim]
-      v;            ///< [batch, kv_heads, keys, value_dim]
-  Bias bias;        ///< Slopes or Table
-  Mask mask;        ///< which keys a query sees
-  double scale;     ///< τ
+  View<const T> q,     ///< [batch, heads, queries, head_dim]
+      k,               ///< [batch, kv_heads, keys, head_dim]
+      v;               ///< [batch, kv_heads, keys, value_dim]
+  Bias bias;           ///< Slopes or Table
+  MasksOfBatch masks;  ///< which keys a query sees
+  double scale;        ///< τ
 
   /// The kv head that query head h reads.
   Index kv_head(Index h) const { return h / (q.heads / k.heads); }
-  /// The position of query i among the keys.
-  Index position(Index i) const { return i + mask.query_offset.value_or(k.tokens - q.tokens); }
+  /// The mask of batch entry b.
+  const Mask& mask(Index b) const { return masks.masks[std::size_t(b)]; }
+  /// The position of query i of batch entry b among the keys.
+  Index position(Index b, Index i) const { return i + mask(b).query_offset.value_or(k.tokens - q.tokens); }
   /// The part of x, which is k or v, that query head h of batch entry b reads, as the first head of a view.
   View<const T> of_kv_head(View<const T> x, Index b, Index h) const {
     x.data = token(x, b, kv_head(h), 0);
@@ -324,10 +338,10 @@ struct Inputs {
   /// The softmax of query i of head h of batch entry b.
   Row row(Index b, Index h, Index i) const {
     const auto of_row = [&](const auto& bias_of_row) {
-      return softmax(token(q, b, h, i), position(i), of_kv_head(k, b, h), bias_of_row, mask, scale);
+      return softmax(token(q, b, h, i), position(b, i), of_kv_head(k, b, h), bias_of_row, mask(b), scale);
     };
-    if constexpr (requires { bias.query(b, h, i, position(i)); })
-      return of_row(bias.query(b, h, i, position(i)));
+    if constexpr (requires { bias.query(b, h, i, position(b, i)); })
+      return of_row(bias.query(b, h, i, position(b, i)));
     else
       return of_row(bias.head(b, h));
   }
@@ -346,7 +360,7 @@ struct Inputs {
 
 /// The inputs of a call as views. Throws std::invalid_argument for shapes that do not fit.
 template <class Q, class K, class V, class Biases>
-auto inputs(const Q& q_array, const K& k_array, const V& v_array, const Biases& biases, const Mask& mask,
+auto inputs(const Q& q_array, const K& k_array, const V& v_array, const Biases& biases, MasksOfBatch masks,
             std::optional<double> scale) {
   using T = typename Adapter<Q>::Scalar;
   const View<const T> q = Adapter<Q>::of(q_array, "q"), k = Adapter<K>::of(k_array, "k"),
@@ -354,10 +368,10 @@ auto inputs(const Q& q_array, const K& k_array, const V& v_array, const Biases& 
   const auto bias = bias_of<T>(biases, q.heads);
   detail::require(k.batch == q.batch && v.batch == q.batch && v.heads == k.heads && k.head_dim == q.head_dim &&
                       v.tokens == k.tokens && (k.heads > 0 ? q.heads % k.heads == 0 : q.heads == 0) &&
-                      bias.fit(q.batch, q.heads),
-                  "reference: the shapes of q, k, v and slopes or table do not fit");
-  return Inputs<T, std::remove_const_t<decltype(bias)>>{q,    k,    v,
-                                                        bias, mask, scale.value_or(1 / std::sqrt(double(q.head_dim)))};
+                      bias.fit(q.batch, q.heads) && Index(masks.masks.size()) == q.batch,
+                  "reference: the shapes of q, k, v and slopes, table or masks do not fit");
+  return Inputs<T, std::remove_const_t<decltype(bias)>>{
+      q, k, v, bias, std::move(masks), scale.value_or(1 / std::sqrt(double(q.head_dim)))};
 }
 
 /// Attention by its definition (Press et al., arXiv 2108.12409, section 3).
@@ -369,9 +383,9 @@ auto inputs(const Q& q_array, const K& k_array, const V& v_array, const Biases& 
 /// are those of view.hpp, of float or double. The default scale τ is 1 / sqrt(head_dim). Throws std::invalid_argument
 /// for shapes that do not fit.
 template <class Q, class K, class V, class Biases>
-Result attention(const Q& q, const K& k, const V& v, const Biases& biases, const Mask& mask = {},
+Result attention(const Q& q, const K& k, const V& v, const Biases& biases, const MasksOfBatch& masks,
                  std::optional<double> scale = std::nullopt) {
-  const auto in = inputs(q, k, v, biases, mask, scale);
+  const auto in = inputs(q, k, v, biases, masks, scale);
   const Index rows = in.q.batch * in.q.heads * in.q.tokens;
   Result result{Matrix(rows, in.v.head_dim), Eigen::VectorXd(rows)};
   in.for_each_row([&](Index number, Index b, Index h, Index i) {
@@ -380,6 +394,13 @@ Result attention(const Q& q, const K& k, const V& v, const Biases& biases, const
     result.lse[number] = row.lse;
   });
   return result;
+}
+
+/// attention() with one mask for the whole batch.
+template <class Q, class K, class V, class Biases>
+Result attention(const Q& q, const K& k, const V& v, const Biases& biases, const Mask& mask = {},
+                 std::optional<double> scale = std::nullopt) {
+  return attention(q, k, v, biases, MasksOfBatch(mask, Adapter<Q>::of(q, "q").batch), scale);
 }
 
 /// The origin of a row if all its visible keys are on one side of the query; otherwise -1.
@@ -428,9 +449,9 @@ inline void add_origin_gradient(const PositionsOfQuery& bias, double dlse, Index
 /// summed over all query heads that share them.
 template <class O, class Q, class K, class V, class Biases>
 Gradients attention_backward(const O& grad_output, const Q& q, const K& k, const V& v, const Biases& biases,
-                             const Mask& mask = {}, std::optional<double> scale = std::nullopt,
+                             const MasksOfBatch& masks, std::optional<double> scale = std::nullopt,
                              std::span<const double> grad_lse = {}) {
-  const auto in = inputs(q, k, v, biases, mask, scale);
+  const auto in = inputs(q, k, v, biases, masks, scale);
   const View<const typename Adapter<O>::Scalar> dO = Adapter<O>::of(grad_output, "grad_output");
   detail::require(
       dO.batch == in.q.batch && dO.heads == in.q.heads && dO.tokens == in.q.tokens && dO.head_dim == in.v.head_dim,
@@ -455,7 +476,7 @@ Gradients attention_backward(const O& grad_output, const Q& q, const K& k, const
     const Index kv = in.kv_head(h), first_key = (b * in.k.heads + kv) * in.k.tokens;
     [[maybe_unused]] Index origin = -1;
     if constexpr (requires { in.bias.query(b, h, i, i); })
-      origin = one_sided_origin(in.bias.query(b, h, i, in.position(i)), in.position(i), row);
+      origin = one_sided_origin(in.bias.query(b, h, i, in.position(b, i)), in.position(b, i), row);
     for (std::size_t n = 0; n < row.keys.size(); n++) {
       const Index j = row.keys[n];
       const double dP = dot(dO_i, token(in.v, b, kv, j), value_dim), ds = row.p[n] * (dP - D);
@@ -463,19 +484,28 @@ Gradients attention_backward(const O& grad_output, const Q& q, const K& k, const
       add(in.scale * ds, token(in.k, b, kv, j), dim, grad.q.data() + number * dim);
       add(in.scale * ds, token(in.q, b, h, i), dim, grad.k.data() + (first_key + j) * dim);
       if constexpr (requires { in.bias.query(b, h, i, i); })
-        add_position_gradients(in.bias.query(b, h, i, in.position(i)), ds, origin, b, h, in.q.heads, i, in.position(i),
-                               j, grad);
+        add_position_gradients(in.bias.query(b, h, i, in.position(b, i)), ds, origin, b, h, in.q.heads, i,
+                               in.position(b, i), j, grad);
       else
-        in.bias.head(b, h).add_gradient(ds, row.origin, in.position(i), j, in.bias.gradient(grad.bias, b, h));
+        in.bias.head(b, h).add_gradient(ds, row.origin, in.position(b, i), j, in.bias.gradient(grad.bias, b, h));
     }
     if (row.keys.empty()) return;
     if constexpr (requires { in.bias.query(b, h, i, i); })
-      add_origin_gradient(in.bias.query(b, h, i, in.position(i)), dlse, origin, b, h, in.position(i), grad);
+      add_origin_gradient(in.bias.query(b, h, i, in.position(b, i)), dlse, origin, b, h, in.position(b, i), grad);
     else
       in.bias.head(b, h).add_origin_gradient(dlse, row.origin, in.bias.gradient(grad.bias, b, h));
   });
   if constexpr (std::is_same_v<Biases, NoBias>) grad.bias.resize(0, 0);
   return grad;
+}
+
+/// attention_backward() with one mask for the whole batch.
+template <class O, class Q, class K, class V, class Biases>
+Gradients attention_backward(const O& grad_output, const Q& q, const K& k, const V& v, const Biases& biases,
+                             const Mask& mask = {}, std::optional<double> scale = std::nullopt,
+                             std::span<const double> grad_lse = {}) {
+  return attention_backward(grad_output, q, k, v, biases, MasksOfBatch(mask, Adapter<Q>::of(q, "q").batch), scale,
+                            grad_lse);
 }
 
 }  // namespace alibi::inline ALIBI_ABI::reference

@@ -11,8 +11,8 @@
 // {1, heads, tokens, head_dim}, strides).
 //
 // The results of each sequence have the bits of a separate call of attention(). Positions, mask.query_offset and its
-// default count within the sequence. Options::pruning_stats has [sequences x heads] entries. For batches with padding,
-// see Options::queries and Options::keys.
+// default count within the sequence, as do Options::query_offsets and prefixes. Options::pruning_stats has
+// [sequences x heads] entries. For batches with padding, see Options::queries and Options::keys.
 //
 // Errors: those of attention(), and std::invalid_argument for offsets that do not fit, before anything is written.
 #pragma once

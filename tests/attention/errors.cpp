@@ -114,6 +114,10 @@ TEST_F(Errors, Options) {
             "alibi: mask.window is -5; expected at least 1, the query's own position");
   EXPECT_EQ(with_options({.mask = {.query_offset = Index(1) << 62}}),
             "alibi: mask.query_offset is 4611686018427387904; expected within ±2^61");
+  EXPECT_EQ(with_options({.mask = {.prefix = -1}}), "alibi: mask.prefix is -1; expected 0 or more");
+  EXPECT_EQ(with_options({.mask = {.causal = false, .prefix = 1}}),
+            "alibi: mask.prefix is 1 of a bidirectional mask; expected 0, or a causal mask");
+  EXPECT_EQ(with_options({.mask = {.sinks = -1}}), "alibi: mask.sinks is -1; expected 0 or more");
   EXPECT_EQ(with_options({.scale = std::nan("")}), "alibi: scale is nan; expected a finite number");
   EXPECT_EQ(with_options({.scale = -test::kInfinity}), "alibi: scale is -inf; expected a finite number");
   EXPECT_EQ(with_options({.scale = 1e39}), "alibi: scale is 1e+39; expected a finite number");

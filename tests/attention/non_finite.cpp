@@ -14,7 +14,8 @@ const std::vector<Mask> kMasks = {{},
                                   {.window = 20},
                                   {.causal = false, .window = 20},
                                   {.query_offset = -30},
-                                  {.window = 20, .query_offset = 100}};
+                                  {.window = 20, .query_offset = 100},
+                                  {.window = 20, .prefix = 70, .sinks = 5}};
 
 template <class T>
 class ForwardNan : public testing::Test {
@@ -87,10 +88,11 @@ TYPED_TEST(ForwardNan, InAKeyReachesTheQueriesThatSeeIt) {
         auto k = this->k_;
         k(at, at % this->kDim) = nan;
         const auto result = this->forward(this->q_, k, this->v_, mask);
+        // Sinks before a window are not pruned in a head with NaN, so that all its rows may round differently.
         for (Index i = 0; i < this->kTokens; i++)
-          EXPECT_TRUE(this->sees(mask, i, at, at + 1)         ? this->is_nan(result, i)
-                      : this->block_sees(mask, i, at, at + 1) ? this->near(result, expected, i)
-                                                              : this->same(result, expected, i))
+          EXPECT_TRUE(this->sees(mask, i, at, at + 1)                       ? this->is_nan(result, i)
+                      : this->block_sees(mask, i, at, at + 1) || mask.sinks ? this->near(result, expected, i)
+                                                                            : this->same(result, expected, i))
               << "mask " << n << ", NaN in key " << at << ", row " << i;
       }
   }

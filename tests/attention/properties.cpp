@@ -11,8 +11,9 @@ using test::RowMatrix;
 using test::same;
 using test::Tensor4;
 
-const std::vector<Mask> kMasks = {{}, {.causal = false}, {.window = 20}, {.causal = false, .window = 20}};
-const std::vector<Mask> kCausal = {{}, {.window = 20}};
+const std::vector<Mask> kMasks = {
+    {}, {.causal = false}, {.window = 20}, {.causal = false, .window = 20}, {.window = 20, .prefix = 90, .sinks = 3}};
+const std::vector<Mask> kCausal = {{}, {.window = 20}, {.window = 20, .sinks = 3}};
 
 template <class T>
 class ForwardProperties : public testing::Test {
@@ -197,6 +198,8 @@ TYPED_TEST(ForwardProperties, SplitKeysMergeToTheWhole) {
       Mask first = mask, second = mask;
       first.query_offset = 0;
       second.query_offset = -split;  // its key 0 is key `split` of the whole
+      second.prefix = std::max<Index>(mask.prefix - split, 0);
+      second.sinks = std::max<Index>(mask.sinks.value_or(0) - split, 0);
       const auto whole = this->forward(mask);
       auto a = alibi::attention_with_lse(this->q_, this->tokens(this->k_, 0, split), this->tokens(this->v_, 0, split),
                                          this->m_, {.mask = first});

@@ -75,6 +75,9 @@ class Varlen : public testing::Test {
     for (Index s = 0; s < sequences; s++) {
       const auto at = std::size_t(s);
       const Index begin = queries[at], end = queries[at + 1];
+      if (!options.query_offsets.empty()) one.mask.query_offset = options.query_offsets[at];
+      if (!options.prefixes.empty()) one.mask.prefix = options.prefixes[at];
+      one.query_offsets = one.prefixes = {};
       const auto [o, l] = alibi::attention_with_lse(sequence(q, begin, end), sequence(k, of_k[at], of_k[at + 1]),
                                                     sequence(v, of_k[at], of_k[at + 1]), row(slopes, s), one);
       for (Index h = 0; h < heads; h++) {
@@ -118,10 +121,17 @@ TYPED_TEST(Varlen, EveryOption) {
                                    {.window = 20},
                                    {.causal = false, .window = 20},
                                    {.query_offset = 5},
-                                   {.causal = false, .query_offset = -30}};
+                                   {.causal = false, .query_offset = -30},
+                                   {.window = 20, .prefix = 50, .sinks = 7}};
   for (const Mask& mask : masks)
     for (const std::optional<double> tolerance : {std::optional<double>(), std::optional(1e-3)})
       this->expect_separate(q, k, v, slopes, cu_seqlens, {}, {.mask = mask, .scale = 0.3, .tolerance = tolerance});
+  std::vector<Index> offsets(12), prefixes(12);
+  for (Index& offset : offsets) offset = this->random_.integer(-40, 100);
+  for (Index& prefix : prefixes) prefix = this->random_.integer(0, 200);
+  this->expect_separate(q, k, v, slopes, cu_seqlens, {}, {.query_offsets = offsets, .prefixes = prefixes});
+  this->expect_separate(q, k, v, slopes, cu_seqlens, {},
+                        {.mask = {.causal = false, .window = 60, .sinks = 9}, .query_offsets = offsets});
 }
 
 // A sequence of one token: its output is its value, and its lse the logit. A logit that is not finite gives NaN, a
@@ -348,9 +358,15 @@ class Padded : public Varlen<T> {
     Index different = 0;
     for (Index b = 0; b < batch; b++) {
       const KeyRange real = queries[std::size_t(b)], range = keys[std::size_t(b)];
-      Options own = options;  // with ranges of keys alone, the queries keep their positions in the arrays
-      if (!pass_queries)
-        own.mask.query_offset = options.mask.query_offset.value_or(key_tokens - query_tokens) - range.begin;
+      Options own = options;
+      own.query_offsets = own.prefixes = {};
+      if (!options.query_offsets.empty()) own.mask.query_offset = options.query_offsets[std::size_t(b)];
+      if (!options.prefixes.empty()) own.mask.prefix = options.prefixes[std::size_t(b)];
+      if (!pass_queries) {  // with ranges of keys alone, the queries keep their positions in the arrays
+        own.mask.query_offset = own.mask.query_offset.value_or(key_tokens - query_tokens) - range.begin;
+        own.mask.prefix = std::max<Index>(own.mask.prefix - range.begin, 0);
+        own.mask.sinks = std::max<Index>(own.mask.sinks.value_or(0) - range.begin, 0);
+      }
       const auto [o, l] = alibi::attention_with_lse(part(q, b, real), part(k, b, range), part(v, b, range),
                                                     test::Vector<Sum<T>>(slopes.row(b)), own);
       for (Index h = 0; h < 4; h++)
@@ -380,8 +396,26 @@ class Padded : public Varlen<T> {
 };
 TYPED_TEST_SUITE(Padded, Scalars);
 
-const std::vector<Options> kOptions = {
-    {}, {.mask = {.causal = false}}, {.mask = {.window = 20}, .tolerance = 0}, {.mask = {.query_offset = 3}}};
+const std::vector<Options> kOptions = {{},
+                                       {.mask = {.causal = false}},
+                                       {.mask = {.window = 20}, .tolerance = 0},
+                                       {.mask = {.query_offset = 3}},
+                                       {.mask = {.window = 20, .prefix = 40, .sinks = 15}}};
+
+TYPED_TEST(Padded, QueryOffsetsAndPrefixes) {
+  const std::vector<KeyRange> ranges = {{10, 250}, {63, 65}, {260, 260}, {0, 260}, {30, 230}};
+  const std::vector<KeyRange> all(5, {0, this->kTokens});
+  const std::vector<Index> offsets = {0, 5, -3, 100, -70}, prefixes = {0, 40, 7, 150, 230};
+  for (const bool with_offsets : {true, false})
+    for (const bool with_prefixes : {true, false})
+      for (const Mask& mask : {Mask{}, Mask{.window = 50, .sinks = 20}}) {
+        Options options{.mask = mask};
+        if (with_offsets) options.query_offsets = offsets;
+        if (with_prefixes) options.prefixes = prefixes;
+        this->expect_unpadded(this->kTokens, all, this->kTokens, ranges, false, options);
+        this->expect_unpadded(this->kTokens, ranges, this->kTokens, ranges, true, options);
+      }
+}
 
 TYPED_TEST(Padded, OnTheLeftAndOnTheRight) {
   const std::vector<Index> lengths = {260, 1, 0, 64, 65, 199};
@@ -549,6 +583,25 @@ TEST_F(VarlenErrors, PerSequence) {
   EXPECT_EQ(with_options({.pruning_stats = stats}), "no error");
 }
 
+TEST_F(VarlenErrors, QueryOffsetsAndPrefixes) {
+  const Index far = Index(1) << 61;
+  const std::vector<Index> two = {1, 2}, three = {0, 5, 3}, beyond = {0, -far - 1, 0}, negative = {4, 0, -1};
+  EXPECT_EQ(with_options({.query_offsets = three, .prefixes = three}), "no error");
+  EXPECT_EQ(with_options({.query_offsets = two}),
+            "alibi: options.query_offsets has 2 entries; expected 3, the number of sequences");
+  EXPECT_EQ(with_options({.query_offsets = beyond}),
+            "alibi: options.query_offsets[1] is -2305843009213693953; expected within ±2^61");
+  EXPECT_EQ(with_options({.mask = {.query_offset = 0}, .query_offsets = three}),
+            "alibi: options.query_offsets is given with mask.query_offset; expected one of them");
+  EXPECT_EQ(with_options({.prefixes = two}),
+            "alibi: options.prefixes has 2 entries; expected 3, the number of sequences");
+  EXPECT_EQ(with_options({.prefixes = negative}), "alibi: options.prefixes[2] is -1; expected 0 or more");
+  EXPECT_EQ(with_options({.mask = {.prefix = 3}, .prefixes = three}),
+            "alibi: options.prefixes is given with mask.prefix; expected one of them");
+  EXPECT_EQ(with_options({.mask = {.causal = false}, .prefixes = three}),
+            "alibi: options.prefixes is given with a bidirectional mask; expected none, or a causal mask");
+}
+
 TEST_F(VarlenErrors, AViewOfABatch) {
   EXPECT_EQ(thrown(output_,
                    [&] {
@@ -601,6 +654,9 @@ TEST_F(PaddedErrors, Count) {
   EXPECT_EQ(with({}), "no error") << "without ranges all keys are real";
   EXPECT_EQ(with({{0, 6}, {0, 6}, {0, 6}}), "alibi: options.keys has 3 entries; expected 2, the batch of q");
   EXPECT_EQ(with({{0, 6}, {0, 6}}, {{0, 5}}), "alibi: options.queries has 1 entries; expected 2, the batch of q");
+  const std::vector<Index> one = {0};
+  EXPECT_EQ(with({}, {}, {.query_offsets = one}),
+            "alibi: options.query_offsets has 1 entries; expected 2, the batch of q");
 }
 
 TEST_F(PaddedErrors, ThoseOfAttention) {

@@ -60,6 +60,8 @@ struct Call {
     options.mask.causal = random.chance(0.5);
     if (random.chance(0.3)) options.mask.window = random.integer(1, keys + 10);
     if (random.chance(0.3)) options.mask.query_offset = random.integer(-20, keys + 400);
+    if (options.mask.causal && random.chance(0.3)) options.mask.prefix = random.integer(0, keys);
+    if (options.mask.window && random.chance(0.5)) options.mask.sinks = random.integer(1, keys);
     if (random.chance(0.5)) options.tolerance = 0;
     bias.resize(batch, heads);
     const double steepest = random.chance(0.3) ? 20 : 1;  // one steep head must not increase the errors of the others
@@ -149,6 +151,8 @@ class BackwardParts : public testing::Test {
     for (std::size_t p = 0; p + 1 < cuts.size(); p++) {
       Options options = call.options;
       options.mask.query_offset = call.offset() - cuts[p];
+      options.mask.prefix = std::max<Index>(options.mask.prefix - cuts[p], 0);
+      options.mask.sinks = std::max<Index>(options.mask.sinks.value_or(0) - cuts[p], 0);
       const auto grad = alibi::attention_backward(call.gradient, call.q, part_of(call.k, cuts[p], cuts[p + 1]),
                                                   part_of(call.v, cuts[p], cuts[p + 1]), bias, forward, options);
       sums.q += grad.q;

@@ -249,13 +249,16 @@ TYPED_TEST(BackwardReference, Chunks) {
                          {{1, 2, 2, 1400, 1400, 8, 8}, {}},
                          {{1, 1, 2, 1300, 1100, 12, 5}, {.causal = false}},
                          {{1, 1, 1, 1300, 1300, 12, 5}, {.causal = false, .window = 200}},
-                         {{1, 1, 1, 200, 1500, 16, 16}, {.query_offset = 700}}};
+                         {{1, 1, 1, 200, 1500, 16, 16}, {.query_offset = 700}},
+                         {{1, 1, 2, 1100, 1100, 12, 5}, {.window = 200, .prefix = 500, .sinks = 300}},
+                         {{1, 1, 1, 900, 700, 12, 5}, {.window = 50, .query_offset = 0, .sinks = 100}}};
   Runs runs(test::kBound<TypeParam>);
   for (int seed = 1; const Large& large : calls)
     for (const std::optional<double>& tolerance : {std::optional<double>(0), std::optional<double>()}) {
       test::Random random{std::uint64_t(seed++)};
       BackwardCall<TypeParam> call(random, large.shape);
       call.options.mask = large.mask;
+      call.options.query_offsets = call.options.prefixes = {};
       call.options.tolerance = tolerance;
       const Exact exact = call.exact();
       runs.see(test::errors(call.run(), exact.backward(), exact.magnitudes()), call.description());

@@ -27,8 +27,14 @@ template <class T>
 class BackwardVarlen : public testing::Test {
  protected:
   test::Random random_{35};
+  const std::vector<Index> offsets_ = {0, 3, 5, -10, 60, 0, -400}, prefixes_ = {60, 0, 2, 30, 200, 90, 0};
   const std::vector<Options> options_ = {
-      {}, {.mask = {.causal = false}}, {.mask = {.window = 20}, .tolerance = 0}, {.mask = {.query_offset = 3}}};
+      {},
+      {.mask = {.causal = false}},
+      {.mask = {.window = 20}, .tolerance = 0},
+      {.mask = {.query_offset = 3}},
+      {.mask = {.window = 20, .prefix = 90, .sinks = 7}},
+      {.mask = {.window = 40, .sinks = 3}, .query_offsets = offsets_, .prefixes = prefixes_}};
 
   // [tokens, heads, dim]
   static Tensor3<T> varlen_tensor(const std::vector<Tensor4<T>>& sequences) {
@@ -40,6 +46,14 @@ class BackwardVarlen : public testing::Test {
       for (Index i = 0; i < x.dimension(2); i++, at++)
         for (Index h = 0; h < x.dimension(1); h++) std::copy_n(&x(0, h, i, 0), x.dimension(3), &all(at, h, 0));
     return all;
+  }
+
+  // The options of a call for one sequence.
+  static Options of_sequence(Options options, std::size_t s) {
+    if (!options.query_offsets.empty()) options.mask.query_offset = options.query_offsets[s];
+    if (!options.prefixes.empty()) options.mask.prefix = options.prefixes[s];
+    options.query_offsets = options.prefixes = {};
+    return options;
   }
 
   // An array [batch, heads, tokens, dim] that is NaN outside the ranges.
@@ -94,7 +108,7 @@ TYPED_TEST(BackwardVarlen, SequencesAreCallsOfTheirOwn) {
       std::vector<T> own_lse;
       for (Index h = 0; h < 4; h++)
         for (Index i = cu_seqlens[s]; i < cu_seqlens[s + 1]; i++) own_lse.push_back(grad_lse(h, i));
-      const auto own = cases[s].backward(test::Vector<T>(m.row(Index(s))), options, own_lse);
+      const auto own = cases[s].backward(test::Vector<T>(m.row(Index(s))), this->of_sequence(options, s), own_lse);
       grad_q.push_back(own.q), grad_k.push_back(own.k), grad_v.push_back(own.v);
       for (Index h = 0; h < 4; h++) EXPECT_EQ(grad.slopes(Index(s), h), own.slopes[h]) << "sequence " << s;
     }
@@ -115,6 +129,8 @@ TYPED_TEST(BackwardVarlen, PaddedBatchesAreCallsOfTheirOwn) {
   for (const Options& options : this->options_) {
     Options padded = options;
     padded.queries = padded.keys = ranges;
+    if (!options.prefixes.empty()) padded.query_offsets = padded.query_offsets.first(ranges.size());
+    if (!options.prefixes.empty()) padded.prefixes = padded.prefixes.first(ranges.size());
     Tensor3<T> grad_lse(Index(ranges.size()), 4, kTokens);
     this->random_.fill(grad_lse);
     const auto forward = alibi::attention_with_lse(q, k, v, m, padded);
@@ -128,7 +144,7 @@ TYPED_TEST(BackwardVarlen, PaddedBatchesAreCallsOfTheirOwn) {
       std::vector<T> own_lse;
       for (Index h = 0; h < 4; h++)
         for (Index i = range.begin; i < range.end; i++) own_lse.push_back(grad_lse(b, h, i));
-      const auto own = one.backward(test::Vector<T>(m.row(b)), options, own_lse);
+      const auto own = one.backward(test::Vector<T>(m.row(b)), this->of_sequence(options, std::size_t(b)), own_lse);
       this->expect_part(grad.q, b, range, own.q, "dq");
       this->expect_part(grad.k, b, range, own.k, "dk");
       this->expect_part(grad.v, b, range, own.v, "dv");

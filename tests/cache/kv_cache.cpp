@@ -497,6 +497,28 @@ TEST(Window, BytesStopGrowing) {
 }
 
 // The cache holds a whole prompt until its queries have been computed; the next append lets its keys leave.
+// The tiles of the sinks, and those of the window, in a steady state without allocations.
+TEST(Window, SinksStay) {
+  test::Random random(6);
+  for (const Index sinks : {1, 64, 65, 300}) {
+    const KvCacheConfig config{.kv_heads = 2, .head_dim = 4, .window = 500, .sinks = sinks};
+    const Script<float, float> script(random, config, 1);
+    KvCache<float> cache(config);
+    std::size_t most = 0;
+    for (Index i = 0; i < 5000; i++) {
+      cache.append(script.k, script.v);
+      if (i < 1500)
+        most = std::max(most, cache.bytes());
+      else
+        ASSERT_LE(cache.bytes(), most) << "at token " << i;
+    }
+    EXPECT_EQ(cache.first_key(0, 0), (4992 - 1 - 64 - 500 + 1) / kTile * kTile) << "4,992 tokens fill tiles";
+    EXPECT_LE(most, 2u * std::size_t((12 + (sinks + 63) / 64) * 8 * kTile * 4 + 1600));
+    cache.truncate(0);
+    EXPECT_LE(cache.bytes(), 2u * (1 * 8 * kTile * 4 + 1600)) << "sinks leave with their sequence";
+  }
+}
+
 TEST(Window, LongPrompt) {
   const KvCacheConfig config{.head_dim = 4, .window = 100, .rollback = 0};
   test::Random random(6);
@@ -718,6 +740,7 @@ TEST(KvCacheConfigErrors, Sizes) {
   EXPECT_EQ(config_error({.head_dim = 4, .window = 0}),
             "alibi: window is 0; expected at least 1, the query's own position");
   EXPECT_EQ(config_error({.head_dim = 4, .capacity = 1, .rollback = -1}), "alibi: rollback is -1; expected 0 or more");
+  EXPECT_EQ(config_error({.head_dim = 4, .capacity = 1, .sinks = -1}), "alibi: sinks is -1; expected 0 to 2^37");
 }
 
 TEST(KvCacheConfigErrors, Eviction) {

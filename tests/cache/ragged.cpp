@@ -40,8 +40,9 @@ class Ragged : public testing::Test {
   }
 
   /// Appends two chunks of prompts, one after the other. `real` gives their real tokens, as counts or as ranges.
+  /// `lists`: with a query offset and a prefix for each sequence.
   template <class Real>
-  void expect_as_alone(const std::vector<Real>& real, const Options& with) {
+  void expect_as_alone(const std::vector<Real>& real, const Options& with, bool lists = false) {
     const auto batch = Index(real.size());
     alibi::KvCache<T> cache({.batch = batch, .kv_heads = 2, .head_dim = 16, .capacity = 4 * kTokens});
     std::vector<alibi::KvCache<T>> own;
@@ -54,13 +55,21 @@ class Ragged : public testing::Test {
       cache.append(k, v, real);
       Options options = with;
       options.queries = real;
+      std::vector<Index> offsets, prefixes;
+      for (Index b = 0; b < batch; b++) {
+        offsets.push_back(cache.length(b) - random_.integer(0, 100)), prefixes.push_back(random_.integer(0, 150));
+      }
+      if (lists) options.query_offsets = offsets, options.prefixes = prefixes;
       const auto [output, lse] = alibi::attention_with_lse(q, cache, m, options);
       for (Index b = 0; b < batch; b++) {
         const KeyRange range = range_of(real[std::size_t(b)]);
         auto& alone = own[std::size_t(b)];
         alone.append(prompt(k, b, range), prompt(v, b, range));
         EXPECT_EQ(cache.length(b), alone.length());
-        const auto result = alibi::attention_with_lse(prompt(q, b, range), alone, m, with);
+        Options own_options = with;
+        if (lists) own_options.mask.query_offset = offsets[std::size_t(b)];
+        if (lists) own_options.mask.prefix = prefixes[std::size_t(b)];
+        const auto result = alibi::attention_with_lse(prompt(q, b, range), alone, m, own_options);
         expect_prompt(output, lse, b, range, result.output, result.lse);
       }
     }
@@ -73,6 +82,12 @@ TYPED_TEST_SUITE(Ragged, Scalars);
 TYPED_TEST(Ragged, CountsOverACache) {
   for (const Options& options : {Options{}, Options{.mask = {.causal = false}}, Options{.mask = {.window = 20}}})
     this->expect_as_alone(std::vector<Index>{3, 90, 0, 8, 9, 64}, options);
+}
+
+TYPED_TEST(Ragged, QueryOffsetsAndPrefixesOverACache) {
+  this->expect_as_alone(std::vector<Index>{3, 90, 0, 8, 9, 64}, {}, true);
+  this->expect_as_alone(std::vector<KeyRange>{{87, 90}, {0, 90}, {90, 90}, {20, 85}},
+                        {.mask = {.window = 30, .sinks = 5}}, true);
 }
 
 TYPED_TEST(Ragged, PromptsPaddedOnTheLeftOverACache) {

@@ -88,6 +88,7 @@ std::size_t expect_bytes(const KvCache<S>& cache) {
       const auto head = head_of(cache, b, h);
       for (Index t = 0; t < head.key_bounds.tiles; t++) tiles.insert(head.tiles[t]);
       held += std::size_t(head.key_bounds.tiles);
+      for (Index t = 0; t * kTile < std::min(config.sinks, head.begin); t++, held++) tiles.insert(head.sinks[t]);
       sum += cache.bytes(b, h);
     }
   const std::size_t least = sum - (held - tiles.size()) * tile, heads = std::size_t(config.batch * config.kv_heads);
@@ -189,6 +190,7 @@ TYPED_TEST(Sharing, AnyHistoryEqualsThatOfEachSequenceAlone) {
     if (random.chance(0.4)) config.window = random.integer(1, 300);
     if (random.chance(0.4))
       config.eviction = alibi::Eviction{.query_norm = random.uniform(0.1, 2), .slopes = {1, random.uniform(0.05, 1)}};
+    if (random.chance(0.4)) config.sinks = random.integer(1, 200);
     const Pool<TypeParam> pool(random);
     Histories<TypeParam> histories(config, pool);
     for (int step = 0; step < 40; step++) {
@@ -541,6 +543,10 @@ TEST_F(Files, WhoseKeysHaveLeft) {
   const std::string window =
       "alibi: keys have left the saved sequence by its window of 100; expected a cache with a window of at most that";
   EXPECT_EQ(error(left_window, config), window);
+  KvCacheConfig with_sinks = windowed.config();
+  with_sinks.sinks = 4;
+  EXPECT_EQ(error(left_window, with_sinks),
+            "alibi: keys have left the saved sequence with sinks of 0; expected a cache with as many, not 4");
   EXPECT_EQ(error(left_window, config_of(1)), window);
   config.window = 50;
   EXPECT_EQ(error(left_window, config), "no error");

@@ -335,6 +335,8 @@ void run_sides(Input& in) {
   Call<E> call(in, s, s.batch);
   const Sides<Sum<E>> sides(in, call);
   call.flaw(in);
+  alibi::Mask& mask = call.options.mask;
+  if (!in.one_in(8)) mask.prefix = 0, mask.sinks.reset();
   std::ostringstream text;
   text << "; after";
   for (const auto slope : sides.after) text << ' ' << slope;
@@ -345,8 +347,8 @@ void run_sides(Input& in) {
     }
   call.describe("attention_with_lse_into with two sides", text.str());
   const bool slopes = s.batch == 0 || sides.are_right(s, call.slopes);
-  const bool right =
-      !call.flawed && s.head_dim > 0 && s.value_dim > 0 && slopes && are_right<Sum<E>>(call.options, s.head_dim);
+  const bool right = !call.flawed && s.head_dim > 0 && s.value_dim > 0 && slopes &&
+                     are_right<Sum<E>>(call.options, s.head_dim) && mask.prefix == 0 && mask.sinks.value_or(0) == 0;
   if (!run(in, call, right, [&] { attend_sides(call, sides); })) return;
   const Written<E> written(call);
   check(call.output_array.erase_inside(), "written outside the output");
@@ -372,7 +374,7 @@ alibi::View<X> part_of(alibi::View<X> x, Index b, const KeyRange& tokens) {
 /// Checks that the output of the call, and the lse at lse_of(b, h, i), equal those of a call for this sequence alone.
 template <class E, class LseOf>
 void expect_separate(const Call<E>& call, Index sequence, const Part& part, const LseOf& lse_of,
-                     std::optional<Index> query_offset = std::nullopt) {
+                     const alibi::Mask& mask) {
   using T = Sum<E>;
   const Index heads = call.s.heads(), queries = part.queries.end - part.queries.begin, dim = call.s.value_dim;
   std::vector<E> output(std::size_t(heads * queries * dim));
@@ -380,8 +382,9 @@ void expect_separate(const Call<E>& call, Index sequence, const Part& part, cons
   std::vector<alibi::PruningStats> stats(static_cast<std::size_t>(heads));
   alibi::Options options = call.options;
   options.queries = options.keys = {};
+  options.query_offsets = options.prefixes = {};
   if (!options.pruning_stats.empty()) options.pruning_stats = stats;
-  if (query_offset) options.mask.query_offset = query_offset;
+  options.mask = mask;
   alibi::attention_with_lse_into(
       alibi::view(output.data(), {1, heads, queries, dim}, {heads * queries * dim, queries * dim, dim, 1}), lse,
       part_of(call.q, part.batch, part.queries), part_of(call.k, part.batch, part.keys),
@@ -472,6 +475,7 @@ void run_varlen(Input& in) {
   const Index sequences = std::max<Index>(Index(queries.size()) - 1, 0);
   Call<E> call(in, s, sequences);
   call.flaw(in);
+  const Lists lists(in, call.options, sequences, s.queries, s.keys);
   std::ostringstream text;
   for (const auto* list : {&queries, &keys}) {
     text << (list == &queries ? ", cu_seqlens_q" : ", cu_seqlens_k");
@@ -485,8 +489,8 @@ void run_varlen(Input& in) {
   if (!one_for_both) cu_seqlens.cu_seqlens_k = keys;
   // Without cu_seqlens_k, those of the queries are used, also for an empty list.
   const std::vector<Index>& of_keys = keys.empty() ? queries : keys;
-  const bool right =
-      call.right() && are_right(queries, s.queries) && are_right(of_keys, s.keys) && of_keys.size() == queries.size();
+  const bool right = call.right() && lists.right && are_right(queries, s.queries) && are_right(of_keys, s.keys) &&
+                     of_keys.size() == queries.size();
   if (!run(in, call, right, [&] {
         alibi::attention_varlen_into(call.output, call.q, call.k, call.v, call.slope_map(), cu_seqlens, call.options);
       }))
@@ -499,8 +503,9 @@ void run_varlen(Input& in) {
   for (std::size_t i = 0; i < call.stats.size(); i++) expect_same(call.stats[i], written.stats[i], "in memory");
   for (Index i = 0; i < sequences; i++) {
     const auto at = std::size_t(i);
-    expect_separate(call, i, {0, {queries[at], queries[at + 1]}, {of_keys[at], of_keys[at + 1]}},
-                    [&lse = lse](Index, Index h, Index token) { return lse(h, token); });
+    expect_separate(
+        call, i, {0, {queries[at], queries[at + 1]}, {of_keys[at], of_keys[at + 1]}},
+        [&lse = lse](Index, Index h, Index token) { return lse(h, token); }, lists.mask_of(call.options.mask, i));
   }
   check(call.output_array.erase_inside(), "written outside the output");
 }
@@ -553,6 +558,7 @@ void run_padded(Input& in) {
   if (pass_queries) queries = ranges_of(in, s.batch, s.queries);
   Call<E> call(in, s, s.batch);
   call.flaw(in);
+  const Lists lists(in, call.options, s.batch, s.queries, s.keys);
   std::ostringstream text;
   text << ", keys";
   for (const KeyRange& x : keys) text << " [" << x.begin << ", " << x.end << ')';
@@ -565,7 +571,7 @@ void run_padded(Input& in) {
   call.options.keys = keys;
   if (pass_queries) call.options.queries = queries;
   const bool ranges = are_right(keys, s.batch, s.keys) && are_right(queries, s.batch, s.queries);
-  const bool right = call.right() && ranges;
+  const bool right = call.right() && lists.right && ranges;
   if (ranges) {
     erase_padding(call.q_array, queries);
     erase_padding(call.k_array, keys), erase_padding(call.v_array, keys);
@@ -581,15 +587,17 @@ void run_padded(Input& in) {
   for (Index b = 0; b < s.batch; b++) {
     const KeyRange real = queries[std::size_t(b)];
     // With ranges of keys alone, the queries keep their positions in the arrays.
-    std::optional<Index> query_offset;
+    alibi::Mask mask = lists.mask_of(call.options.mask, b);
     if (!pass_queries) {
       constexpr Index kFar = Index(1) << 61;
-      const Index in_arrays = call.options.mask.query_offset.value_or(s.keys - s.queries);
-      query_offset = std::clamp(in_arrays - keys[std::size_t(b)].begin, -kFar, kFar);
+      const Index in_arrays = mask.query_offset.value_or(s.keys - s.queries), first = keys[std::size_t(b)].begin;
+      mask.query_offset = std::clamp(in_arrays - first, -kFar, kFar);
+      mask.prefix = std::max<Index>(mask.prefix - first, 0);
+      mask.sinks = std::max<Index>(mask.sinks.value_or(0) - first, 0);
     }
     expect_separate(
         call, b, {b, real, keys[std::size_t(b)]},
-        [&lse = lse](Index batch, Index h, Index token) { return lse(batch, h, token); }, query_offset);
+        [&lse = lse](Index batch, Index h, Index token) { return lse(batch, h, token); }, mask);
     for (Index h = 0; h < s.heads(); h++)
       for (Index i = 0; i < s.queries; i++) {
         if (real.begin <= i && i < real.end) continue;

@@ -46,6 +46,7 @@ KvCacheConfig config_of(Input& in, Index& group) {
     config.eviction = eviction;
   }
   if (!(kind & 3) || kind & 4) config.capacity = in.integer(1, 500);
+  if (kind & 8) config.sinks = in.integer(0, in.flag() ? 8 : 200);
   switch (in.byte()) {  // a few values make the configuration invalid
     case 1:
       config.batch = in.small();
@@ -77,6 +78,9 @@ KvCacheConfig config_of(Input& in, Index& group) {
     case 10:
       if (config.eviction) config.eviction->slopes.pop_back();
       break;
+    case 11:
+      config.sinks = in.bits<Index>();
+      break;
     default:;
   }
   return config;
@@ -89,6 +93,7 @@ bool is_right(const KvCacheConfig& config) {
   if (config.capacity < 0 || config.capacity > Index(1) << 37) return false;
   if (config.capacity == 0 && !config.window && !config.eviction) return false;
   if (config.window.value_or(1) < 1 || config.rollback < 0) return false;
+  if (config.sinks < 0 || config.sinks > Index(1) << 37) return false;
   if (!config.eviction) return true;
   const alibi::Eviction& eviction = *config.eviction;
   const auto heads = Index(eviction.slopes.size());
@@ -418,11 +423,12 @@ class History {
   template <class E>
   void attend(Input& in);
   template <class E>
-  Verdict verdict_of(const Array<E>& q, const std::vector<T>& slopes, Index heads, const alibi::Options& options);
+  Verdict verdict_of(const Array<E>& q, const std::vector<T>& slopes, Index heads, const alibi::Options& options,
+                     const Lists& lists);
   template <class E>
   void judge(const Array<E>& q, const std::vector<E>& output, const std::vector<T>& lse,
              const std::vector<alibi::PruningStats>& stats, const std::vector<T>& slopes, const Table& table,
-             const alibi::Options& options);
+             const alibi::Options& options, const Lists& lists);
 
   template <class... Parts>
   void log(const Parts&... parts) {
@@ -456,14 +462,16 @@ void shorten(Input& in, const Array<E>& q, double most) {
 template <class S>
 template <class E>
 Verdict History<S>::verdict_of(const Array<E>& q, const std::vector<T>& slopes, Index heads,
-                               const alibi::Options& options) {
+                               const alibi::Options& options, const Lists& lists) {
   if (heads % config_.kv_heads != 0 || !all_finite(slopes) || !are_right<T>(options, config_.head_dim))
     return Verdict::wrong;
   if (config_.window && options.mask.window.value_or(1) > *config_.window) return Verdict::wrong;
+  if ((config_.window || config_.eviction) && options.mask.sinks.value_or(0) > config_.sinks) return Verdict::wrong;
+  if (!lists.right) return Verdict::wrong;
   Verdict all = Verdict::right;
   const Index queries = q.view().tokens;
   for (Index b = 0; b < config_.batch; b++) {
-    const Index first = options.mask.query_offset.value_or(sequence(b).length - queries);
+    const Index first = lists.mask_of(options.mask, b).query_offset.value_or(sequence(b).length - queries);
     if (queries > 0 && cache_.min_length(b) > 0) all = all & verdict(first >= cache_.min_length(b) - 1);
     for (Index h = 0; h < heads && config_.eviction; h++) {  // the limits of the eviction apply from the first call on
       const alibi::Eviction& eviction = *config_.eviction;
@@ -511,6 +519,9 @@ void History<S>::attend(Input& in) {
     if (in.one_in(16)) table.numbers[std::size_t(heads * table.entries / 2)] = special<T>(in);
     std::fill(slopes.begin(), slopes.end(), T(0));
   }
+  if (options.mask.sinks && (config_.window || config_.eviction) && !in.one_in(8))
+    options.mask.sinks = std::min(*options.mask.sinks, config_.sinks);
+  const Lists lists(in, options, config_.batch, queries, longest);
   std::vector<alibi::PruningStats> stats(static_cast<std::size_t>(config_.batch * heads), {-1, -1, -1});
   if (!in.one_in(8)) options.pruning_stats = stats;
   {
@@ -535,7 +546,7 @@ void History<S>::attend(Input& in) {
     else
       alibi::attention_with_lse_into(output.view(), lse, q.view(), cache_, slope_map, options);
   };
-  Verdict expected = verdict_of(q, slopes, heads, options);
+  Verdict expected = verdict_of(q, slopes, heads, options, lists);
   if (table.entries > 0) expected = expected & verdict(all_finite(table.numbers) && !config_.eviction);
   alibi::Workspace workspace;
   dirty(in, workspace);
@@ -563,14 +574,14 @@ void History<S>::attend(Input& in) {
             "other pruning stats with another executor");
   }
   judge(q, written, written_lse, options.pruning_stats.empty() ? std::vector<alibi::PruningStats>() : written_stats,
-        slopes, table, options);
+        slopes, table, options, lists);
 }
 
 template <class S>
 template <class E>
 void History<S>::judge(const Array<E>& q, const std::vector<E>& output, const std::vector<T>& lse,
                        const std::vector<alibi::PruningStats>& stats, const std::vector<T>& slopes, const Table& table,
-                       const alibi::Options& options) {
+                       const alibi::Options& options, const Lists& lists) {
   const Index queries = q.view().tokens, heads = q.view().heads;
   const bool decodes = queries <= alibi::kernel::kMaxQueries;
   const std::vector<double> all_q = q.numbers(), all_lse(lse.begin(), lse.end());
@@ -596,11 +607,12 @@ void History<S>::judge(const Array<E>& q, const std::vector<E>& output, const st
                 config_.value_dim,
                 double(slopes[std::size_t(at)]),
                 options.scale.value_or(1 / std::sqrt(double(config_.head_dim))),
-                options.mask};
+                lists.mask_of(options.mask, b)};
       const auto first_entry = table.numbers.begin() + h * table.entries;
       head.table.assign(first_entry, first_entry + table.entries);
       head.first = table.first;
       if (config_.window && !head.mask.window) head.mask.window = config_.window;
+      if (!head.mask.sinks) head.mask.sinks = config_.sinks;
       const double pruned_mass = stats.empty() ? share : stats[std::size_t(at)].mass_bound;
       const Answer answer{all_output.data() + at * queries * config_.value_dim,
                           all_lse.data() + at * queries,
@@ -620,7 +632,7 @@ void run_history(Input& in) {
   std::ostringstream text;
   text << "KvCache<" << name_of<S>() << ">, batch " << config.batch << ", kv_heads " << config.kv_heads << ", group "
        << group << ", head_dim " << config.head_dim << ", value_dim " << config.value_dim << ", capacity "
-       << config.capacity << ", rollback " << config.rollback;
+       << config.capacity << ", rollback " << config.rollback << ", sinks " << config.sinks;
   if (config.window) text << ", window " << *config.window;
   if (config.eviction) {
     text << ", eviction with a norm of " << config.eviction->query_norm;

@@ -69,14 +69,45 @@ inline alibi::Mask mask_of(Input& in, Index queries, Index keys) {
   alibi::Mask mask{.causal = !(kind & 1)};
   if (kind & 2) mask.window = in.integer(1, keys + 10);
   if (kind & 4) mask.query_offset = in.integer(-queries - 10, keys + 10);
+  if (kind & 8 && (mask.causal || in.one_in(16))) mask.prefix = in.one_in(32) ? in.small() : in.integer(0, keys + 10);
+  if (kind & 16) mask.sinks = in.one_in(32) ? in.small() : in.integer(0, in.flag() ? 8 : keys + 10);
   if (kind % 32 == 31) mask.window = in.one_of(windows);
   if (kind / 32 == 7) mask.query_offset = in.one_of(offsets);
   return mask;
 }
 inline bool is_right(const alibi::Mask& mask) {
   const Index far = Index(1) << 61, offset = mask.query_offset.value_or(0);
-  return mask.window.value_or(1) >= 1 && -far <= offset && offset <= far;
+  return mask.window.value_or(1) >= 1 && -far <= offset && offset <= far && mask.prefix >= 0 &&
+         (mask.causal || mask.prefix == 0) && mask.sinks.value_or(0) >= 0;
 }
+
+/// Query offsets and prefixes of sequences, for some calls. They own the lists of their options.
+struct Lists {
+  std::vector<Index> query_offsets, prefixes;
+  bool right = true;
+
+  Lists(Input& in, alibi::Options& options, Index sequences, Index queries, Index keys) {
+    const auto kind = in.byte() % 8;
+    const auto take = [&](std::vector<Index>& list, Index low, std::span<const Index>& to) {
+      for (Index s = 0; s < sequences; s++) list.push_back(in.integer(low, keys + 10));
+      if (in.one_in(64)) list.push_back(0);
+      right = right && (list.empty() || Index(list.size()) == sequences);
+      to = list;
+    };
+    if (kind & 1) take(query_offsets, -queries - 10, options.query_offsets);
+    if (kind & 2) take(prefixes, 0, options.prefixes);
+    if (!query_offsets.empty() && !in.one_in(16)) options.mask.query_offset.reset();
+    if (!prefixes.empty() && !in.one_in(16)) options.mask.prefix = 0;
+    right = right && (query_offsets.empty() || !options.mask.query_offset);
+    right = right && (prefixes.empty() || (options.mask.prefix == 0 && options.mask.causal));
+  }
+  /// The mask of sequence s.
+  alibi::Mask mask_of(alibi::Mask mask, Index s) const {
+    if (!query_offsets.empty()) mask.query_offset = query_offsets[std::size_t(s)];
+    if (!prefixes.empty()) mask.prefix = prefixes[std::size_t(s)];
+    return mask;
+  }
+};
 
 inline std::optional<double> scale_of(Input& in) {
   constexpr std::array odd = {0.,    -0.,   1e-45,     1e-40,      1e38,   -1e38,     2e38,  3e38,
@@ -201,6 +232,10 @@ inline void describe(std::ostream& text, const alibi::Options& options) {
   text << (mask.causal ? ", causal" : ", bidirectional");
   if (mask.window) text << ", window " << *mask.window;
   if (mask.query_offset) text << ", query_offset " << *mask.query_offset;
+  if (mask.prefix != 0) text << ", prefix " << mask.prefix;
+  if (mask.sinks) text << ", sinks " << *mask.sinks;
+  for (const Index offset : options.query_offsets) text << ", query_offsets " << offset;
+  for (const Index prefix : options.prefixes) text << ", prefixes " << prefix;
   if (options.scale) text << ", scale " << *options.scale;
   if (options.tolerance) text << ", tolerance " << *options.tolerance;
   if (options.bf16_dot) text << ", bf16_dot " << options.bf16_dot;

@@ -63,6 +63,8 @@ TYPED_TEST(Merge, EqualsAttentionOverAllKeysInAnyOrder) {
     options.mask.causal = random.chance(0.5);
     if (random.chance(0.3)) options.mask.window = random.integer(1, keys + 10);
     options.mask.query_offset = random.integer(-5, keys);  // of all parts: it would follow the keys of each
+    if (options.mask.causal && random.chance(0.3)) options.mask.prefix = random.integer(0, keys);
+    if (options.mask.window && random.chance(0.5)) options.mask.sinks = random.integer(1, keys);
     const Index first = random.integer(0, keys), second = random.integer(first, keys);  // parts may be empty
     const Result<T> a = over(q, k, v, slopes, options, 0, first), b = over(q, k, v, slopes, options, first, second),
                     c = over(q, k, v, slopes, options, second, keys);

@@ -14,7 +14,13 @@ using test::Index;
 using test::same;
 using test::Tensor4;
 
-const std::vector<Mask> kMasks = {{}, {.causal = false}, {.window = 300}, {.causal = false, .window = 300}};
+const std::vector<Mask> kMasks = {
+    {},
+    {.causal = false},
+    {.window = 300},
+    {.causal = false, .window = 300},
+    {.prefix = 500},
+    {.window = 50, .sinks = 60}};  // no window shares a tile with sinks where there are more keys than queries
 
 template <class T>
 class PruningProperties : public testing::Test {
@@ -117,6 +123,7 @@ TYPED_TEST(PruningProperties, StatsCountTiles) {
   std::vector<Mask> masks = kMasks;
   masks.push_back({.query_offset = -500});
   masks.push_back({.causal = false, .query_offset = 700});
+  masks.push_back({.window = 300, .prefix = 700});
   for (const Mask& mask : masks)
     for (const double tolerance : {0., 0x1p-24, 1e-2}) {
       std::vector<alibi::PruningStats> stats(3);

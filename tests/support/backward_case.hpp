@@ -138,16 +138,16 @@ Bias<T> random_bias(Random& random, const Shape& s, const RowMatrix<T>& slopes) 
 struct Exact {
   Tensor4<double> grad_output, q, k, v;
   Bias<double> bias;
-  alibi::Mask mask;
+  alibi::reference::MasksOfBatch masks;
   double scale;
   std::vector<double> grad_lse = {};  // [batch, heads, queries]; empty: 0
 
   alibi::reference::Result forward() const {
-    return bias.visit([&](const auto& b) { return alibi::reference::attention(q, k, v, b, mask, scale); });
+    return bias.visit([&](const auto& b) { return alibi::reference::attention(q, k, v, b, masks, scale); });
   }
   Gradients backward() const {
     return bias.visit([&](const auto& b) {
-      Gradients grad = alibi::reference::attention_backward(grad_output, q, k, v, b, mask, scale, grad_lse);
+      Gradients grad = alibi::reference::attention_backward(grad_output, q, k, v, b, masks, scale, grad_lse);
       grad.bias = bias.shaped(grad.bias);
       shape_positions(grad);
       return grad;
@@ -162,7 +162,7 @@ struct Exact {
   /// chooses the origin. The gradient of the lse counts the origin too.
   Gradients magnitudes() const {
     return bias.visit([&](const auto& b) {
-      Gradients sums = magnitudes_of(alibi::reference::inputs(q, k, v, b, mask, scale));
+      Gradients sums = magnitudes_of(alibi::reference::inputs(q, k, v, b, masks, scale));
       sums.bias = bias.shaped(sums.bias);
       shape_positions(sums);
       return sums;
@@ -227,7 +227,8 @@ struct Exact {
       [[maybe_unused]] Index origin = -1;
       if constexpr (kPositions)
         if (!row.keys.empty())
-          origin = alibi::reference::one_sided_origin(in.bias.query(b, h, i, in.position(i)), in.position(i), row);
+          origin =
+              alibi::reference::one_sided_origin(in.bias.query(b, h, i, in.position(b, i)), in.position(b, i), row);
       for (std::size_t n = 0; n < row.keys.size(); n++) {
         const Index j = row.keys[n];
         const double p = row.p[n], dS = p * (dP[n] + D), scaled = std::abs(scale) * dS;
@@ -235,7 +236,7 @@ struct Exact {
         add(scaled, &ks(b, kv, j, 0), dim, &sums.q(number, 0));
         add(scaled, &qs(b, h, i, 0), dim, &sums.k(first_key + j, 0));
         if constexpr (kPositions) {
-          const Index at = in.position(i);
+          const Index at = in.position(b, i);
           const auto of_row = in.bias.query(b, h, i, at);
           const bool left = of_row.is_left(at, j);
           const double distance = std::abs(alibi::reference::distance_beyond(of_row, origin, at, j));
@@ -246,18 +247,18 @@ struct Exact {
         } else {
           double* const of_bias = in.bias.gradient(sums.bias, b, h);
           if constexpr (requires { in.bias.m; })
-            *of_bias += dS * double(1 + std::abs(alibi::reference::distance(in.position(i), j) - row.origin));
+            *of_bias += dS * double(1 + std::abs(alibi::reference::distance(in.position(b, i), j) - row.origin));
           else
-            in.bias.head(b, h).add_gradient(dS, row.origin, in.position(i), j, of_bias);
+            in.bias.head(b, h).add_gradient(dS, row.origin, in.position(b, i), j, of_bias);
         }
       }
       if constexpr (requires { in.bias.m; })
         if (!row.keys.empty()) *in.bias.gradient(sums.bias, b, h) += dlse * double(row.origin);
       if constexpr (kPositions)
         if (origin >= 0 && !row.keys.empty()) {
-          const auto of_row = in.bias.query(b, h, i, in.position(i));
-          const bool left = of_row.is_left(in.position(i), origin);
-          (left ? sums.bias : sums.after)(b, h) += dlse * of_row.apart(in.position(i), origin);
+          const auto of_row = in.bias.query(b, h, i, in.position(b, i));
+          const bool left = of_row.is_left(in.position(b, i), origin);
+          (left ? sums.bias : sums.after)(b, h) += dlse * of_row.apart(in.position(b, i), origin);
         }
     });
     return sums;
@@ -321,6 +322,10 @@ struct BackwardCall : Call<T> {
         grad_key_positions(bias.keys.dimensions()),
         grad_query_positions(bias.queries.dimensions()) {
     if (bias.kind == Bias<T>::Kind::kSharedPositions) grad_after.clear(), grad_query_positions = Tensor3<T>(0, 0, 0);
+    if (int(bias.kind) >= int(Bias<T>::Kind::kTwoSided)) {  // these take neither
+      this->options.mask.prefix = 0, this->options.mask.sinks.reset();
+      this->options.prefixes = {};
+    }
     grad_key_positions.setConstant(std::numeric_limits<T>::quiet_NaN());
     grad_query_positions.setConstant(std::numeric_limits<T>::quiet_NaN());
     grad_output.for_each([&](T& x) { x = T(random.normal()); });
@@ -352,7 +357,7 @@ struct BackwardCall : Call<T> {
             contiguous(this->k),
             contiguous(this->v),
             bias.in_double(),
-            this->options.mask,
+            this->masks(),
             scale,
             std::vector<double>(grad_lse.begin(), grad_lse.end())};
   }

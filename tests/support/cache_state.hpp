@@ -1,6 +1,7 @@
 // What kernels find in a cache, as bits, for comparisons of caches.
 #pragma once
 
+#include <algorithm>
 #include <alibi/kv_cache.hpp>
 #include <bit>
 #include <cstdint>
@@ -33,6 +34,9 @@ std::vector<std::uint64_t> state(const alibi::KvCache<S>& cache, alibi::Index b)
     add(key_bounds.largest);
     for (Index d = 0; d < config.head_dim; d++) add(key_bounds.center[d]);
     for (Index i = 0; i < key_bounds.outlier_count; i++) add(key_bounds.outliers[i]);
+    for (Index t = 0; t * alibi::kernel::kTile < std::min(config.sinks, head.begin); t++)
+      for (Index i = 0; i < (config.head_dim + config.value_dim) * alibi::kernel::kTile; i++)
+        add(static_cast<const S*>(head.sinks[t])[i]);
     for (Index t = 0; t < key_bounds.tiles; t++) {
       add(key_bounds.radius[t]);
       add(key_bounds.prefix_max[t]);

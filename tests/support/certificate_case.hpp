@@ -76,6 +76,7 @@ class CertificateCase {
     choose_shape();
     choose_mask();
     choose_slopes();
+    if (!std::is_same_v<Bias, SlopesAlone>) options_.mask.prefix = 0, options_.mask.sinks.reset();
     bias_.choose(random_, slopes_, queries_, keys_, position(0), options_.mask);
     choose_numbers();
   }
@@ -96,6 +97,8 @@ class CertificateCase {
          << (options_.mask.causal ? ", causal" : ", bidirectional");
     if (options_.mask.window) text << ", window " << *options_.mask.window;
     if (options_.mask.query_offset) text << ", query_offset " << *options_.mask.query_offset;
+    if (options_.mask.prefix > 0) text << ", prefix " << options_.mask.prefix;
+    if (options_.mask.sinks) text << ", sinks " << *options_.mask.sinks;
     if (options_.scale) text << ", scale " << *options_.scale;
     if (options_.bf16_dot) text << ", bf16_dot " << options_.bf16_dot;
     text << ", slopes";
@@ -154,6 +157,9 @@ class CertificateCase {
     if (random_.chance(0.25)) options_.mask.window = random_.integer(1, keys_ + 10);
     if (random_.chance(0.3)) options_.mask.query_offset = random_.integer(-queries_, keys_ + 10);
     if (random_.chance(0.02)) options_.mask.query_offset = Index(1) << random_.integer(20, 40);
+    if (options_.mask.causal && random_.chance(0.2)) options_.mask.prefix = random_.integer(0, keys_);
+    if (options_.mask.window && random_.chance(0.5))
+      options_.mask.sinks = random_.integer(1, random_.chance(0.5) ? 8 : keys_);
     if (kBfloat) options_.bf16_dot = random_.chance(0.5);
   }
 

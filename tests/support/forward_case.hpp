@@ -98,6 +98,8 @@ inline alibi::Mask random_mask(Random& random, const Shape& s) {
   if (random.chance(0.4)) mask.query_offset = random.integer(-s.queries - 10, s.keys + 10);
   if (random.chance(0.1))
     mask.query_offset = (random.chance(0.5) ? 1 : -1) * (Index(1) << (random.chance(0.5) ? 26 : 40));
+  if (mask.causal && random.chance(0.3)) mask.prefix = random.integer(0, s.keys + 10);
+  if (random.chance(0.3)) mask.sinks = random.integer(0, random.chance(0.5) ? 10 : s.keys + 10);
   return mask;
 }
 
@@ -116,15 +118,23 @@ RowMatrix<T> random_slopes(Random& random, const Shape& s) {
   return m;
 }
 
+inline void describe(std::ostream& text, const alibi::Mask& mask) {
+  text << (mask.causal ? ", causal" : ", bidirectional");
+  if (mask.window) text << ", window " << *mask.window;
+  if (mask.query_offset) text << ", query_offset " << *mask.query_offset;
+  if (mask.prefix > 0) text << ", prefix " << mask.prefix;
+  if (mask.sinks) text << ", sinks " << *mask.sinks;
+}
+
 /// Describes a call so that it can be repeated.
 template <class T>
 std::string describe(const Shape& s, const alibi::Options& options, const RowMatrix<T>& slopes) {
   std::ostringstream text;
   text << "q [" << s.batch << ", " << s.kv_heads * s.group << ", " << s.queries << ", " << s.head_dim << "], k ["
-       << s.batch << ", " << s.kv_heads << ", " << s.keys << ", " << s.head_dim << "], value_dim " << s.value_dim
-       << (options.mask.causal ? ", causal" : ", bidirectional");
-  if (options.mask.window) text << ", window " << *options.mask.window;
-  if (options.mask.query_offset) text << ", query_offset " << *options.mask.query_offset;
+       << s.batch << ", " << s.kv_heads << ", " << s.keys << ", " << s.head_dim << "], value_dim " << s.value_dim;
+  describe(text, options.mask);
+  for (const Index offset : options.query_offsets) text << ", query_offsets " << offset;
+  for (const Index prefix : options.prefixes) text << ", prefixes " << prefix;
   if (options.scale) text << ", scale " << *options.scale;
   if (options.bf16_dot) text << ", bf16_dot " << options.bf16_dot;
   text << ", slots " << options.executor.max_concurrency() << ", slopes";
@@ -152,6 +162,7 @@ struct Call {
   std::vector<T> lse;
   RowMatrix<T> slopes;
   alibi::Options options;
+  std::vector<Index> query_offsets, prefixes;  // [batch], for some calls
 
   Call(Random& random, const Shape& shape)
       : s(shape),
@@ -168,17 +179,31 @@ struct Call {
         for (Index i = count; i-- > 0;) task(i);
       });
     for (const Strided<T>* x : {&q, &k, &v}) x->for_each([&](T& value) { value = T(random.normal()); });
+    for (Index b = 0; b < s.batch; b++) {
+      query_offsets.push_back(random.integer(-s.queries - 10, s.keys + 10));
+      prefixes.push_back(random.integer(0, s.keys + 10));
+    }
+    if (random.chance(0.2)) options.query_offsets = query_offsets, options.mask.query_offset.reset();
+    if (options.mask.causal && random.chance(0.2)) options.prefixes = prefixes, options.mask.prefix = 0;
   }
+  Call(Call&&) = default;  // no copies, because the options refer to the lists
 
   std::string description() const { return describe(s, options, slopes); }
+  alibi::reference::MasksOfBatch masks() const {
+    alibi::reference::MasksOfBatch all(options.mask, s.batch);
+    for (std::size_t b = 0; b < all.masks.size(); b++) {
+      if (!options.query_offsets.empty()) all.masks[b].query_offset = options.query_offsets[b];
+      if (!options.prefixes.empty()) all.masks[b].prefix = options.prefixes[b];
+    }
+    return all;
+  }
 
   /// The bounds grow with the largest logit; the bound of the output also grows with the largest value, and the bound
   /// of an lse with the lse. They grow only above `order_one`, which calls of normal numbers reach.
   Worst run() {
     constexpr double order_one = 6;
     alibi::attention_with_lse_into(output.view(), lse, q.view(), k.view(), v.view(), slopes, options);
-    const auto expected =
-        alibi::reference::attention(q.view(), k.view(), v.view(), slopes, options.mask, options.scale);
+    const auto expected = alibi::reference::attention(q.view(), k.view(), v.view(), slopes, masks(), options.scale);
     const double logit = std::max(1., largest_logit() / order_one);
     double value = order_one;
     v.for_each([&](T x) { value = std::max(value, double(std::abs(x))); });

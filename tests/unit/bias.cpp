@@ -21,12 +21,16 @@ const std::vector<Mask> kMasks = {
     {.causal = false, .window = 2, .query_offset = 1},
     {.query_offset = Index(1) << 40},
     {.causal = false, .query_offset = -(Index(1) << 40)},
+    {.prefix = 4},
+    {.window = 2, .prefix = 5, .sinks = 1},
+    {.causal = false, .window = 1, .sinks = 2},
+    {.window = 2, .query_offset = 20, .sinks = 3},
 };
 
 double formula(double m, Index i, Index j, Index queries, Index keys, const Mask& mask) {
   const Index p = i + mask.query_offset.value_or(keys - queries), d = std::abs(p - j);
-  if (mask.causal && j > p) return -kInfinity;
-  if (mask.window && d >= *mask.window) return -kInfinity;
+  if (mask.causal && j > p && j >= mask.prefix) return -kInfinity;
+  if (mask.window && d >= *mask.window && j >= mask.sinks.value_or(0)) return -kInfinity;
   return -m * double(d);
 }
 

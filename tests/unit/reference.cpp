@@ -50,6 +50,20 @@ TEST_F(Example, Window) {
   expect({.window = 3}, {1, 0, 1 / 3., 2 / 3., 33 / 11., 38 / 11.}, {1, 1.5, 2.75});
 }
 
+// Row 0 sees keys 0 and 1: 1, 3/2, sum 5/2: (1, 3/2) / (5/2).
+TEST_F(Example, Prefix) {
+  expect({.prefix = 2}, {0.4, 0.6, 1 / 3., 2 / 3., 33 / 11., 38 / 11.}, {2.5, 1.5, 2.75});
+  expect({.prefix = 1}, {1, 0, 1 / 3., 2 / 3., 33 / 11., 38 / 11.}, {1, 1.5, 2.75});
+  expect({.window = 1, .prefix = 2}, {1, 0, 0, 1, 8, 8}, {1, 1, 1});
+}
+
+// Row 1: 1/2 and 1, as without a window. Row 2 sees keys 0 and 2: 1/4, 1, sum 5/4: (1/4 + 8, 8) / (5/4).
+TEST_F(Example, Sinks) {
+  expect({.window = 1, .sinks = 1}, {1, 0, 1 / 3., 2 / 3., 6.6, 6.4}, {1, 1.5, 1.25});
+  expect({.window = 1, .sinks = 0}, {1, 0, 0, 1, 8, 8}, {1, 1, 1});
+  expect({.sinks = 2}, {1, 0, 1 / 3., 2 / 3., 33 / 11., 38 / 11.}, {1, 1.5, 2.75});
+}
+
 // Queries shifted back by one position: row 0 sees no key; row 1 has position 0; row 2 has position 1: 1/2, 3, sum 7/2.
 TEST_F(Example, RowsThatSeeNothing) {
   expect({.query_offset = -1}, {0, 0, 1, 0, 1 / 7., 6 / 7.}, {0, 1, 3.5});

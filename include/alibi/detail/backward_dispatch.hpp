@@ -193,6 +193,7 @@ void backward(const BackwardCall<E>& call, const Options& options) {
   const double scale = scale_of<T>(options, call.q.head_dim), tolerance = tolerance_of<T>(options);
   PruningStats* const pruning_stats = pruning_stats_of(options, sequences, call.q.heads);
   resolve(options.mask, call.q.tokens, call.k.tokens);
+  check_mask<kind>(options);
   clear_padding(call.grad_q, sequences.query_ranges);
   clear_key_padding(call.grad_k, sequences);
   clear_key_padding(call.grad_v, sequences);

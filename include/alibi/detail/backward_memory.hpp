@@ -122,11 +122,10 @@ bool needs_shifted_lse(const kernel::SequenceParams<F>& sequence, bool bias_want
     return false;
   }
   const ResolvedMask& mask = sequence.mask;
-  const Index first = std::max<Index>(-mask.offset - mask.right, 0),
-              last = std::min(mask.keys - 1 + mask.left - mask.offset, sequence.q.tokens - 1);
-  if (first > last) return false;  // no row sees a key
+  const auto [first, end] = mask.queries_that_see(sequence.q.tokens);
+  if (first >= end) return false;  // no row sees a key
   for (Index h = 0; h < sequence.q.heads; h++)
-    for (const Index query : {first, last}) {
+    for (const Index query : {first, end - 1}) {
       const double slope = sequence.slope(h);
       if ((slope != 0 || bias_wanted) && mask.common_distance(query, slope) > 0) return true;
     }

@@ -24,11 +24,14 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
-/// The mask of a call. Its window is that of the cache, unless the call asks for a narrower one.
+/// The mask of a call. Its window and its sinks are those of the cache, unless the call asks for fewer keys.
 template <class S>
 Mask cache_mask(const KvCache<S>& cache, const Mask& asked) {
   Mask mask = asked;
   const std::optional<Index> window = cache.config().window;
+  if (!mask.sinks) mask.sinks = cache.config().sinks;
+  require(*mask.sinks <= cache.config().sinks || !(window || cache.config().eviction), "mask.sinks is ", *mask.sinks,
+          "; expected at most ", cache.config().sinks, ", the sinks of the cache");
   if (!window) return mask;
   if (!mask.window) mask.window = window;
   require(*mask.window <= *window, "mask.window is ", *mask.window, "; expected at most ", *window,
@@ -46,7 +49,7 @@ void check_reach(const CachedCall<E, S>& call, const SequenceList& sequences, co
   for (Index b = 0; b < q.batch; b++) {
     const KeyRange queries = sequences[b].queries;
     const Index count = queries.end - queries.begin, least = cache.min_length(b) - 1;
-    const Index first = resolve(mask, count, cache.length(b)).position(0);
+    const Index first = resolve(sequences.mask_of(mask, b), count, cache.length(b)).position(0);
     require(count == 0 || cache.min_length(b) == 0 || first >= least, "the first query of sequence ", b,
             " has position ", first, "; expected at least ", least, ": keys that it needs have left the cache");
     // On every call, not only after an eviction, so that a violated precondition is reported at once.
@@ -124,7 +127,7 @@ struct CacheSequences {
             .lse = lse ? lse + b * q.heads * q.tokens + queries.begin : nullptr,
             .lse_stride = q.tokens,
             .slopes = slopes_of(slopes, b),
-            .mask = resolve(mask, queries.end - queries.begin, cache.length(b)),
+            .mask = resolve(sequences.mask_of(mask, b), queries.end - queries.begin, cache.length(b)),
             .tolerance = tolerance,
             .kv_heads = cache.config().kv_heads};
   }
@@ -136,6 +139,7 @@ struct CacheSequences {
             .length = at.length,
             .value_offset = at.value_offset,
             .key_bounds = at.key_bounds,
+            .sinks = at.sinks,
             .half = std::is_same_v<S, Eigen::half>,
             .evicted = cache.evicted_tolerance(b, kv_head)};
   }

@@ -35,7 +35,8 @@ struct BiasView {
 };
 
 /// One sequence of a call: its batch entry, and the ranges of its tokens there. The position of its first query among
-/// its keys is mask.query_offset - offset_shift; `default_offset` replaces a query_offset that is not given.
+/// its keys is mask.query_offset - offset_shift; `default_offset` replaces a query_offset that is not given. The prefix
+/// and the sinks of the mask shrink by offset_shift too.
 struct SequenceSlice {
   Index batch;
   KeyRange queries, keys;
@@ -52,8 +53,16 @@ struct SequenceList {
   Index count = 0, queries = 0, keys = 0;
   TokenRanges query_ranges = {}, key_ranges = {};               // for Kind::batch; empty: all tokens
   std::span<const Index> cu_seqlens_q = {}, cu_seqlens_k = {};  // for Kind::varlen
+  std::span<const Index> query_offsets = {}, prefixes = {};     // of each sequence; empty: those of the mask
 
   const char* name() const { return kind == Kind::varlen ? "the number of sequences" : "the batch of q"; }
+
+  /// The mask of sequence s, from that of the call.
+  Mask mask_of(Mask mask, Index s) const {
+    if (!query_offsets.empty()) mask.query_offset = query_offsets[std::size_t(s)];
+    if (!prefixes.empty()) mask.prefix = prefixes[std::size_t(s)];
+    return mask;
+  }
 
   SequenceSlice operator[](Index s) const {
     SequenceSlice slice{s, {0, queries}, {0, keys}, 0};

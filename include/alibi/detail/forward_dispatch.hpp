@@ -169,6 +169,7 @@ void forward(const ForwardCall<E>& call, const Options& options) {
   const double scale = scale_of<T>(options, call.q.head_dim), tolerance = tolerance_of<T>(options);
   PruningStats* const pruning_stats = pruning_stats_of(options, sequences, call.q.heads);
   resolve(options.mask, call.q.tokens, call.k.tokens);
+  check_mask<kind>(options);
   check_memory(call.output, call.lse, call.q.batch * call.q.heads * call.q.tokens,
                {memory_of(call.q, "q"), memory_of(call.k, "k"), memory_of(call.v, "v"), memory_of<kind>(call.bias)});
   if constexpr (kind == BiasKind::positions) {

@@ -43,7 +43,7 @@ Index measured_tiles(const kernel::SequenceParams<F>& sequence) {
 /// The number of sides of a query on which keys may be pruned.
 template <class F>
 Index sides_of(const kernel::SequenceParams<F>& sequence) {
-  return sequence.mask.right > 0 ? 2 : 1;
+  return sequence.mask.sees_ahead(0) ? 2 : 1;
 }
 
 /// Everything a call of the forward needs besides its arrays.

@@ -49,12 +49,14 @@ inline PositionView part_of(PositionView x, Index b, const KeyRange& tokens) {
   return x;
 }
 
-/// The mask of one sequence.
+/// The mask of one sequence; `mask` is that of SequenceList::mask_of().
 inline ResolvedMask mask_of(const Mask& mask, const SequenceSlice& slice) {
   constexpr Index kFar = Index(1) << 61;  // offsets beyond it see the same keys, but resolve() refuses them
   Mask in_slice = mask;
   in_slice.query_offset =
       std::clamp(mask.query_offset.value_or(slice.default_offset) - slice.offset_shift, -kFar, kFar);
+  in_slice.prefix = std::max<Index>(mask.prefix - slice.offset_shift, 0);
+  in_slice.sinks = std::max<Index>(mask.sinks.value_or(0) - slice.offset_shift, 0);
   return resolve(in_slice, slice.queries.end - slice.queries.begin, slice.keys.end - slice.keys.begin);
 }
 
@@ -90,7 +92,7 @@ struct ArraySequences {
             .lse_stride = q.tokens,
             .slopes = slopes_of(bias.slopes, s),
             .positions = positions_of(slice, s),
-            .mask = mask_of(mask, slice),
+            .mask = mask_of(sequences.mask_of(mask, s), slice),
             .tolerance = tolerance,
             .kv_heads = k.heads};
   }

@@ -86,6 +86,18 @@ void check_bias(const BiasView<T>& bias, Index heads, const SequenceList& sequen
     kind == BiasKind::table ? check_table(bias.table, heads) : check_slopes(bias.slopes, heads, sequences);
 }
 
+/// Checks that the mask of a call is one that the kernel for its bias knows.
+template <BiasKind kind>
+void check_mask(const Options& options) {
+  if constexpr (kind == BiasKind::positions) {
+    const Index sinks = options.mask.sinks.value_or(0);
+    require(options.mask.prefix == 0, "mask.prefix is ", options.mask.prefix,
+            " with two-sided slopes or positions; expected 0");
+    require(options.prefixes.empty(), "options.prefixes is given with two-sided slopes or positions; expected none");
+    require(sinks == 0, "mask.sinks is ", sinks, " with two-sided slopes or positions; expected 0");
+  }
+}
+
 /// Checks that x has the sizes of `like`, but this head_dim; `what` says for the message whose sizes these are.
 template <class X, class L>
 void check_shape(const View<X>& x, const char* name, const View<L>& like, Index head_dim, const char* what) {
@@ -169,7 +181,36 @@ inline void check_ranges(const TokenRanges& ranges, Index batch, Index tokens, c
   }
 }
 
-/// The checked sequences of a call, with the token ranges of its options.
+/// Checks a list `name` with one number for each sequence, which replaces mask.`of`; `given`: whether that is given
+/// too.
+inline void check_per_sequence(std::span<const Index> list, const SequenceList& sequences, const char* name,
+                               const char* of, bool given) {
+  if (list.empty()) return;
+  require(Index(list.size()) == sequences.count, "options.", name, " has ", list.size(), " entries; expected ",
+          sequences.count, ", ", sequences.name());
+  require(!given, "options.", name, " is given with mask.", of, "; expected one of them");
+}
+
+/// The sequences with the query offsets and prefixes of the options, checked.
+inline SequenceList with_masks(SequenceList sequences, const Options& options) {
+  constexpr Index kFar = Index(1) << 61;
+  const auto& offsets = options.query_offsets;
+  const auto& prefixes = options.prefixes;
+  check_per_sequence(offsets, sequences, "query_offsets", "query_offset", options.mask.query_offset.has_value());
+  for (std::size_t s = 0; s < offsets.size(); s++)
+    require(-kFar <= offsets[s] && offsets[s] <= kFar, "options.query_offsets[", s, "] is ", offsets[s],
+            "; expected within ±2^61");
+  check_per_sequence(prefixes, sequences, "prefixes", "prefix", options.mask.prefix != 0);
+  require(prefixes.empty() || options.mask.causal,
+          "options.prefixes is given with a bidirectional mask; expected none, or a causal mask");
+  for (std::size_t s = 0; s < prefixes.size(); s++)
+    require(prefixes[s] >= 0, "options.prefixes[", s, "] is ", prefixes[s], "; expected 0 or more");
+  sequences.query_offsets = offsets;
+  sequences.prefixes = prefixes;
+  return sequences;
+}
+
+/// The checked sequences of a call, with the token ranges, query offsets and prefixes of its options.
 inline SequenceList checked_sequences(SequenceList sequences, const Options& options) {
   if (sequences.kind == SequenceList::Kind::varlen) {
     const bool shared = sequences.cu_seqlens_k.empty();
@@ -181,14 +222,14 @@ inline SequenceList checked_sequences(SequenceList sequences, const Options& opt
             ", as many as cu_seqlens_q");
     require(options.queries.empty() && options.keys.empty(), "options.", options.queries.empty() ? "keys" : "queries",
             " is given for varlen attention; expected none: cu_seqlens say which tokens there are");
-    return sequences;
+    return with_masks(sequences, options);
   }
   if (!options.queries.empty())
     check_ranges(options.queries, sequences.count, sequences.queries, "options.queries", "q", "q");
   if (!options.keys.empty()) check_ranges(options.keys, sequences.count, sequences.keys, "options.keys", "k", "q");
   sequences.query_ranges = options.queries;
   sequences.key_ranges = options.keys;
-  return sequences;
+  return with_masks(sequences, options);
 }
 
 }  // namespace alibi::inline ALIBI_ABI::detail

@@ -28,7 +28,8 @@ KvCache<S>::KvCache(KvCacheConfig config)
       spare_(detail::CacheHead<S>::tile_size(config_.head_dim, config_.value_dim)) {
   heads_.reserve(std::size_t(config_.batch * config_.kv_heads));
   for (Index i = 0; i < config_.batch * config_.kv_heads; i++)
-    heads_.push_back({detail::CacheHead<S>(config_.head_dim, config_.value_dim)});
+    heads_.push_back(
+        {detail::CacheHead<S>(config_.head_dim, config_.value_dim, kernel::ceil_div(config_.sinks, kTile))});
   spare_.reserve(max_spare());
 }
 
@@ -153,12 +154,13 @@ void KvCache<S>::plan(Index sequence, Index tokens, Plan& all) {
   for (Index h = 0; h < config_.kv_heads; h++) {
     Head& head = heads_of(sequence)[std::size_t(h)];
     head.leaving = consider ? leaving_of(head.store, slopes_[std::size_t(h)], length) : detail::Leaving{};
-    head.store.reserve(head.store.tiles() - head.leaving.tiles + opens);
+    const Index removed = head.store.removed(head.leaving.tiles);
+    head.store.reserve(head.store.tiles() - removed + opens);
     // Where all sequences that share a tile append at once, one of them writes the tile itself: then one tile more is
     // provided than needed.
     all.opening += opens + (shares && head.store.writes_shared(length));
-    all.leaving += head.leaving.tiles;
-    all.freed += shares ? head.store.unshared(head.leaving.tiles) : head.leaving.tiles;
+    all.leaving += removed;
+    all.freed += shares ? head.store.unshared(head.leaving.tiles) : removed;
   }
 }
 
@@ -196,6 +198,7 @@ detail::Leaving KvCache<S>::leaving_of(const detail::CacheHead<S>& head, double 
       if (!(log_mass <= std::log(*eviction.tolerance))) break;  // also if it is NaN
     }
   }
+  if (stays <= kernel::ceil_div(config_.sinks, kTile)) return {};  // sinks stay
   return {stays - first, stays > seen};
 }
 

@@ -34,6 +34,7 @@ inline KvCacheConfig checked_config(KvCacheConfig config, double tolerance) {
   require(!config.window || *config.window >= 1, "window is ", config.window.value_or(0),
           "; expected at least 1, the query's own position");
   require(config.rollback >= 0, "rollback is ", config.rollback, "; expected 0 or more");
+  require(0 <= config.sinks && config.sinks <= kMaxTokens, "sinks is ", config.sinks, "; expected 0 to 2^37");
   if (config.eviction) {
     Eviction& eviction = *config.eviction;
     require(std::isfinite(eviction.query_norm) && eviction.query_norm > 0, "eviction.query_norm is ",

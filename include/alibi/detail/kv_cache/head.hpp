@@ -23,26 +23,32 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
-/// The keys and values of one kv head of one sequence, from the first key that is held on.
+/// The keys and values of one kv head of one sequence, from the first key that is held on. The tiles of its sinks stay
+/// at the front of the table when they leave the key tile bounds with others.
 template <class S>
 class CacheHead {
  public:
   using T = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
-  CacheHead(Index head_dim, Index value_dim)
-      : head_dim_(head_dim), value_dim_(value_dim), tiles_(tile_size(head_dim, value_dim)), key_bounds_(head_dim) {}
+  /// `sink_tiles` are the tiles that hold sinks.
+  CacheHead(Index head_dim, Index value_dim, Index sink_tiles)
+      : head_dim_(head_dim),
+        value_dim_(value_dim),
+        sink_tiles_(sink_tiles),
+        tiles_(tile_size(head_dim, value_dim)),
+        key_bounds_(head_dim) {}
 
   /// A head of another cache with the same contents. `copies` are of the tiles that several heads share.
   template <class Map>
   CacheHead clone(Map& copies) const {
-    CacheHead copy(head_dim_, value_dim_);
+    CacheHead copy(head_dim_, value_dim_, sink_tiles_);
     copy.key_bounds_ = key_bounds_;
     copy.tiles_.copy(tiles_, copies);
     return copy;
   }
   /// A head of the same cache with the same contents, in the same tiles.
   CacheHead fork() const {
-    CacheHead copy(head_dim_, value_dim_);
+    CacheHead copy(head_dim_, value_dim_, sink_tiles_);
     copy.key_bounds_ = key_bounds_;
     copy.tiles_.reserve(tiles_.size());
     copy.tiles_.share(tiles_);
@@ -58,25 +64,22 @@ class CacheHead {
   std::size_t bytes() const {
     return std::size_t(tiles()) * tiles_.tile_bytes() + tiles_.table_bytes() + key_bounds_.bytes();
   }
-  /// How many of the first `count` tiles have no other owner.
+  /// How many of the tiles that drop_first(count) removes have no other owner.
   Index unshared(Index count) const {
     Index number = 0;
-    for (Index t = 0; t < count; t++) number += !tiles_.is_shared(t);
+    for (Index t = sink_tiles_; t < sink_tiles_ + removed(count); t++) number += !tiles_.is_shared(t);
     return number;
   }
   /// Whether extend() or truncate() at `length` writes a tile that other heads share, and needs a spare one for it.
-  bool writes_shared(Index length) const {
-    return length % kTile != 0 && tiles_.is_shared(length / kTile - key_bounds_.first());
-  }
+  bool writes_shared(Index length) const { return length % kTile != 0 && tiles_.is_shared(place(length / kTile)); }
   kernel::Cached<S, T> view(Index length) const {
     const Index first = key_bounds_.first();
-    return {tiles_.data(), first, first * kTile, length, value_offset(), key_bounds_.view()};
+    return {tiles_.data() + place(first), first,        first * kTile, length, value_offset(),
+            key_bounds_.view(),           tiles_.data()};
   }
 
   /// An upper bound of the distance of a key that is held from the centre.
-  T distance(Index key) const {
-    return radius_of(tiles_[key / kTile - key_bounds_.first()], key % kTile, key % kTile + 1);
-  }
+  T distance(Index key) const { return radius_of(tiles_[place(key / kTile)], key % kTile, key % kTile + 1); }
 
   /// Room for `tiles` tiles, so that the functions below allocate nothing.
   void reserve(Index tiles) {
@@ -105,9 +108,14 @@ class CacheHead {
     }
   }
 
-  /// Removes the first tiles.
+  /// The number of tiles that drop_first(count) removes: not those of sinks.
+  Index removed(Index count) const {
+    const Index first = key_bounds_.first();
+    return std::max(first + count, sink_tiles_) - std::max(first, sink_tiles_);
+  }
+  /// Removes the first tiles, sinks excepted.
   void drop_first(Index count, SpareTiles<S>& spare, Index max_spare) {
-    tiles_.drop_first(count, spare, max_spare);
+    tiles_.drop(sink_tiles_, removed(count), spare, max_spare);
     key_bounds_.drop_first(count);
   }
 
@@ -115,7 +123,7 @@ class CacheHead {
   /// replaced by one of `spare`.
   void truncate(Index length, SpareTiles<S>& spare, Index max_spare) {
     if (length == 0) return clear(spare, max_spare);
-    const Index stay = kernel::ceil_div(length, kTile) - key_bounds_.first(), leave = tiles() - stay;
+    const Index leave = tiles() - place(kernel::ceil_div(length, kTile));
     tiles_.drop_last(leave, spare, max_spare);
     key_bounds_.drop_last(leave);
     key_bounds_.set_last(0);
@@ -137,15 +145,15 @@ class CacheHead {
   template <class File>
   void write(File& file) const {
     for (Index t = tiles(); t-- > 0;) file.array(tiles_[t], value_offset() + kTile * value_dim_);
-    CacheKeyBounds<T>::transfer(key_bounds_, tiles(), file);
+    CacheKeyBounds<T>::transfer(key_bounds_, key_bounds_.tiles(), file);
   }
-  /// Reads what write() wrote of `count` tiles from `first` on into a new head. Allocates a tile when its turn has
-  /// come, so that a file of wrong sizes ends before memory does; the newest first, at addresses in the order of
-  /// CacheTiles::append().
+  /// Reads what write() wrote of sinks and of `count` tiles from `first` on into a new head. Allocates a tile when its
+  /// turn has come, so that a file of wrong sizes ends before memory does; the newest first, at addresses in the order
+  /// of CacheTiles::append().
   template <class File>
   void read(File& file, Index first, Index count) {
     const Index size = value_offset() + kTile * value_dim_;
-    for (Index t = 0; t < count; t++) {
+    for (Index t = 0; t < std::min(first, sink_tiles_) + count; t++) {
       tiles_.reserve(t + 1);
       tiles_.add_new();
       file.array(tiles_.last(), size);
@@ -158,6 +166,9 @@ class CacheHead {
 
  private:
   static constexpr Index kTile = kernel::kTile;
+
+  /// The place of a tile from the first of the bounds on in the table, behind those of sinks that have left the bounds.
+  Index place(Index tile) const { return tile - key_bounds_.first() + std::min(key_bounds_.first(), sink_tiles_); }
 
   Index value_offset() const { return head_dim_ * kTile; }  // a multiple of a cache line, as kTile numbers are
 
@@ -205,7 +216,7 @@ class CacheHead {
     return radius;
   }
 
-  Index head_dim_, value_dim_;
+  Index head_dim_, value_dim_, sink_tiles_;
   CacheTiles<S> tiles_;
   CacheKeyBounds<T> key_bounds_;
 };

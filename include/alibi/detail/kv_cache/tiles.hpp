@@ -95,11 +95,11 @@ class CacheTiles {
     return tile;
   }
 
-  /// Removes the first or the last tiles. They go to `spare` while that holds fewer than `max_spare`; the others are
-  /// freed.
-  void drop_first(Index count, SpareTiles<S>& spare, Index max_spare) {
-    for (Index i = 0; i < count; i++) spare.recycle((*this)[i], max_spare);
-    tiles_.erase(tiles_.begin(), tiles_.begin() + count);
+  /// Removes tiles from `begin` on, or the last ones. They go to `spare` while that holds fewer than `max_spare`; the
+  /// others are freed.
+  void drop(Index begin, Index count, SpareTiles<S>& spare, Index max_spare) {
+    for (Index i = begin; i < begin + count; i++) spare.recycle((*this)[i], max_spare);
+    tiles_.erase(tiles_.begin() + begin, tiles_.begin() + begin + count);
   }
   void drop_last(Index count, SpareTiles<S>& spare, Index max_spare) {
     for (Index i = 0; i < count; i++) spare.recycle(take_last(), max_spare);

@@ -3,7 +3,7 @@
 //
 // Tiles are pruned by the bound of the forward (pruning.hpp). Here the whole softmax sum of a row is known and replaces
 // the sum so far. The pruned keys have at most `tolerance` of the softmax mass of each row. A sixteenth of the
-// tolerance is reserved for the outlier tiles, which are judged one by one. Internal.
+// tolerance is reserved for the outlier tiles and the sinks before a window, which are judged one by one. Internal.
 #pragma once
 
 #include <algorithm>
@@ -77,7 +77,7 @@ class BackwardRows {
       bound = std::max(bound, find_tiles(block, stats));
       reach.first = std::min(reach.first, stats.tiles.first);
       reach.last = std::max(reach.last, stats.tiles.last);
-      visible += block.tiles();
+      visible += block.tiles() + ceil_div(mask_.visible_sinks(first + block.rows - 1).end, kTile);
     }
     if (stats_) merge_stats(*stats_, budget_, 0, visible, bound);
   }
@@ -164,11 +164,12 @@ class BackwardRows {
     tiles = {};
     if (block.tiles() == 0) return 0;
     tiles = {std::int32_t(block.any_visible.begin / kTile), std::int32_t((block.any_visible.end - 1) / kTile)};
-    if (!key_bounds_) return 0;
+    if (!key_bounds_ || block.far) return 0;
     const TileRange all = tiles;
     compute_query_bounds(block, stats);
     Vec<T> pruned_mass[kVectors];
     for (Vec<T>& x : pruned_mass) x = broadcast<T>(T(0));
+    const bool ahead = mask_.sees_ahead(block.first);
 
     // Prunes the tiles up to `number`, or from `number` on, if the bound allows it. Every step of the searches below is
     // proved by itself.
@@ -178,7 +179,7 @@ class BackwardRows {
                                     {block.any_visible.begin, mask_.keys})
                : remaining_from<T>(*key_bounds_, tail_bounds_, slope_per_key(bias_, slope_, left), number,
                                    block.any_visible.end);
-      const T share = budget_.side<T>(left && mask_.right > 0);
+      const T share = budget_.side<T>(left && ahead);
       return try_prune(penalty_of(bias_, block.positions, slope_, remaining.key, left), stats, remaining, share, sum);
     };
     const auto can_prune = [&](Index number, bool left) {
@@ -195,7 +196,7 @@ class BackwardRows {
     if (first > tiles.first) prune(first - 1, true, pruned_mass);
     tiles.first = std::int32_t(first);
 
-    if (mask_.right > 0) {
+    if (ahead) {
       Index last = std::max<Index>(ceil_div(block.highest, kTile), tiles.first), pruned_from = tiles.last + 1;
       while (last < pruned_from) {
         const Index middle = (last + pruned_from) / 2;
@@ -206,7 +207,8 @@ class BackwardRows {
     }
     T max_pruned_mass = 0;
     for (const Vec<T>& x : pruned_mass) max_pruned_mass = std::max(max_pruned_mass, reduce_max(x));
-    const bool prunes = tiles.first > all.first || tiles.last < all.last;
+    const bool prunes =
+        tiles.first > all.first || tiles.last < all.last || mask_.visible_sinks(block.first + block.rows - 1).end > 0;
     return double(max_pruned_mass) + (prunes ? budget_.outliers() : 0);
   }
 

@@ -179,15 +179,16 @@ float estimated_cost(const BackwardParams<F>& params, const BackwardItem& item) 
   const TileRange tiles = tiles_of(plan, item.keys, sequence.mask.keys);
   const Index seen_from = std::max(sequence.mask.visible(begin).begin, tiles.first * Index(kTile)),
               seen_to = std::min(sequence.mask.visible(end - 1).end, (tiles.last + 1) * Index(kTile));
-  if (seen_from >= seen_to) return 0;
-  const bool diagonal = sequence.mask.right == 0 && sequence.mask.position(begin) < seen_to;
+  const bool sinks = tiles.first * Index(kTile) < sequence.mask.visible_sinks(end - 1).end;
+  if (seen_from >= seen_to && !sinks) return 0;
+  const bool diagonal = !sequence.mask.sees_ahead(begin) && sequence.mask.position(begin) < seen_to;
   const bool outliers = any_outlier(sequence.key_bounds_of(item.kv_head), tiles);
   float cost = 0;
   for (Index h = item.kv_head * params.forward.group(); h < (item.kv_head + 1) * params.forward.group(); h++) {
     const TileRange& reach = bwd.reach[h * plan.query_chunks + item.queries];
     const Index from = std::max(reach.first, tiles.first), to = std::min(reach.last, tiles.last);
     if (from <= to) cost += float(end - begin) * float(to - from + 1) * (diagonal ? 0.5F : 1.F);
-    if (outliers) cost += 1;
+    if (outliers || sinks) cost += 1;
   }
   return cost;
 }

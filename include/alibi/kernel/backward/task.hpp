@@ -66,6 +66,7 @@ class BackwardTask {
       for (Index b = first; b < end; b += kQueryBlocks<T>) {
         begin_blocks(b, std::min<Index>(kQueryBlocks<T>, end - b));
         for (std::int32_t tile = tiles_.first; tile <= tiles_.last; tile++) compute_tile(tile);
+        if (mask_.sinks > 0) compute_sinks();
         for (QueryBlock& block : blocks())
           if (block.loaded) finalize(block);
       }
@@ -94,6 +95,7 @@ class BackwardTask {
   void begin_head();
   void begin_blocks(Index first, Index count);
   void compute_tile(Index number);
+  void compute_sinks();
   bool needs(const QueryBlock& block, Index tile) const;
   bool is_outlier_tile(Index tile) const;
   const Tile<T>& loaded_tile(Index number);
@@ -110,7 +112,7 @@ class BackwardTask {
   const Params<F>& params_;
   const SequenceParams<F>& sequence_;
   const BackwardSequenceParams<F>& backward_;
-  ResolvedMask mask_;  // of the head
+  ResolvedMask mask_;  // of the head; in compute_sinks(), that of the sinks
   Index group_, kv_head_, head_;
   Index head_dim_, value_dim_;
   Index padded_head_dim_, padded_value_dim_;  // rounded up to whole vectors
@@ -162,6 +164,15 @@ void BackwardTask<F>::compute_tile(Index number) {
   for (std::size_t i = 0; i < count; i++) accumulate_dq(*use[i], tile);  // dQ += dS K; finalize() multiplies by τ
 }
 
+/// The second visit of tiles with sinks, for those before the windows of the blocks.
+template <class F>
+void BackwardTask<F>::compute_sinks() {
+  mask_.only_sinks = true;
+  for (QueryBlock& block : blocks()) block.see(mask_);
+  for (Index tile = tiles_.first; tile <= tiles_.last && tile * kTile < mask_.sinks; tile++) compute_tile(tile);
+  mask_.only_sinks = false;
+}
+
 template <class F>
 void BackwardTask<F>::compute_p(const QueryBlock& block, const Tile<T>& tile) {
   const auto compute_from = [&]<class Start, class Visible>(const Start& start, const Visible& visible) {
@@ -190,20 +201,23 @@ void BackwardTask<F>::accumulate_dq(QueryBlock& block, const Tile<T>& tile) {
   });
 }
 
-/// Whether a block must compute a tile: it is in the range of the block, or it is an outlier tile that is not pruned.
+/// Whether a block must compute a tile: it is in the range of the block, or it is an outlier tile or one of sinks that
+/// is not pruned.
 template <class F>
 bool BackwardTask<F>::needs(const QueryBlock& block, Index tile) const {
+  const bool sinks = mask_.only_sinks;
   const TileRange& reach = block.stats->tiles;
-  if (reach.first <= tile && tile <= reach.last) return true;
-  if (!is_outlier_tile(tile)) return false;
-  const bool left = block.place_of(block.keys) == Side::left;
+  if (!sinks && reach.first <= tile && tile <= reach.last) return true;
+  if (sinks ? !key_bounds_ || block.far : !is_outlier_tile(tile)) return sinks;
+  const bool left = sinks || block.place_of(block.keys) == Side::left;
+  const Index end = sinks ? block.keys.tile + block.keys.end : mask_.keys;
   const double slope = slope_ * std::numbers::log2e;
   Vec<T> pruned_mass[kVectors];
   for (Vec<T>& x : pruned_mass) x = broadcast<T>(T(0));
   const RemainingKeys<T> remaining =
-      remaining_tile<T>(*key_bounds_, slope_per_key(bias_, slope, left), tile, mask_.keys, left);
+      remaining_tile<T>(*key_bounds_, slope_per_key(bias_, slope, left), tile, end, left);
   return !try_prune(penalty_of(bias_, block.positions, slope, remaining.key, left), *block.stats, remaining,
-                    budget_.outlier<T>(key_bounds_->outlier_count), pruned_mass);
+                    budget_.outlier<T>(key_bounds_->outlier_count + ceil_div(mask_.sinks, kTile)), pruned_mass);
 }
 
 template <class F>

@@ -58,16 +58,16 @@ void finish_decode(const Params<F>& params, Index sequence_number, Index kv_head
     const KeyRange seen = mask.visible(query);
     if (sequence.lse) {
       const double slope = sequence.slope(head);
-      const Index beyond = std::abs(mask.position(query) - mask.nearest_key(query));
-      const Index nearest = slope >= 0 ? 0 : mask.farthest(query);
       const double log_sum = double(all.reference) * std::numbers::ln2 + std::log(double(all.sum));
       sequence.lse[head * sequence.lse_stride + query] =
-          all.sum == 0 ? -std::numeric_limits<T>::infinity() : T(log_sum - slope * double(beyond + nearest));
+          all.sum == 0 ? -std::numeric_limits<T>::infinity()
+                       : T(log_sum - slope * double(mask.common_distance(query, slope)));
     }
     if (params.pruning_stats) {
       const double pruned = log_add(all.pruned_mass, all.pruned_outliers);
       merge_stats(params.pruning_stats[sequence_number * params.heads + head], sequence.budget(head), all.computed,
-                  seen.begin < seen.end ? (seen.end - 1) / kTile - seen.begin / kTile + 1 : 0,
+                  (seen.begin < seen.end ? (seen.end - 1) / kTile - seen.begin / kTile + 1 : 0) +
+                      ceil_div(mask.visible_sinks(query).end, kTile),
                   pruned > kNothing ? std::exp2(pruned - all.log_mass()) : 0);
     }
   }

@@ -12,8 +12,10 @@
 // If a split does not hold the nearest tile of a row, it first computes the mass of that tile, as a part of the
 // denominator. The states of splits are merged in a fixed order.
 //
+// The sinks before a window are visited after the keys of the window, by the split that has their tiles.
+//
 // Error budget: 15/16 of the tolerance covers all keys beyond the nearest split that stops, so that the pruned mass of
-// more distant splits need not be added. Outlier tiles share 1/16 equally. Internal.
+// more distant splits need not be added. Outlier tiles and tiles of sinks share 1/16 equally. Internal.
 #pragma once
 
 #include <algorithm>
@@ -80,8 +82,9 @@ class DecodeTask {
       const Index number = key_bounds.outliers[i];
       if (number < first_ || number > last_) continue;
       compute_tile(number,
-                   [&](Row& row) { return number <= row.state->pruned_until && !try_prune_outlier(row, number); });
+                   [&](Row& row) { return number <= row.state->pruned_until && !try_prune_alone(row, number); });
     }
+    if (sinks_ > 0) compute_sinks();
   }
 
  private:
@@ -94,7 +97,8 @@ class DecodeTask {
     Index head, p;   // of the query: its head and position, for a table
     Index position;  // the key nearest to the query
     Index nearest;   // d_i of kernel/tile/bias.hpp
-    KeyRange seen;
+    KeyRange seen;   // in compute_sinks() the sinks
+    Index sinks;     // that the query sees before its window
     bool prunes;
     double slope_log2e, center_score, norm;  // for the bound, in base 2
     double tile_series;                      // log_geometric_series() of a tile
@@ -110,6 +114,7 @@ class DecodeTask {
   };
 
   void find_nearest_tile_masses();
+  void compute_sinks();
   template <class Needs>
   void compute_tile(Index number, const Needs& needs);
   template <int M>
@@ -126,7 +131,7 @@ class DecodeTask {
   void accumulate_rows(Row* const* rows, const TileBias* frame, const S* values, Index dim, const T* probabilities);
   TileBias tile_bias_of(const Row& row, Index number) const;
   bool try_prune(Row& row, Index number);
-  bool try_prune_outlier(Row& row, Index number);
+  bool try_prune_alone(Row& row, Index number);
   double bound(const Row& row, Index last_key, double radius) const;
   const S* tile(Index number) const { return source_.tile(number); }
   bool prefetch_pages() const;
@@ -140,7 +145,8 @@ class DecodeTask {
   Cached<S, T> source_;
   Tables<T> tables_{};  // in reverse order
   Index head_dim_, value_dim_;
-  Index first_, last_;                                     // the tiles of the split
+  Index first_, last_;                                     // the tiles of the split that windows may reach
+  Index oldest_, sinks_;                                   // the first tile of the split, and the number of all sinks
   double log2_side_ = kNothing, log2_outlier_ = kNothing;  // log2 of shares of the pruning budget
   Index ahead_ = -1;                                       // the tile to prefetch, or -1
   Index next_line_ = 0, step_ = 0;                         // of that tile, in elements
@@ -164,7 +170,9 @@ DecodeTask<F>::DecodeTask(const Params<F>& params, const DecodeItem& item, RowSt
   const DecodePlan plan = DecodePlan::of(sequence);
   const Index newest = ceil_div(source_.length, kTile) - 1;
   last_ = newest - item.split * plan.tiles;
-  first_ = std::max(last_ - plan.tiles + 1, source_.first_tile);
+  oldest_ = std::max<Index>(last_ - plan.tiles + 1, 0);
+  first_ = std::max(oldest_, source_.first_tile);
+  sinks_ = mask.sinks;
 
   const Index queries = sequence.q.tokens;
   count_ = params.group() * queries;
@@ -182,7 +190,7 @@ DecodeTask<F>::DecodeTask(const Params<F>& params, const DecodeItem& item, RowSt
   take(q, count_ * head_dim_);
   const PruningBudget budget = sequence.budget(item.kv_head * params.group());
   log2_side_ = budget.log2_side();
-  log2_outlier_ = budget.log2_outlier(key_bounds.outlier_count);
+  log2_outlier_ = budget.log2_outlier(key_bounds.outlier_count + ceil_div(sinks_, kTile));
   const T scale = T(params.scale * std::numbers::log2e);
   for (Index r = 0; r < count_; r++, q += head_dim_) {
     const Index head = item.kv_head * params.group() + r / queries, query = r % queries;
@@ -208,9 +216,10 @@ DecodeTask<F>::DecodeTask(const Params<F>& params, const DecodeItem& item, RowSt
         .head = head,
         .p = mask.position(query),
         .position = mask.nearest_key(query),
-        .nearest = slope >= 0 ? 0 : mask.farthest(query),
+        .nearest = mask.largest_bias(query, slope),
         .seen = seen,
-        .prunes = sequence.budget(head).enabled,
+        .sinks = mask.visible_sinks(query).end,
+        .prunes = sequence.budget(head).enabled && mask.largest_bias(query, slope) == 0,  // the bound needs that
         .slope_log2e = slope * std::numbers::log2e,
         .center_score = dot + double(margin(norm, head_dim_, key_bounds.center_norm + key_bounds.largest, mask.keys)),
         .norm = double(norm),
@@ -233,6 +242,15 @@ void DecodeTask<F>::find_nearest_tile_masses() {
     row.nearest_tile_mass = row.state->log_mass();
     *row.state = RowState<T>();
   }
+}
+
+/// Computes the tiles of the split with sinks before the windows of the rows, unless they are pruned.
+template <class F>
+void DecodeTask<F>::compute_sinks() {
+  source_.turn_to_sinks();
+  for (Row& row : std::span(rows_, std::size_t(count_))) row.seen = {0, row.sinks};
+  for (Index number = oldest_; number <= last_ && number * kTile < sinks_; number++)
+    compute_tile(number, [&](Row& row) { return !row.prunes || !try_prune_alone(row, number); });
 }
 
 /// Computes a tile for the rows that see some of its keys and need it, several rows at a time.
@@ -259,8 +277,9 @@ void DecodeTask<F>::compute_tile(Index number, const Needs& needs) {
 
 template <class F>
 typename DecodeTask<F>::TileBias DecodeTask<F>::tile_bias_of(const Row& row, Index number) const {
-  const Index first = number * kTile, at = std::clamp<Index>(row.position - first, 0, kTile - 1);
+  const Index first = number * kTile;
   const Index begin = std::max<Index>(row.seen.begin - first, 0), end = std::min<Index>(row.seen.end - first, kTile);
+  const Index at = std::clamp<Index>(row.position - first, begin, end - 1);
   const Index nearest = row.slope >= 0 ? 0 : std::max(at - begin, end - 1 - at);
   const Index beyond = std::abs(row.position - first - at) + nearest - row.nearest;
   return {T(at),
@@ -476,14 +495,13 @@ bool DecodeTask<F>::try_prune(Row& row, Index number) {
   return true;
 }
 
-/// Prunes one outlier tile, which the row skipped with the others, if its mass stays within the share.
+/// Prunes one outlier tile, which the row skipped with the others, or one tile of sinks, if its mass stays within the
+/// share.
 template <class F>
-bool DecodeTask<F>::try_prune_outlier(Row& row, Index number) {
-  const Index last_key = std::min((number + 1) * kTile, source_.length) - 1;
-  const KeyTileBounds<T>& key_bounds = source_.key_bounds;
+bool DecodeTask<F>::try_prune_alone(Row& row, Index number) {
+  const Index last_key = std::min((number + 1) * kTile, row.seen.end) - 1;
   RowState<T>& state = *row.state;
-  const double pruned_mass =
-      bound(row, last_key, double(key_bounds.radius[number - key_bounds.first])) + row.tile_series;
+  const double pruned_mass = bound(row, last_key, double(source_.key_bounds.radius_of(number))) + row.tile_series;
   if (!(pruned_mass <= log2_outlier_ + log_add(row.nearest_tile_mass, state.log_mass()))) return false;
   state.pruned_outliers = log_add(state.pruned_outliers, pruned_mass);
   return true;

@@ -38,7 +38,7 @@ void attend_one_token(const Params<F>& params, const SequenceParams<F>& sequence
   using T = typename F::T;
   const ResolvedMask& mask = sequence.mask;
   const KeyRange seen = mask.visible(0);
-  const bool sees = seen.begin < seen.end;
+  const bool sees = seen.begin < seen.end || mask.visible_sinks(0).end > 0;
   const T scale = T(params.scale * std::numbers::log2e);
   for (Index h = 0; h < params.heads; h++) {
     const Index kv = h / params.group();

@@ -9,7 +9,8 @@
 //   O = α O + P V              kernel/tile/values.hpp
 //
 // This ends when the remaining keys cannot matter (pruning.hpp). A block prunes the rest of a side at once, and then
-// judges the outlier tiles one by one.
+// judges the outlier tiles one by one. The sinks before a window take a second visit of the first tiles, with a mask of
+// their own (ResolvedMask::only_sinks), and are judged like outlier tiles.
 //
 // The scratch depends on the head dims alone, never on the number of tokens. Nothing is allocated or validated here.
 //
@@ -86,6 +87,7 @@ class ForwardTask {
       if (newly_pruned_) stop(sweep);
     }
     if (any_pruned_) compute_outliers();
+    if (mask_.sinks > 0) compute_sinks();
     for (const auto& block : blocks()) finalize(block);
     if (stats_) record_stats();
   }
@@ -98,6 +100,8 @@ class ForwardTask {
   bool prune_or_skip(ForwardBlock<F>& block, const TileKeys& keys, Index number);
   void stop(Sweep& sweep);
   void compute_outliers();
+  void compute_sinks();
+  bool prune_alone(ForwardBlock<F>& block, Index number, Index end, bool left);
   void compute_tile(ForwardBlock<F>& block, const TileKeys& keys);
   template <class Bias, class Visible>
   void attend(ForwardBlock<F>& block, const TileKeys& keys, const Bias& bias, const Visible& visible);
@@ -105,7 +109,7 @@ class ForwardTask {
   T lse_of(const ForwardBlock<F>& block, Index row) const;
   void record_stats();
 
-  const ResolvedMask mask_;
+  ResolvedMask mask_;  // in compute_sinks(), that of the sinks
   Index head_dim_, value_dim_;
   Rows<const typename F::Query> q_;
   Source<F> source_;
@@ -137,8 +141,8 @@ class ForwardTask {
   Index remaining_of_[2] = {-1, -1};
   bool any_pruned_ = false, newly_pruned_ = false;  // newly: since the last stop()
 
-  PruningStats* stats_;  // of the head, or null
-  Index computed_ = 0;
+  PruningStats* stats_;               // of the head, or null
+  Index computed_ = 0, visible_ = 0;  // pairs of a block and a tile; visible_: those of the windows, once sinks follow
   ForwardBlock<F> blocks_[kMaxBlocks];
   PositionLanes<T> lanes_[kHasPositions<F> ? kMaxBlocks : 1];  // of the blocks, for a bias of positions
 };
@@ -193,7 +197,7 @@ void ForwardTask<F>::compute_tile(ForwardBlock<F>& block, const TileKeys& keys) 
 /// Whether a block has pruned the tile, or prunes it now, together with all more distant tiles on its side.
 template <class F>
 bool ForwardTask<F>::prune_or_skip(ForwardBlock<F>& block, const TileKeys& keys, Index number) {
-  if (!key_bounds_) return false;
+  if (!key_bounds_ || block.far) return false;
   if (block.is_pruned(number)) return true;
   const Side side = block.place_of(keys);
   if (side == Side::edge || (side == Side::right && !key_bounds_->suffix_max))
@@ -208,7 +212,7 @@ bool ForwardTask<F>::prune_or_skip(ForwardBlock<F>& block, const TileKeys& keys,
                      : remaining_from<T>(*key_bounds_, tail_bounds_, slope_per_key(bias_, slope_log2e_, left), number,
                                          blocks_[count_ - 1].any_visible.end);
   // Half is reserved for the other side while that may still prune.
-  const bool both = mask_.right > 0 && !(left ? block.right < kNone : block.left >= 0);
+  const bool both = mask_.sees_ahead(block.first) && !(left ? block.right < kNone : block.left >= 0);
   const T share = budget_.side<T>(both);
   if (!try_prune(penalty_of(bias_, block.positions, slope_log2e_, remaining.key, left), block.query_bounds, block.state,
                  remaining, share, block.pruned_mass))
@@ -236,14 +240,44 @@ void ForwardTask<F>::compute_outliers() {
     for (auto& block : blocks()) {
       const TileKeys keys = block.keys_of(mask_, first);
       if (keys.begin >= keys.end || !block.is_pruned(number)) continue;
-      const bool left = block.place_of(keys) == Side::left;
-      const RemainingKeys<T> remaining =
-          remaining_tile<T>(*key_bounds_, slope_per_key(bias_, slope_log2e_, left), number, mask_.keys, left);
-      if (!try_prune(penalty_of(bias_, block.positions, slope_log2e_, remaining.key, left), block.query_bounds,
-                     block.state, remaining, T(budget_.tolerance), block.pruned_mass))
+      if (!prune_alone(block, number, mask_.keys, block.place_of(keys) == Side::left)) compute_tile(block, keys);
+    }
+  }
+}
+
+/// Prunes the keys of one tile before key `end`, if all pruned keys of a block stay within the tolerance.
+template <class F>
+bool ForwardTask<F>::prune_alone(ForwardBlock<F>& block, Index number, Index end, bool left) {
+  const RemainingKeys<T> remaining =
+      remaining_tile<T>(*key_bounds_, slope_per_key(bias_, slope_log2e_, left), number, end, left);
+  return try_prune(penalty_of(bias_, block.positions, slope_log2e_, remaining.key, left), block.query_bounds,
+                   block.state, remaining, T(budget_.tolerance), block.pruned_mass);
+}
+
+/// Computes the sinks before the windows of the blocks, tile by tile, unless they are pruned.
+template <class F>
+void ForwardTask<F>::compute_sinks() {
+  if constexpr (F::kCached) source_.turn_to_sinks();
+  mask_.only_sinks = true;
+  Index end = 0;
+  for (auto& block : blocks()) {
+    visible_ += block.tiles();
+    block.see(mask_);
+    end = std::max(end, block.any_visible.end);
+  }
+  const Index tiles = ceil_div(end, kTile);
+  for (Index number = 0; number < tiles; number++) {
+    begin_tile(number, number + 1 < tiles ? number + 1 : -1);
+    for (auto& block : blocks()) {
+      const TileKeys keys = block.keys_of(mask_, number * kTile);
+      if (keys.begin >= keys.end) continue;
+      if (key_bounds_ && !block.far && prune_alone(block, number, keys.tile + keys.end, true))
+        any_pruned_ = true;
+      else
         compute_tile(block, keys);
     }
   }
+  mask_.only_sinks = false;
 }
 
 template <class F>
@@ -299,7 +333,8 @@ Sweep ForwardTask<F>::tiles() const {
   const Block<T>&first = blocks_[0], &last = blocks_[count_ - 1];
   const Index begin = first.any_visible.begin, end = last.any_visible.end;
   if (begin >= end) return {0, -1, -1};
-  const Index center = mask_.right == 0 ? end - 1 : std::clamp((first.lowest + last.highest) / 2, begin, end - 1);
+  const Index center =
+      mask_.sees_ahead(first.first) ? std::clamp((first.lowest + last.highest) / 2, begin, end - 1) : end - 1;
   return {begin / kTile, center / kTile, (end - 1) / kTile};
 }
 
@@ -369,7 +404,7 @@ typename F::T ForwardTask<F>::lse_of(const ForwardBlock<F>& block, Index row) co
 /// Adds the counts of this task to the pruning statistics of the head.
 template <class F>
 void ForwardTask<F>::record_stats() {
-  Index visible = 0;
+  Index visible = visible_;
   double bound = 0;
   for (const auto& block : blocks()) {
     visible += block.tiles();

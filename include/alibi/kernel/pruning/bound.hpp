@@ -98,12 +98,11 @@ RemainingKeys<T> remaining_from(const KeyTileBounds<T>& key_bounds, const T* tai
   const T* const tail_bound = tail_bounds ? tail_bounds + key_bounds.tiles + at : nullptr;
   return {first, count, log_geometric_series<T>(slope, count), key_bounds.suffix_max[at], key_bounds, tail_bound};
 }
-/// One tile by itself, to the left or to the right of a block.
+/// One tile by itself, its keys before key `keys`, to the left or to the right of a block.
 template <class T>
 RemainingKeys<T> remaining_tile(const KeyTileBounds<T>& key_bounds, double slope, Index number, Index keys, bool left) {
   const Index nearest = left ? std::min((number + 1) * kTile, keys) - 1 : number * kTile;
-  return {nearest,    kTile,  log_geometric_series<T>(slope, kTile), key_bounds.radius[number - key_bounds.first],
-          key_bounds, nullptr};
+  return {nearest, kTile, log_geometric_series<T>(slope, kTile), key_bounds.radius_of(number), key_bounds, nullptr};
 }
 
 /// The query bounds of a block, one query for each lane: what (1) of pruning.hpp needs. Lanes without a query never

@@ -2,7 +2,7 @@
 //
 //   tolerance = Options::tolerance - the share evicted from the cache
 //   15/16 of it   ordinary tiles; with a bidirectional mask half of that while the other side may still prune
-//    1/16 of it   outlier tiles, which are judged one by one
+//    1/16 of it   outlier tiles and the sinks of a window, which are judged one by one
 //
 // Only make_budget() makes budgets, and only merge_stats() merges statistics. Internal.
 #pragma once
@@ -28,9 +28,9 @@ struct PruningBudget {
   T side(bool both) const {
     return T(tolerance) * T(both ? 0x1.ep-2 : 0x1.ep-1);
   }
-  /// The share of all outlier tiles together.
+  /// The share of all outlier tiles and tiles of sinks together.
   double outliers() const { return tolerance / 16; }
-  /// The share of one of `count` outlier tiles.
+  /// The share of one of `count` such tiles.
   template <class T>
   T outlier(Index count) const {
     return T(tolerance) / T(16) / T(std::max<Index>(count, 1));
@@ -55,8 +55,9 @@ inline PruningBudget make_budget(double penalty, double tolerance, double evicte
 inline PruningBudget make_budget(double slope, double tolerance, double evicted, const ResolvedMask& mask,
                                  Index queries) {
   if (!(slope > 0) || queries == 0) return make_budget(0, tolerance, evicted);
-  const Index back = std::min(mask.left, mask.nearest_key(queries - 1) - mask.first);
-  const Index ahead = std::min(mask.right, mask.keys - 1 - mask.nearest_key(0));
+  const Index last = mask.nearest_key(queries - 1),
+              back = mask.sinks > 0 ? last : std::min(mask.left, last - mask.first);
+  const Index ahead = std::min(mask.sees_ahead(0) ? mask.left : 0, mask.prefix - 1 - mask.nearest_key(0));
   return make_budget(slope * double(std::max(back, ahead)), tolerance, evicted);
 }
 

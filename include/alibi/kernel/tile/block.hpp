@@ -47,16 +47,23 @@ class Block {
   /// The sign of `slope` decides which key of a row has the largest bias (kernel/tile/bias.hpp).
   Block(const ResolvedMask& mask, Index first_query, Index row_count, double slope)
       : first(first_query), rows(row_count), vectors(int((row_count + kLanes<T> - 1) / kLanes<T>)) {
-    const KeyRange of_first = mask.visible(first), of_last = mask.visible(first + rows - 1);
-    any_visible = {of_first.begin, of_last.end};
-    all_visible = {of_last.begin, of_first.end};
+    see(mask);
     positions.first = mask.position(first);
     lowest = positions.base = mask.nearest_key(first);
     highest = mask.nearest_key(first + rows - 1);
     for (Index i = 0; i < kBlock<T>; i++) {
       positions.from_base[i] = T(mask.nearest_key(first + i) - positions.base);
-      positions.nearest[i] = slope >= 0 ? T(0) : T(mask.farthest(first + i));
+      const Index nearest = mask.largest_bias(first + i, slope);
+      positions.nearest[i] = T(nearest);
+      far = far || (i < rows && nearest > 0);
     }
+  }
+
+  /// Takes the visible keys of another part of the mask (ResolvedMask::only_sinks). The positions stay.
+  void see(const ResolvedMask& mask) {
+    const KeyRange of_first = mask.visible(first), of_last = mask.visible(first + rows - 1);
+    any_visible = {of_first.begin, of_last.end};
+    all_visible = {of_last.begin, of_first.end};
   }
 
   /// The keys that the block reads in the tile that starts at key `tile`; none if begin >= end.
@@ -102,6 +109,7 @@ class Block {
   int vectors = 0;                        // the number of vectors that hold a query
   KeyRange any_visible{}, all_visible{};  // the keys that some query sees, and those that every query sees
   Index lowest = 0, highest = 0;          // the keys nearest to the first and the last query
+  bool far = false;  // whether some largest bias is not that of the nearest key; the bound of pruning needs the nearest
   Positions<T> positions;
 };
 

@@ -32,6 +32,9 @@ struct KeyTileBounds {
   const T* log_mass = nullptr;             // at least log2 Σ 2^(chord_norm |k_j - c|) over the tile; or null
   const std::int32_t* outliers = nullptr;  // the numbers of the outlier tiles, rising
   Index outlier_count = 0;
+
+  /// An upper bound of the radius of any tile, also of the sinks that a cache keeps when later tiles leave.
+  T radius_of(Index tile) const { return tile < first ? largest : radius[tile - first]; }
 };
 
 /// The number of tail bounds of a head (compute_tail_bounds() of kernel/pruning/key_stats.hpp): one for each tile, or

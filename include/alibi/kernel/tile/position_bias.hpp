@@ -139,7 +139,7 @@ class PositionBiasPolicy {
   /// The mask of the head: an infinite slope hides a side.
   ResolvedMask mask_of(ResolvedMask mask) const {
     if (std::isinf(slope_[0])) mask.left = 0;
-    if (std::isinf(slope_[1])) mask.right = 0;
+    if (std::isinf(slope_[1])) mask.right = mask.prefix = 0;
     return mask;
   }
 
