@@ -134,14 +134,15 @@ void run_one_token(const kernel::Params<F>& call, const ArraySequences<F>& all, 
 template <BiasKind kind, class F>
 void run_arrays(const kernel::Params<F>& call, const ArraySequences<F>& all, const Options& options,
                 const RelativeBias<typename F::T>& table) {
+  constexpr bool kOneToken = kind == BiasKind::slopes && !F::kPairs;
   ArraySequences<F> others = all;
   Index one_token = 0;
-  if constexpr (kind == BiasKind::slopes) {
+  if constexpr (kOneToken) {
     for (Index s = 0; s < all.count(); s++) one_token += is_one_token(all.sequences[s]);
     others.without_one_token = one_token > 0;
   }
   if (one_token < all.count()) run(call, others, options, table);  // first, because it clears the statistics
-  if constexpr (kind == BiasKind::slopes)
+  if constexpr (kOneToken)
     if (one_token > 0) run_one_token(call, all, options.executor);
 }
 

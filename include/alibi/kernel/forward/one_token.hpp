@@ -31,6 +31,14 @@ T scaled_dot(T scale, const E* x, const E* y, Index n) {
   for (; d < n; d++) all += scale * T(x[d]) * T(y[d]);
   return all;
 }
+/// The same sum in the order of the other kernels, with their bits: those of the lse. Each term waits for the one
+/// before.
+template <class T, class E>
+T ordered_dot(T scale, const E* x, const E* y, Index n) {
+  Vec<T> sum = broadcast<T>(T(0));
+  for (Index d = 0; d < n; d++) sum = fma(broadcast<T>(T(y[d])), broadcast<T>(T(x[d]) * scale), sum);
+  return reduce_max(sum);
+}
 
 /// All heads of a sequence of one query and one key, whose bias is linear. `stats` [heads], or null.
 template <class F>
@@ -42,24 +50,25 @@ void attend_one_token(const Params<F>& params, const SequenceParams<F>& sequence
   const T scale = T(params.scale * std::numbers::log2e);
   for (Index h = 0; h < params.heads; h++) {
     const Index kv = h / params.group();
-    auto* const output = rows_of(sequence.output, h)[0];
-    T score = -std::numeric_limits<T>::infinity();
+    bool finite = false;
+    T logit = -std::numeric_limits<T>::infinity();  // in base 2, without the bias
     if (sees)
       with_scalar(rows_of(sequence.q, h), [&]<class E>(const Rows<const E>& q) {
-        score = scaled_dot(scale, q[0], reinterpret_cast<const E*>(rows_of(sequence.k, kv)[0]), params.head_dim);
+        const E* const k = reinterpret_cast<const E*>(rows_of(sequence.k, kv)[0]);
+        finite = std::isfinite(scaled_dot(scale, q[0], k, params.head_dim));
+        if (sequence.lse) logit = ordered_dot(scale, q[0], k, params.head_dim);
       });
-    if (sees && std::isfinite(score)) {
-      std::copy_n(rows_of(sequence.v, kv)[0], params.value_dim, output);
+    if (finite) {
+      std::copy_n(rows_of(sequence.v, kv)[0], params.value_dim, rows_of(sequence.output, h)[0]);
     } else {
-      // 0 without the key, and NaN for a score that is not finite.
+      // 0 without the key, and NaN for a logit that is not finite.
       const T value = sees ? std::numeric_limits<T>::quiet_NaN() : T(0);
       with_scalar(rows_of(sequence.output, h),
                   [&]<class E>(const Rows<E>& to) { std::fill_n(to[0], params.value_dim, E(value)); });
     }
     if (sequence.lse) {
-      const double slope = sequence.slope(h);
-      const double bias = sees ? -slope * double(mask.common_distance(0, slope)) : 0;
-      sequence.lse[h * sequence.lse_stride] = T(double(score) * std::numbers::ln2 + bias);
+      const double slope = sequence.slope(h), bias = sees ? slope * double(mask.common_distance(0, slope)) : 0;
+      sequence.lse[h * sequence.lse_stride] = T(double(logit) * std::numbers::ln2 - bias);
     }
     if (stats) stats[h] = {Index(sees), Index(sees), 0};
   }
