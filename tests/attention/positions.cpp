@@ -57,6 +57,7 @@ TYPED_TEST(Positions, RandomCalls) {
     test::Random random{std::uint64_t(seed)};
     test::BackwardCall<TypeParam> call(random, test::random_shape(random));
     call.bias = test::random_position_bias(random, call.s, call.slopes);
+    call.fit_mask();
     if (random.chance(0.3)) call.options.tolerance = 0;
     const auto errors = forward_errors(call);
     EXPECT_LE(errors[0], 1) << "output, in units of the bound: " << call.description();
@@ -316,6 +317,14 @@ class PositionErrors : public testing::Test {
 TEST_F(PositionErrors, Slopes) {
   const float infinite = std::numeric_limits<float>::infinity();
   EXPECT_EQ(with(alibi::two_sided(m_, m_)), "nothing was thrown");
+  const std::vector<Index> prefixes = {1, 2};
+  const auto masked = [&](const alibi::Options& options) {
+    return test::error_of([&] { alibi::attention(q_, k_, k_, alibi::two_sided(m_, m_), options); });
+  };
+  EXPECT_EQ(masked({.mask = {.prefix = 3}}), "alibi: mask.prefix is 3 with two-sided slopes or positions; expected 0");
+  EXPECT_EQ(masked({.mask = {.sinks = 2}}), "alibi: mask.sinks is 2 with two-sided slopes or positions; expected 0");
+  EXPECT_EQ(masked({.prefixes = prefixes}),
+            "alibi: options.prefixes is given with two-sided slopes or positions; expected none");
   EXPECT_EQ(with(alibi::two_sided(alibi::slopes(2), m_)),
             "alibi: slopes before has heads 2; expected 4, the heads of q");
   EXPECT_EQ(with(alibi::two_sided(m_, test::RowMatrix<float>(test::RowMatrix<float>::Ones(3, 4)))),

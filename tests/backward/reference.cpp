@@ -191,6 +191,11 @@ void separate(test::Random& random, test::Bias<T>& bias) {
 BackwardCall<double> small_call(test::Random& random) {
   BackwardCall<double> call(random, small_shape(random));
   separate(random, call.bias);
+  // Where one side has no weight at all, its gradient would be compared with the rounding of the differences.
+  if (call.bias.after.size() > 0 || call.bias.keys.size() > 0)
+    for (auto* x : {&call.bias.numbers, &call.bias.after})
+      for (Index i = 0; i < x->size(); i++)
+        if (std::isfinite(x->data()[i])) x->data()[i] = std::fmod(x->data()[i], 2.0);
   const bool steep = call.bias.keys.size() > 0 && test::largest(call.bias.numbers) > 1;
   if (steep || std::abs(call.options.mask.query_offset.value_or(0)) > 1000) call.grad_lse.clear();
   return call;

@@ -322,15 +322,18 @@ struct BackwardCall : Call<T> {
         grad_key_positions(bias.keys.dimensions()),
         grad_query_positions(bias.queries.dimensions()) {
     if (bias.kind == Bias<T>::Kind::kSharedPositions) grad_after.clear(), grad_query_positions = Tensor3<T>(0, 0, 0);
-    if (int(bias.kind) >= int(Bias<T>::Kind::kTwoSided)) {  // these take neither
-      this->options.mask.prefix = 0, this->options.mask.sinks.reset();
-      this->options.prefixes = {};
-    }
+    fit_mask();
     grad_key_positions.setConstant(std::numeric_limits<T>::quiet_NaN());
     grad_query_positions.setConstant(std::numeric_limits<T>::quiet_NaN());
     grad_output.for_each([&](T& x) { x = T(random.normal()); });
     if (random.chance(0.4)) grad_lse.resize(this->lse.size());
     random.fill(grad_lse);
+  }
+  /// Two-sided slopes and positions take neither a prefix nor sinks.
+  void fit_mask() {
+    if (int(bias.kind) < int(Bias<T>::Kind::kTwoSided)) return;
+    this->options.mask.prefix = 0, this->options.mask.sinks.reset();
+    this->options.prefixes = {};
   }
   static Strided<T> like(Random& random, const Strided<T>& x) {
     const alibi::View<T> view = x.view();
