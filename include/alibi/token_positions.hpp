@@ -15,6 +15,7 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <cstddef>
 #include <type_traits>
 #include <utility>
 
@@ -105,7 +106,8 @@ auto position_array(Array& array) {
                   "alibi: positions are a tensor of rank 1, [tokens], 2, [heads, tokens], or 3, [batch, heads, "
                   "tokens].");
     const auto size = [&array](int axis) {  // counted from the last one
-      return Index(array.dimensions()[int(Array::Layout) == int(Eigen::RowMajor) ? kRank - 1 - axis : axis]);
+      constexpr bool kRowMajor = int(Array::Layout) == int(Eigen::RowMajor);
+      return Index(array.dimensions()[std::size_t(kRowMajor ? kRank - 1 - axis : axis)]);
     };
     view.tokens = size(0);
     if constexpr (kRank > 1) view.heads = size(1), view.head_stride = view.tokens;

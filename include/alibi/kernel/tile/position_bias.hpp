@@ -14,7 +14,8 @@
 // that matter, however large the positions and the gaps between them are.
 //
 // Positions are read as double. What the sums of a tile start from is computed in double, relative to a position of the
-// tile, and then rounded once. Where a float cannot hold a difference with all its digits, it is a sum of two floats.
+// tile, and then rounded once. In a tile on both sides of the queries, a float is too short for a position, which is a
+// sum of two floats.
 // A tile takes some 64 operations for each block, beside some 200,000 for its products.
 //
 // A key lies on the left of a query if its position is smaller, or if it is equal and the index of the key is not above
@@ -221,19 +222,30 @@ class PositionBiasPolicy {
   PositionEdge<T> edge(const Positions<T>& queries, Index tile) const {
     PositionEdge<T> bias;
     bias.before = T(base2_[0]), bias.after = T(base2_[1]);
-    const double origin = split_keys(tile, bias.keys);
+    const double origin = origin_of(queries.lanes->at);
+    split_keys(tile, origin, bias.keys);
     split_lanes(queries.lanes->left, origin, bias.left);
     split_lanes(queries.lanes->right, origin, bias.right);
     for (Vec<T>& x : bias.offset) x = broadcast<T>(T(0));
     return bias;
   }
 
-  /// The keys of a tile in two parts, relative to the result. Keys beyond the last one repeat it.
-  double split_keys(Index tile, KeyParts<T>& parts) const {
-    const double origin = sizeof(T) == sizeof(double) ? 0 : key(tile);  // double needs none
+  /// What positions in two parts are relative to: a position of the block, if its queries are close to each other
+  /// compared with their size, else 0. Double needs none.
+  static double origin_of(const LanePositions<T>& lanes) {
+    if (sizeof(T) == sizeof(double)) return 0;
+    const double first = lanes.base[0];
+    double spread = 0, largest = 0;
+    for (const double at : lanes.base) {
+      spread = std::max(spread, std::abs(at - first));
+      largest = std::max(largest, std::abs(at));
+    }
+    return spread < largest / 2 ? first : 0;
+  }
+  /// The keys of a tile in two parts, relative to `origin`. Keys beyond the last one repeat it.
+  void split_keys(Index tile, double origin, KeyParts<T>& parts) const {
     const Index in_tile = std::min<Index>(kTile, count_ - tile);
     for (Index j = 0; j < kTile; j++) split(key(tile + std::min(j, in_tile - 1)) - origin, parts.high[j], parts.low[j]);
-    return origin;
   }
   /// Lanes in two parts, relative to `origin`.
   static void split_lanes(const LanePositions<T>& lanes, double origin, LaneParts<T>& parts) {

@@ -117,7 +117,9 @@ class BiasGradient<PositionBiasPolicy<T>> {
     tile.of_keys = of_keys_ + (keys.tile - first_key_) / kTile * kKeysOfTile * kLanes<T>;
     tile.of_queries = queries.lanes->gradient;
     if (side == Side::edge) {
-      PositionBiasPolicy<T>::split_lanes(lanes.at, bias.split_keys(keys.tile, tile.key_parts), tile.lane_parts);
+      const double origin = PositionBiasPolicy<T>::origin_of(lanes.at);
+      bias.split_keys(keys.tile, origin, tile.key_parts);
+      PositionBiasPolicy<T>::split_lanes(lanes.at, origin, tile.lane_parts);
       for (Index i = 0; i < kBlock<T>; i++)
         tile.last_before[i] = T(std::clamp<Index>(lanes.keys_before[i] - keys.tile, 0, kTile) - 1);
       std::copy_n(common, kBlock<T>, tile.common);
