@@ -51,6 +51,7 @@ is_installed() {
     g++) command -v "${CXX:-c++}" ;;
     ninja-build) command -v ninja ;;
     gnuplot-nox) command -v gnuplot ;;
+    openmpi-bin) command -v mpirun ;;
     python3-venv) python3 -c 'import ensurepip, venv' ;;
     python3-dev) test -e "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ;;
     # On other systems than Debian, CMake says which library is missing.

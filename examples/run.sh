@@ -5,7 +5,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 
-require gnuplot-nox libopenblas-dev libpcre2-dev nlohmann-json3-dev pkg-config
+require gnuplot-nox libopenblas-dev libopenmpi-dev libpcre2-dev nlohmann-json3-dev openmpi-bin pkg-config
 configure_part EXAMPLES
 run_build "build quickstart" quickstart
 
@@ -27,6 +27,9 @@ for cache in beam_search continuous_batching; do
   echo "==> $cache"
   "$build/examples/$cache"
 done
+echo "==> context_parallel, 65,536 tokens over 4 ranks; without an argument it takes 262,144"
+OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
+  mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 -n 4 "$build/examples/context_parallel" 65536
 
 experiment=$build/examples/experiment
 rm -rf "$experiment"

@@ -3,7 +3,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 
-require libgtest-dev libopenblas-dev libpcre2-dev nlohmann-json3-dev pkg-config
+require libgtest-dev libopenblas-dev libopenmpi-dev libpcre2-dev nlohmann-json3-dev openmpi-bin pkg-config
 build_part TESTS
 
 echo "==> run tests"

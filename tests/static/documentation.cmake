@@ -3,6 +3,9 @@
 # The first block of README.md is examples/quickstart.cpp without its heading comment, and its output is what that
 # program prints.
 file(GLOB guides CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/examples/guides/*.md")
+if(NOT TARGET alibi::mpi)
+  list(FILTER guides EXCLUDE REGEX "/context_parallel\\.md$")
+endif()
 set(documents
     "${PROJECT_SOURCE_DIR}/README.md" "${PROJECT_SOURCE_DIR}/include/alibi/README.md"
     "${PROJECT_SOURCE_DIR}/bench/README.md" ${guides}
@@ -54,6 +57,9 @@ file(CONFIGURE OUTPUT documentation/fragments.cpp CONTENT "#include \"documentat
 add_library(test_documentation OBJECT "${CMAKE_CURRENT_BINARY_DIR}/documentation/fragments.cpp")
 target_include_directories(test_documentation PRIVATE "${CMAKE_CURRENT_LIST_DIR}")
 target_link_libraries(test_documentation PRIVATE alibi::compiled)
+if(TARGET alibi::mpi)
+  target_link_libraries(test_documentation PRIVATE alibi::mpi)
+endif()
 add_dependencies(alibi_tests test_documentation)
 
 # README.md's program, which is block 1, and its output.

@@ -27,3 +27,11 @@ extern float* output_data;
 
 #include "alibi/kv_cache_file.hpp"
 extern const float* qkv_data;
+
+// Used by examples/guides/context_parallel.md.
+#if __has_include(<mpi.h>)
+#include "alibi/mpi.hpp"
+extern alibi::ContextParallel parallel;
+extern const alibi::Index local_tokens;
+extern alibi::KvCache<float> cache;
+#endif

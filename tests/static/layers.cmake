@@ -1,5 +1,5 @@
 # The layers of the headers. Run as `cmake -DINCLUDE_DIR=<dir> -P layers.cmake`.
-#   1. From top to bottom: public, detail, kernel/backward, kernel/decode, kernel/forward, kernel/pruning, kernel/tile,
+#   1. From top to bottom: mpi.hpp, detail/mpi, public, detail, kernel/backward, kernel/decode, kernel/forward, kernel/pruning, kernel/tile,
 #      kernel/simd, base. A header includes its own layer and lower ones, never in a cycle.
 #   2. Headers that a public header includes after its last line define what it declares, and may include it.
 #   3. Only kernel/simd/ names Eigen::internal; only tensor.hpp includes Eigen's unsupported modules.
@@ -20,6 +20,10 @@ function(layer_of header result)
   endforeach()
   if(header IN_LIST base)
     set(layer 0)
+  elseif(header STREQUAL "mpi.hpp")
+    set(layer 10)
+  elseif(header MATCHES "^detail/mpi/")
+    set(layer 9)
   endif()
   set(${result} ${layer} PARENT_SCOPE)
 endfunction()
