@@ -58,7 +58,7 @@ Received plan_of(Index rank, const Pieces& pieces, const Keys& keys) {
   std::vector<char> asked(std::size_t(ranks), 0);
   const auto tokens_of_rank = static_cast<std::size_t>(tokens);
   for (Index h = 0; h < kHeads; h++) {
-    std::vector<double> score(tokens_of_rank), norm(tokens_of_rank);
+    std::vector<double> score(tokens_of_rank), norm(tokens_of_rank), log_masses(tokens_of_rank);
     constexpr Index kFar = Index(1) << 61;
     alibi::detail::measure_queries_of<float>({.q = q.view(),
                                               .k = k.view(),
@@ -71,8 +71,8 @@ Received plan_of(Index rank, const Pieces& pieces, const Keys& keys) {
                                               .slope = double(slopes[h]),
                                               .left = kFar,
                                               .both_sides = false},
-                                             score, norm);
-    const HeadPlan plan({pieces, rank, kFar, 0, double(slopes[h]), kTolerance / 4, score, norm});
+                                             score, norm, log_masses);
+    const HeadPlan plan({pieces, rank, kFar, 0, double(slopes[h]), kTolerance / 8, score, norm});
     std::vector<float> largest;
     for (const auto& of_rank : keys.largest) largest.push_back(of_rank[std::size_t(h)]);
     std::vector<char> needed(std::size_t(ranks), 0);

@@ -23,6 +23,13 @@
 #include "alibi/kernel/tile/key_bounds.hpp"
 #include "alibi/view.hpp"
 
+// g++ 12 warns of its own AVX-512 intrinsics, because it takes their undefined operand for uninitialised.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 namespace alibi::inline ALIBI_ABI::detail {
 
 /// Token i of head h of sequence b.
@@ -88,9 +95,11 @@ struct MeasuredHead {
   std::span<const Sum<E>> lse = {};  // of the rows, if it is known
 };
 
-/// a_i and |τ q_i| of all rows. Rows that are not finite get an infinite a_i.
+/// a_i, |τ q_i| and the logarithm of the lower bound of the mass, of all rows. Rows that are not finite get an infinite
+/// a_i.
 template <class E>
-void measure_queries_of(const MeasuredHead<E>& x, std::span<double> score, std::span<double> norm) {
+void measure_queries_of(const MeasuredHead<E>& x, std::span<double> score, std::span<double> norm,
+                        std::span<double> log_masses) {
   using T = Sum<E>;
   using Column = Eigen::Array<T, Eigen::Dynamic, 1>;
   constexpr double kUnit = double(std::numeric_limits<T>::epsilon()) / 2;
@@ -123,6 +132,7 @@ void measure_queries_of(const MeasuredHead<E>& x, std::span<double> score, std::
       double& a = score[std::size_t(i)];
       a = x.scale * double(query.dot(c)) - log_mass + margin;
       norm[std::size_t(i)] = tau_q;
+      log_masses[std::size_t(i)] = log_mass;
       if (!std::isfinite(a) || !std::isfinite(tau_q)) {
         a = std::numeric_limits<double>::infinity();
         norm[std::size_t(i)] = 0;
@@ -131,4 +141,17 @@ void measure_queries_of(const MeasuredHead<E>& x, std::span<double> score, std::
   }
 }
 
+/// Replaces the lower bounds of the mass of rows by the mass that their lse states.
+template <class T>
+void raise_masses(std::span<double> score, std::span<const double> log_masses, std::span<const T> lse) {
+  for (std::size_t i = 0; i < score.size(); i++) {
+    const double raised = score[i] + log_masses[i] - double(lse[i]) + 1e-5 * std::abs(double(lse[i]));
+    if (raised < score[i]) score[i] = raised;  // not for rows that are not finite
+  }
+}
+
 }  // namespace alibi::inline ALIBI_ABI::detail
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif

@@ -17,13 +17,14 @@
 // image holds.
 //
 // The tolerance ε of a call is divided:
-//   ε/4   pieces of ranks that are ruled out as a whole, for all rows of a head at once
-//   ε/4   tiles of the other ranks, for each block of 256 rows
+//   ε/8   pieces of ranks that are ruled out as a whole, for all rows of a head at once
+//   ε/8   tiles of the other ranks that are not fetched, for each block of 256 rows
+//   ε/4   fetched tiles that a block does not compute, because M_i is larger once the rank has attended to its own keys
 //   ε/2   the calls of attention over the keys that remain. Each prunes a share of its own part of the softmax mass in
 //         the forward, so that the shares do not add up. In the backward pass each prunes a share of the whole, so that
 //         each gets a part of ε/2.
 // A sum of (1) over the sets that are left out bounds what a row loses. Sets with the smallest bounds are left out
-// first, until the share is used up. The three parts together are at most ε of the softmax mass of each row, which is
+// first, until the share is used up. The four parts together are at most ε of the softmax mass of each row, which is
 // the certificate of pruning.hpp. M_i is the mass of some of the keys that the row sees, so that it is at most the
 // whole.
 //
@@ -36,6 +37,7 @@
 #include <cstddef>
 #include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "alibi/kernel/simd/isa.hpp"
@@ -76,6 +78,17 @@ inline void join_runs(std::vector<KeyRun>& runs, Index gap = 0) {
       runs[count++] = run;
   }
   runs.resize(count);
+}
+
+/// Reduces runs to the keys that they have in common with others. Both are joined.
+inline void keep_common(std::vector<KeyRun>& runs, std::span<const KeyRun> others) {
+  std::vector<KeyRun> common;
+  for (const KeyRun& run : runs)
+    for (const KeyRun& other : others) {
+      const Index begin = std::max(run.begin, other.begin), end = std::min(run.end, other.end);
+      if (run.rank == other.rank && begin < end) common.push_back({run.rank, begin, end});
+    }
+  runs = std::move(common);
 }
 
 /// An upper bound of a convex function f on [low, high], by its chords.
@@ -124,7 +137,7 @@ class HeadPlan {
     Index rank;
     Index left, right;                    // the largest distances of visible keys (ResolvedMask)
     double slope;                         // 0 for a table
-    double share;                         // ε/4
+    double share;                         // of the softmax mass, for what this plan leaves out
     std::span<const double> score, norm;  // a_i and |τ q_i| of each row; empty if is_dense()
   };
   explicit HeadPlan(const Config& config) : x_(config) {}

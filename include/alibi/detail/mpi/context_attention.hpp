@@ -1,7 +1,8 @@
 // Attention and its gradients over a sequence that lies in pieces on several ranks. Internal.
 //
-// Forward:  plan; the keys that are needed start to travel; attention over the own keys; then, for each rank from the
-//           nearest on, attention of the blocks of rows over the keys that they need of it, merged by the lse.
+// Forward:  plan; the keys that are needed start to travel; attention over the own keys; a sharper plan with their lse;
+//           then, for each rank from the nearest on, attention of the blocks of rows over the keys that they need of
+//           it, merged by the lse.
 // Backward: the same plan from the lse of all keys. The gradients of fetched keys go back to their rank, which adds
 // those
 //           of the nearest rank first.
@@ -238,6 +239,7 @@ class ContextForward : ContextCall<E, kind> {
     exchange_.start();
     this->each_own_call(
         outcome, [&](Index b, Index sequences, Index g, Index kv_heads) { attend_own(b, sequences, g, kv_heads); });
+    outcome.attempt([&] { plan_.refine(lse_); });
     for (Index i = 0; i < Index(exchange_.receives().size()); i++) {
       const std::byte* const data = exchange_.receive(i);
       outcome.attempt([&] { attend(i, reinterpret_cast<const E*>(data)); });

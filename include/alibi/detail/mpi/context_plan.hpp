@@ -137,7 +137,7 @@ class ContextPlan {
     outcome.attempt([&] {
       mask_ = resolve(options_.mask, q_.tokens, q_.tokens);
       scale_ = scale_of<T>(options_, q_.head_dim);
-      share_ = tolerance_of<T>(options_) / 4;
+      tolerance_ = tolerance_of<T>(options_);
       blocks_ = context_blocks(q_.tokens);
       needs.assign(heads * std::size_t(blocks_), {});
       fetched.assign(kv, {});
@@ -201,7 +201,23 @@ class ContextPlan {
   const Pieces& pieces() const { return pieces_; }
   double scale() const { return scale_; }
   /// The share of all calls of attention together: all that the plan does not use.
-  double share_of_calls() const { return mpi_.size() == 1 ? 4 * share_ : 2 * share_; }
+  double share_of_calls() const { return mpi_.size() == 1 ? tolerance_ : tolerance_ / 2; }
+
+  /// Finds again the keys that blocks of rows need, among those that were fetched, with the lse of the own keys.
+  void refine(std::span<const T> lse) {
+    if (mpi_.size() == 1 || radii_.empty()) return;
+    const auto n = std::size_t(q_.tokens);
+    options_.executor.for_each(q_.batch * q_.heads, [&](Index i, int) {
+      const Index b = i / q_.heads, h = i % q_.heads, at = b * k_.heads + h / group();
+      if (is_dense(b, h) || n == 0) return;
+      const std::size_t first = std::size_t(i) * n;
+      raise_masses<T>(std::span(score_).subspan(first, n), std::span<const double>(log_masses_).subspan(first, n),
+                      lse.subspan(first, n));
+      find_needs(b, h, radii_of(at), tolerance_ / 4);
+      for (Index block = 0; block < blocks_; block++)
+        keep_common(needs[std::size_t(i * blocks_ + block)], fetched[std::size_t(at)]);
+    });
+  }
 
  private:
   static constexpr int kTag = 1;
@@ -209,7 +225,7 @@ class ContextPlan {
   Index group() const { return q_.heads / k_.heads; }
   Index tiles(Index rank) const { return context_tiles(pieces_.tokens(rank)); }
   double slope(Index b, Index h) const { return kind == BiasKind::table ? 0 : slope_at(bias_.slopes, b, h); }
-  bool is_dense(Index b, Index h) const { return HeadPlan::is_dense(slope(b, h), share_); }
+  bool is_dense(Index b, Index h) const { return HeadPlan::is_dense(slope(b, h), tolerance_); }
   bool any_prunes(Index b, Index sequences, Index h, Index heads) const {
     for (Index i = b; i < b + sequences; i++)
       for (Index j = h; j < h + heads; j++)
@@ -227,10 +243,10 @@ class ContextPlan {
     for (Index b = 0; b < k_.batch; b++)
       for (Index g = 0; g < k_.heads; g++) body(b, g);
   }
-  HeadPlan head_plan(Index b, Index h) const {
+  HeadPlan head_plan(Index b, Index h, double share) const {
     const std::size_t n = std::size_t(q_.tokens), at = std::size_t(b * q_.heads + h) * n;
     const bool dense = is_dense(b, h);
-    return HeadPlan({pieces_, mpi_.rank(), mask_.left, mask_.right, slope(b, h), share_,
+    return HeadPlan({pieces_, mpi_.rank(), mask_.left, mask_.right, slope(b, h), share,
                      dense ? std::span<const double>() : std::span<const double>(score_).subspan(at, n),
                      dense ? std::span<const double>() : std::span<const double>(norm_).subspan(at, n)});
   }
@@ -241,6 +257,7 @@ class ContextPlan {
     const std::size_t n = std::size_t(q_.tokens), kv = std::size_t(q_.batch * k_.heads);
     score_.resize(std::size_t(q_.batch * q_.heads) * n);
     norm_.resize(score_.size());
+    log_masses_.resize(score_.size());
     options_.executor.for_each(q_.batch * q_.heads, [&](Index i, int) {
       const Index b = i / q_.heads, h = i % q_.heads, g = h / group(), at = b * k_.heads + g;
       if (is_dense(b, h) || n == 0) return;
@@ -257,13 +274,15 @@ class ContextPlan {
                              .both_sides = mask_.right > 0,
                              .lse = lse_.empty() ? lse_ : lse_.subspan(std::size_t(i) * n, n)},
                             std::span(score_).subspan(std::size_t(i) * n, n),
-                            std::span(norm_).subspan(std::size_t(i) * n, n));
+                            std::span(norm_).subspan(std::size_t(i) * n, n),
+                            std::span(log_masses_).subspan(std::size_t(i) * n, n));
     });
     options_.executor.for_each(Index(kv), [&](Index at, int) {
       const Index b = at / k_.heads, g = at % k_.heads;
       std::vector<float> radius(std::size_t(mpi_.size()));
       for (std::size_t s = 0; s < radius.size(); s++) radius[s] = largest[s * kv + std::size_t(at)];
-      for (Index h = g * group(); h < (g + 1) * group(); h++) head_plan(b, h).find_ranks(radius, needed_of(at));
+      for (Index h = g * group(); h < (g + 1) * group(); h++)
+        head_plan(b, h, tolerance_ / 8).find_ranks(radius, needed_of(at));
     });
     each_kv([&](Index b, Index g) {
       if (!any_prunes(b, 1, g * group(), group())) return;
@@ -272,25 +291,43 @@ class ContextPlan {
     });
   }
 
+  /// The radii of the tiles of each rank that is known, and their range.
+  struct TileRadii {
+    std::vector<std::span<const float>> of_rank;
+    RadiusRange range;
+  };
+  TileRadii radii_of(Index at) {
+    TileRadii radii;
+    const std::span<const char> needed = needed_of(at);
+    for (Index s = 0; s < mpi_.size(); s++) {
+      const auto count = std::size_t(tiles(s));
+      const std::vector<float>& all = radii_[std::size_t(s)];
+      auto& here = radii.of_rank.emplace_back();
+      if (!needed[std::size_t(s)] || all.empty()) continue;
+      here = std::span<const float>(all).subspan(std::size_t(at) * count, count);
+      radii.range.add(here);
+    }
+    radii.range = radii.range.finished();
+    return radii;
+  }
+  void find_needs(Index b, Index h, const TileRadii& radii, double share) {
+    const HeadPlan plan = head_plan(b, h, share);
+    for (Index block = 0; block < blocks_; block++)
+      needs[std::size_t((b * q_.heads + h) * blocks_ + block)] = plan.find_tiles(
+          block, needed_of(b * k_.heads + h / group()), [&](Index s) { return radii.of_rank[std::size_t(s)]; },
+          radii.range);
+  }
+
   /// Finds the keys that each block of rows needs, and those that this rank fetches.
   void find_keys() {
     options_.executor.for_each(q_.batch * k_.heads, [&](Index at, int) {
       const Index b = at / k_.heads, g = at % k_.heads;
-      const std::span<const char> needed = needed_of(at);
-      const auto radii = [&](Index s) {
-        const auto count = std::size_t(tiles(s));
-        return std::span<const float>(radii_[std::size_t(s)]).subspan(std::size_t(at) * count, count);
-      };
-      RadiusRange range;
-      for (Index s = 0; s < mpi_.size(); s++)
-        if (needed[std::size_t(s)] && !radii_[std::size_t(s)].empty()) range.add(radii(s));
-      range = range.finished();
+      const TileRadii radii = radii_of(at);
       std::vector<KeyRun>& all = fetched[std::size_t(at)];
       for (Index h = g * group(); h < (g + 1) * group(); h++) {
-        const HeadPlan plan = head_plan(b, h);
+        find_needs(b, h, radii, tolerance_ / 8);
         for (Index block = 0; block < blocks_; block++) {
-          auto& runs = needs[std::size_t((b * q_.heads + h) * blocks_ + block)];
-          runs = plan.find_tiles(block, needed, radii, range);
+          const auto& runs = needs_of(b, h, block);
           all.insert(all.end(), runs.begin(), runs.end());
         }
       }
@@ -352,11 +389,11 @@ class ContextPlan {
   const Options& options_;
   std::span<const T> lse_;  // [batch][heads][tokens], if it is known
   ResolvedMask mask_{};
-  double scale_ = 1, share_ = 0;
+  double scale_ = 1, tolerance_ = 0;
   Index blocks_ = 0;
-  std::vector<double> score_, norm_;       // [batch][heads][tokens]
-  std::vector<char> needed_;               // [batch][kv_heads][ranks]
-  std::vector<std::vector<float>> radii_;  // of each rank that is asked, [batch][kv_heads][tiles]
+  std::vector<double> score_, norm_, log_masses_;  // [batch][heads][tokens]
+  std::vector<char> needed_;                       // [batch][kv_heads][ranks]
+  std::vector<std::vector<float>> radii_;          // of each rank that is asked, [batch][kv_heads][tiles]
 };
 
 }  // namespace alibi::inline ALIBI_ABI::detail
