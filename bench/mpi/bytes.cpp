@@ -60,18 +60,22 @@ Received plan_of(Index rank, const Pieces& pieces, const Keys& keys) {
   for (Index h = 0; h < kHeads; h++) {
     std::vector<double> score(tokens_of_rank), norm(tokens_of_rank), log_masses(tokens_of_rank);
     constexpr Index kFar = Index(1) << 61;
+    float far_radius = 0;
+    for (const auto& of_rank : keys.largest) far_radius = std::max(far_radius, of_rank[std::size_t(h)]);
     alibi::detail::measure_queries_of<float>({.q = q.view(),
                                               .k = k.view(),
                                               .b = 0,
                                               .h = h,
                                               .g = h,
                                               .center = keys.center.data() + h * kDim,
-                                              .radius = keys.largest[std::size_t(rank)][std::size_t(h)],
+                                              .own_radius = keys.largest[std::size_t(rank)][std::size_t(h)],
+                                              .far_radius = far_radius,
                                               .scale = 0.125,
                                               .slope = double(slopes[h]),
+                                              .share = kTolerance / 8,
                                               .left = kFar,
                                               .both_sides = false},
-                                             score, norm, log_masses);
+                                             {score, norm, log_masses});
     const HeadPlan plan({pieces, rank, kFar, 0, double(slopes[h]), kTolerance / 8, score, norm});
     std::vector<float> largest;
     for (const auto& of_rank : keys.largest) largest.push_back(of_rank[std::size_t(h)]);

@@ -89,12 +89,14 @@ std::vector<std::vector<KeyRun>> needs_of(Case& x, Index r, bool refined = false
                                             .h = 0,
                                             .g = 0,
                                             .center = x.center.data(),
-                                            .radius = largest[std::size_t(r)],
+                                            .own_radius = largest[std::size_t(r)],
+                                            .far_radius = *std::max_element(largest.begin(), largest.end()),
                                             .scale = x.scale,
                                             .slope = x.slope,
+                                            .share = x.tolerance / 8,
                                             .left = x.left,
                                             .both_sides = x.right > 0},
-                                           score, norm, log_masses);
+                                           {score, norm, log_masses});
   const HeadPlan plan({pieces, r, x.left, x.right, x.slope, x.tolerance / 8, score, norm});
   std::vector<char> needed(ranks);
   plan.find_ranks(largest, needed);

@@ -17,7 +17,7 @@
 #include <cstddef>
 #include <limits>
 #include <span>
-#include <vector>
+#include <type_traits>
 
 #include "alibi/detail/context_plan.hpp"
 #include "alibi/kernel/tile/key_bounds.hpp"
@@ -40,12 +40,15 @@ const E* token_of(const View<const E>& x, Index b, Index h, Index i) {
 
 /// Tokens [begin, end) of a head in the scalar of the sums, [tokens, head_dim].
 template <class E>
-Eigen::Matrix<Sum<E>, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> tokens_of(const View<const E>& x, Index b,
-                                                                                 Index h, Index begin, Index end) {
+auto tokens_of(const View<const E>& x, Index b, Index h, Index begin, Index end) {
   using Rows = Eigen::Matrix<E, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  return Eigen::Map<const Rows, 0, Eigen::OuterStride<>>(token_of(x, b, h, begin), end - begin, x.head_dim,
-                                                         Eigen::OuterStride<>(x.token_stride))
-      .template cast<Sum<E>>();
+  using Converted = Eigen::Matrix<Sum<E>, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  const Eigen::Map<const Rows, 0, Eigen::OuterStride<>> tokens(token_of(x, b, h, begin), end - begin, x.head_dim,
+                                                               Eigen::OuterStride<>(x.token_stride));
+  if constexpr (std::is_same_v<E, Sum<E>>)
+    return tokens;
+  else
+    return Converted(tokens.template cast<Sum<E>>());
 }
 
 /// The mean of up to 64 keys of a head, spread evenly over all; 0 where it is not finite. Every centre is correct; a
@@ -88,36 +91,64 @@ struct MeasuredHead {
   View<const E> q, k;
   Index b, h, g;                     // sequence, query head, kv head
   const Sum<E>* center;              // of the kv head, [head_dim]
-  float radius;                      // the largest of the rank's own keys
+  float own_radius;                  // the largest of the rank's own keys
+  float far_radius;                  // … of the keys of other ranks
   double scale, slope;               // slope > 0
+  double share;                      // of the softmax mass, that a plan leaves out
   Index left;                        // the largest distance of a visible key before the query
   bool both_sides;                   // whether a query sees keys after it
   std::span<const Sum<E>> lse = {};  // of the rows, if it is known
 };
 
-/// a_i, |τ q_i| and the logarithm of the lower bound of the mass, of all rows. Rows that are not finite get an infinite
-/// a_i.
+/// What the plan knows of the rows of a head, [tokens].
+struct MeasuredRows {
+  std::span<double> score, norm;  // a_i and |τ q_i|; of rows that are not finite, infinite and 0
+  std::span<double> log_mass;     // the logarithm of the lower bound of the mass that a_i contains
+};
+
+/// Measures the rows of a head.
+///
+/// A row has at least the mass e^{-|τ q_i| (|c| + R)} of its own key, and so a_i is at most |τ q_i| (2 |c| + R). Blocks
+/// of rows so far from the ends of the piece that this already rules out every other key are measured no further.
 template <class E>
-void measure_queries_of(const MeasuredHead<E>& x, std::span<double> score, std::span<double> norm,
-                        std::span<double> log_masses) {
+void measure_queries_of(const MeasuredHead<E>& x, const MeasuredRows& rows) {
   using T = Sum<E>;
   using Column = Eigen::Array<T, Eigen::Dynamic, 1>;
   constexpr double kUnit = double(std::numeric_limits<T>::epsilon()) / 2;
   constexpr Index kNear = 32, kFar = 8;  // the keys whose mass is summed
   const Index n = x.q.tokens, dims = x.q.head_dim, blocks = context_blocks(n);
   const Eigen::Map<const Eigen::Matrix<T, Eigen::Dynamic, 1>> c(x.center, dims);
-  const double key_norm = double(kernel::norm_of(x.center, dims)) + double(x.radius);
+  const double center_norm = double(kernel::norm_of(x.center, dims)), key_norm = center_norm + double(x.own_radius);
   Column scores(kNear);
   for (Index block = 0; block < blocks; block++) {
     const Index begin = block * kContextRows, end = std::min(begin + kContextRows, n);
+    const auto q = tokens_of(x.q, x.b, x.h, begin, end);
+    const auto margin_of = [&](double norm) { return 1e-3 + 4 * kUnit * double(dims + 8) * norm * key_norm; };
+    double largest_norm = 0;
+    for (Index i = begin; i < end; i++) {
+      const double norm = std::abs(x.scale) * double(kernel::norm_above<T>(q.row(i - begin).squaredNorm(), dims));
+      rows.norm[std::size_t(i)] = norm * (1 + 1e-14);
+      largest_norm = std::max(largest_norm, rows.norm[std::size_t(i)]);
+    }
+    // Far below the share, so that these rows use none of it up.
+    const Index distance = x.both_sides ? std::min(begin + 1, n - end + 1) : begin + 1;
+    const double farthest = largest_norm * (center_norm + key_norm + double(x.far_radius)) + margin_of(largest_norm) -
+                            x.slope * double(distance) - std::log(-std::expm1(-x.slope));
+    if (x.lse.empty() && farthest <= std::log(x.share) - 10) {
+      for (Index i = begin; i < end; i++) {
+        const double norm = rows.norm[std::size_t(i)];
+        rows.log_mass[std::size_t(i)] = -norm * key_norm;
+        rows.score[std::size_t(i)] = norm * (center_norm + key_norm) + margin_of(norm);
+      }
+      continue;
+    }
     const bool is_near = block < 4 || (x.both_sides && block >= blocks - 4);
     const Index most = std::min(is_near ? kNear : kFar, x.left + 1), first = std::max<Index>(begin - most + 1, 0);
-    const auto q = tokens_of(x.q, x.b, x.h, begin, end);
-    const auto k = x.lse.empty() ? tokens_of(x.k, x.b, x.g, first, end) : decltype(tokens_of(x.k, 0, 0, 0, 0))();
+    const auto k = tokens_of(x.k, x.b, x.g, first, end);
     for (Index i = begin; i < end; i++) {
       const auto query = q.row(i - begin);
-      const double tau_q = std::abs(x.scale) * double(kernel::norm_above<T>(query.squaredNorm(), dims)) * (1 + 1e-14);
-      double log_mass, margin = 1e-3 + 4 * kUnit * double(dims + 8) * tau_q * key_norm;
+      double& norm = rows.norm[std::size_t(i)];
+      double log_mass, margin = margin_of(norm);
       if (!x.lse.empty()) {
         log_mass = double(x.lse[std::size_t(i)]);
         margin += 1e-5 * std::abs(log_mass);
@@ -129,13 +160,12 @@ void measure_queries_of(const MeasuredHead<E>& x, std::span<double> score, std::
         log_mass = largest + std::log(double((scores.head(keys) - T(largest)).exp().sum()));
         margin += 8 * kUnit * std::abs(largest);
       }
-      double& a = score[std::size_t(i)];
+      double& a = rows.score[std::size_t(i)];
       a = x.scale * double(query.dot(c)) - log_mass + margin;
-      norm[std::size_t(i)] = tau_q;
-      log_masses[std::size_t(i)] = log_mass;
-      if (!std::isfinite(a) || !std::isfinite(tau_q)) {
+      rows.log_mass[std::size_t(i)] = log_mass;
+      if (!std::isfinite(a) || !std::isfinite(norm)) {
         a = std::numeric_limits<double>::infinity();
-        norm[std::size_t(i)] = 0;
+        norm = 0;
       }
     }
   }

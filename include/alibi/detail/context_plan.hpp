@@ -18,7 +18,7 @@
 //
 // The tolerance ε of a call is divided:
 //   ε/8   pieces of ranks that are ruled out as a whole, for all rows of a head at once
-//   ε/8   tiles of the other ranks that are not fetched, for each block of 256 rows
+//   ε/8   tiles of the other ranks that are not fetched, for each block of 192 rows
 //   ε/4   fetched tiles that a block does not compute, because M_i is larger once the rank has attended to its own keys
 //   ε/2   the calls of attention over the keys that remain. Each prunes a share of its own part of the softmax mass in
 //         the forward, so that the shares do not add up. In the backward pass each prunes a share of the whole, so that
@@ -46,8 +46,8 @@ namespace alibi::inline ALIBI_ABI::detail {
 
 /// The keys of a tile, which a rank sends as a whole or not at all.
 inline constexpr Index kContextTile = 64;
-/// The rows of a block, which are planned and attend together.
-inline constexpr Index kContextRows = 256;
+/// The rows of a block, which are planned and attend together; a multiple of the blocks of the kernels, at most 48.
+inline constexpr Index kContextRows = 192;
 
 inline Index context_blocks(Index rows) { return (rows + kContextRows - 1) / kContextRows; }
 inline Index context_tiles(Index keys) { return (keys + kContextTile - 1) / kContextTile; }
@@ -118,15 +118,17 @@ class Chords {
 /// The smallest and largest finite number of some radii; {0, 0} without one.
 struct RadiusRange {
   double low = std::numeric_limits<double>::infinity(), high = 0;
+  bool all_finite = true;
 
   void add(std::span<const float> radii) {
     for (const float radius : radii) {
+      all_finite = all_finite && std::isfinite(radius);
       if (!std::isfinite(radius)) continue;
       low = std::min(low, double(radius));
       high = std::max(high, double(radius));
     }
   }
-  RadiusRange finished() const { return low <= high ? *this : RadiusRange{0, 0}; }
+  RadiusRange finished() const { return low <= high ? *this : RadiusRange{0, 0, all_finite}; }
 };
 
 /// What a rank needs for one query head of one sequence.
@@ -158,7 +160,8 @@ class HeadPlan {
     std::vector<double> largest(std::size_t(x_.pieces.ranks()), -std::numeric_limits<double>::infinity());
     for (Index block = 0; block < blocks && !is_dense(); block++) {
       const Rows rows = rows_of(block);
-      const Chords before = chords(rows, true, range), after = chords(rows, false, range);
+      if (needs_nothing(rows, range)) continue;
+      const Chords before = chords(rows, true, range), after = x_.right > 0 ? chords(rows, false, range) : before;
       for (Index s = 0; s < x_.pieces.ranks(); s++) {
         const Index begin = x_.pieces.start(s), end = x_.pieces.start(s + 1);
         if (!sees(s) || !visible(rows, begin, end)) continue;
@@ -196,8 +199,9 @@ class HeadPlan {
       });
       return runs;
     }
+    if (needs_nothing(rows, range)) return runs;
     std::vector<Bound> bounds;
-    const Chords before = chords(rows, true, range), after = chords(rows, false, range);
+    const Chords before = chords(rows, true, range), after = x_.right > 0 ? chords(rows, false, range) : before;
     each_rank([&](Index s) {
       const std::span<const float> radius = radii(s);
       const Index start = x_.pieces.start(s), tokens = x_.pieces.tokens(s);
@@ -240,17 +244,26 @@ class HeadPlan {
   bool visible(const Rows& rows, Index begin, Index end) const {
     return end - 1 >= rows.first - x_.left && begin <= rows.last + x_.right;
   }
-  /// (2) for keys before the rows, or after them.
+  /// f(R) of (2) for keys before the rows, or after them.
+  double largest_score(const Rows& rows, bool before, double radius) const {
+    const double *const score = x_.score.data() + rows.begin, *const norm = x_.norm.data() + rows.begin;
+    double largest = -std::numeric_limits<double>::infinity();
+    for (std::size_t i = 0; i < rows.size; i++) {
+      const double distance = double(before ? i : rows.size - 1 - i);
+      largest = std::max(largest, score[i] + norm[i] * radius - x_.slope * distance);
+    }
+    return largest;
+  }
   Chords chords(const Rows& rows, bool before, const RadiusRange& range) const {
-    const auto score = x_.score.subspan(rows.begin, rows.size), norm = x_.norm.subspan(rows.begin, rows.size);
-    return {range.low, range.high, [&](double radius) {
-              double largest = -std::numeric_limits<double>::infinity();
-              for (std::size_t i = 0; i < score.size(); i++) {
-                const double distance = double(before ? i : score.size() - 1 - i);
-                largest = std::max(largest, score[i] + norm[i] * radius - x_.slope * distance);
-              }
-              return largest;
-            }};
+    return {range.low, range.high, [&](double radius) { return largest_score(rows, before, radius); }};
+  }
+  /// Whether all keys of other ranks together, at the largest radius, fit into the share.
+  bool needs_nothing(const Rows& rows, const RadiusRange& range) const {
+    if (!range.all_finite) return false;
+    const double own = double(x_.pieces.start(x_.rank)), end = double(x_.pieces.start(x_.rank + 1));
+    double share = std::exp(largest_score(rows, true, range.high) - x_.slope * (double(rows.first) - own + 1));
+    if (x_.right > 0) share += std::exp(largest_score(rows, false, range.high) - x_.slope * (end - double(rows.last)));
+    return share <= -std::expm1(-x_.slope) * x_.share;
   }
   /// The logarithm of (1) for keys [begin, end), counted in the sequence.
   double bound_of(const Rows& rows, const Chords& before, const Chords& after, Index begin, Index end,

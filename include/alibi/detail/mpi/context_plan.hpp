@@ -261,21 +261,26 @@ class ContextPlan {
     options_.executor.for_each(q_.batch * q_.heads, [&](Index i, int) {
       const Index b = i / q_.heads, h = i % q_.heads, g = h / group(), at = b * k_.heads + g;
       if (is_dense(b, h) || n == 0) return;
+      float far_radius = 0;
+      for (std::size_t s = 0; s < std::size_t(mpi_.size()); s++)
+        if (int(s) != mpi_.rank()) far_radius = std::max(far_radius, largest[s * kv + std::size_t(at)]);
+      const std::size_t first = std::size_t(i) * n;
       measure_queries_of<E>({.q = q_,
                              .k = k_,
                              .b = b,
                              .h = h,
                              .g = g,
                              .center = center.data() + at * k_.head_dim,
-                             .radius = own_largest[std::size_t(at)],
+                             .own_radius = own_largest[std::size_t(at)],
+                             .far_radius = far_radius,
                              .scale = scale_,
                              .slope = slope(b, h),
+                             .share = tolerance_ / 8,
                              .left = mask_.left,
                              .both_sides = mask_.right > 0,
-                             .lse = lse_.empty() ? lse_ : lse_.subspan(std::size_t(i) * n, n)},
-                            std::span(score_).subspan(std::size_t(i) * n, n),
-                            std::span(norm_).subspan(std::size_t(i) * n, n),
-                            std::span(log_masses_).subspan(std::size_t(i) * n, n));
+                             .lse = lse_.empty() ? lse_ : lse_.subspan(first, n)},
+                            {std::span(score_).subspan(first, n), std::span(norm_).subspan(first, n),
+                             std::span(log_masses_).subspan(first, n)});
     });
     options_.executor.for_each(Index(kv), [&](Index at, int) {
       const Index b = at / k_.heads, g = at % k_.heads;
