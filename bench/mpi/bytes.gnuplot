@@ -14,6 +14,7 @@ set ylabel 'MB received by a rank in one call' font ',17' offset -1, 0
 set logscale xy 2
 set logscale y 10
 set xtics (2, 4, 8, 16, 32, 64, 128, 256)
+set xrange [1.7 : 165]
 set yrange [1 : *]
 plot table using 1:($6 / 1e6) title 'ring attention: all keys and values' \
        with linespoints linewidth 3.5 pointtype 9 pointsize 1.9 linecolor '#b2182b', \

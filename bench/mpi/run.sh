@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds and runs the benchmarks of attention over several ranks: bytes by simulation up to 2^20 tokens, with a picture,
 # then time and bytes of as many ranks as there are cores, and of 4 and 8. The argument is the number of tokens of a rank
-# for the times (default: 32768).
+# for the times (default: 65536).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../cmake/setup.sh"
 
@@ -17,10 +17,10 @@ echo "Drew $out/bytes.png"
 
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 start=(mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 -n)
-tokens=${1:-32768}
+tokens=${1:-65536}
 echo "==> time"
 "${start[@]}" "$jobs" "$out/bench_mpi_time" "$tokens"
-"${start[@]}" "$jobs" "$out/bench_mpi_time" "$((tokens / 2))" 5 backward
+"${start[@]}" "$jobs" "$out/bench_mpi_time" "$((tokens / 4))" 5 backward
 echo "==> bytes, measured at 8,192 tokens a rank; the times say nothing where ranks share cores"
 for ranks in 4 8; do
   "${start[@]}" "$ranks" "$out/bench_mpi_time" 8192 1

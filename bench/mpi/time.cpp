@@ -68,7 +68,7 @@ int main(int argc, char** argv) {
   int rank = 0, ranks = 1;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-  const Index tokens = argc > 1 ? std::atol(argv[1]) : 32768;
+  const Index tokens = argc > 1 ? std::atol(argv[1]) : 65536;
   const int repetitions = argc > 2 ? std::atoi(argv[2]) : 5;
   const bool backward = argc > 3 && std::strcmp(argv[3], "backward") == 0;
   {

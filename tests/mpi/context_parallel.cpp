@@ -460,6 +460,7 @@ int main(int argc, char** argv) {
   }
   int failed = RUN_ALL_TESTS(), any = 0;
   MPI_Allreduce(&failed, &any, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
+  if (any != 0 && failed == 0) std::fprintf(stderr, "rank %d: a test has failed on another rank\n", rank_of_world());
   MPI_Finalize();
   return any;
 }
