@@ -188,7 +188,7 @@ class ContextParallel {
   template <class Q, class S, class Slopes>
   auto attention(const Q& q, const KvCache<S>& cache, const Slopes& slopes, const Options& options = {}) {
     std::optional<decltype(detail::new_cached_output(q, cache))> output;
-    cached<Q, S>(
+    cached<Q, S, Slopes>(
         [&](auto& call) {
           output.emplace(detail::new_cached_output(q, cache));
           fill_cached(call, *output, std::nullopt, q, cache, slopes);
@@ -203,7 +203,7 @@ class ContextParallel {
     using Lse = decltype(detail::new_lse(q));
     std::optional<Output> output;
     std::optional<Lse> lse;
-    cached<Q, S>(
+    cached<Q, S, Slopes>(
         [&](auto& call) {
           output.emplace(detail::new_cached_output(q, cache));
           lse.emplace(detail::new_lse(q));
@@ -238,17 +238,9 @@ class ContextParallel {
     using E = typename Adapter<Q>::Scalar;
     static_assert(std::is_same_v<E, S> || (std::is_same_v<E, float> && !std::is_same_v<S, double>),
                   "alibi: q must hold the scalar of the cache, or float for a cache of bfloat16 or half.");
-    static_assert(detail::kBiasKind<Slopes> == detail::BiasKind::slopes,
-                  "alibi: attention over a cache takes slopes or alibi::no_bias, not a table.");
     const View<const E> queries = detail::view_of(q, "q");
     call.emplace(detail::CachedCall<E, S>{queries, Adapter<Output>::of(output, "output"), lse, cache,
-                                          detail::bias_view<detail::Sum<E>>(slopes, queries.heads).slopes});
-  }
-
-  /// Starts a call: the ranks agree that their arguments are correct and the same.
-  template <class E, detail::BiasKind kind, class Fields>
-  void agree(const detail::Outcome& outcome, std::size_t count, const Fields& fields) {
-    mpi_.agree(outcome, std::span(fields).first(count), agreement_);
+                                          detail::bias_view<detail::Sum<E>>(slopes, queries.heads)});
   }
 
   template <class Q, class Fill, class Bias>
@@ -270,12 +262,18 @@ class ContextParallel {
     detail::ContextForward<E, kKind>(pieces(), call, options).run(outcome);
   }
 
-  template <class T, class GradOutput, class Q, class K, class V, class Bias>
-  void backward(detail::Outcome& outcome, const std::optional<GradientViews<T>>& gradients,
-                const GradOutput& grad_output, const Q& q, const K& k, const V& v, const Bias& slopes,
+  template <class T, class Gradient, class Q, class K, class V, class Bias>
+  void backward(detail::Outcome& outcome, const std::optional<GradientViews<T>>& gradients, const Gradient& gradient,
+                const Q& q, const K& k, const V& v, const Bias& slopes,
                 const ForwardResultView<typename Adapter<Q>::Scalar>& forward_result, const Options& options) {
     using E = typename Adapter<Q>::Scalar;
-    using G = typename Adapter<GradOutput>::Scalar;
+    const auto& grad_output = [&gradient]() -> const auto& {
+      if constexpr (detail::kIsForwardResult<Gradient>)
+        return gradient.output;
+      else
+        return gradient;
+    }();
+    using G = typename Adapter<std::remove_cvref_t<decltype(grad_output)>>::Scalar;
     static_assert(std::is_same_v<G, E> || std::is_same_v<G, T>,
                   "alibi: grad_output must hold the scalar of q, or float where that is bfloat16 or half.");
     constexpr detail::BiasKind kKind = detail::kBiasKind<Bias>;
@@ -289,6 +287,7 @@ class ContextParallel {
         call.grad_output.of_scalar = detail::view_of(grad_output, "grad_output");
       else
         call.grad_output.of_sum = detail::view_of(grad_output, "grad_output"), call.grad_output.is_sum = true;
+      if constexpr (detail::kIsForwardResult<Gradient>) call.grad_lse = lse_view<const T>(gradient.lse, "grad_lse");
       call.output = forward_result.output;
       call.lse = forward_result.lse;
       call.grad_q = gradients->q, call.grad_k = gradients->k, call.grad_v = gradients->v;
@@ -302,10 +301,11 @@ class ContextParallel {
     detail::ContextBackward<E, kKind>(pieces(), call, options).run(outcome);
   }
 
-  template <class Q, class S, class Fill>
+  template <class Q, class S, class Bias, class Fill>
   void cached(const Fill& fill_call, const Options& options) {
     using E = typename Adapter<Q>::Scalar;
-    using Call = detail::ContextCache<E, S>;
+    constexpr detail::BiasKind kKind = detail::kBiasKind<Bias>;
+    using Call = detail::ContextCache<E, S, kKind>;
     mpi_.statistics = {};
     detail::Outcome outcome;
     std::optional<detail::CachedCall<E, S>> call;
@@ -314,9 +314,8 @@ class ContextParallel {
     outcome.attempt([&] {
       fill_call(call);
       Call::check(*call, options);
-      count = detail::shared_fields<E, detail::BiasKind::slopes>(detail::ContextOperation::cache, call->q,
-                                                                 call->cache.config().kv_heads, call->output.head_dim,
-                                                                 {call->slopes}, options, fields);
+      count = detail::shared_fields<E, kKind>(detail::ContextOperation::cache, call->q, call->cache.config().kv_heads,
+                                              call->output.head_dim, call->bias, options, fields);
       fields[count++] = detail::SharedField::of("q has tokens", call->q.tokens);
       fields[count++] = detail::SharedField::content("the values of q are", Call::hash_of(call->q));
     });

@@ -179,6 +179,12 @@ class ContextParallelOf : public testing::Test {
     EXPECT_LE(difference(grad.q, whole.q, call.begin()), bound) << "dq";
     EXPECT_LE(difference(grad.k, whole.k, call.begin()), bound) << "dk";
     EXPECT_LE(difference(grad.v, whole.v, call.begin()), bound) << "dv";
+    // A loss of the lse too.
+    const alibi::ForwardResult<Tensor4<T>, Lse<T>> losses{call.grad_output, forward.lse}, own_losses{g, lse};
+    const auto whole_of_both = alibi::attention_backward(losses, call.q, call.k, call.v, bias, forward, call.options);
+    const auto of_both = parallel.attention_backward(own_losses, q, k, v, bias, {output, lse}, call.options);
+    EXPECT_LE(difference(of_both.q, whole_of_both.q, call.begin()), bound * (1 + largest)) << "dq of the lse";
+    EXPECT_LE(difference(of_both.k, whole_of_both.k, call.begin()), bound * (1 + largest)) << "dk of the lse";
     const auto again = parallel.attention_backward(g, q, k, v, bias, {output, lse}, call.options);
     EXPECT_TRUE(test::same(again.q, grad.q) && test::same(again.k, grad.k) && test::same(again.v, grad.v));
     const auto of_bias = [](const auto& x) -> const auto& {
@@ -296,6 +302,11 @@ void expect_cache(std::uint64_t seed) {
   EXPECT_LE(difference(result.output, expected.output, 0), bound) << "seed " << seed;
   EXPECT_LE(lse_difference<T>(result.lse, expected.lse, 0), 8e-6) << "seed " << seed;
   EXPECT_TRUE(test::same(parallel.attention(q, part, slopes, options), result.output)) << "seed " << seed;
+  const auto table = random.matrix<Sum<T>>(heads, 100);
+  EXPECT_LE(difference(parallel.attention(q, part, alibi::relative_bias(table), options),
+                       alibi::attention(q, whole, alibi::relative_bias(table), options), 0),
+            bound)
+      << "a table, seed " << seed;
 }
 TEST(Context, Caches) {
   for (std::uint64_t seed = 1; seed <= 12; seed++) expect_cache<float>(seed);

@@ -172,7 +172,7 @@ class ContextCall {
   struct Slot {
     Workspace workspace;
     std::vector<E> output;
-    std::vector<T> lse, sums;
+    std::vector<T> lse, grad_lse, sums;
     std::vector<PruningStats> stats;
     Index tiles = 0;
   };
@@ -454,7 +454,9 @@ class ContextBackward : ContextCall<E, kind> {
     call.v = part_of_view(v_, b, sequences, g, kv_heads, 0, n);
     call.output = part_of_view(call_.output, b, sequences, h, heads, 0, n);
     call.grad_output = grad_output_part(b, sequences, h, heads, 0, n);
-    call.lse = call_.lse.subspan(std::size_t((b * q_.heads + h) * n), std::size_t(sequences * heads * n));
+    const auto at = std::size_t((b * q_.heads + h) * n), rows = std::size_t(sequences * heads * n);
+    call.lse = call_.lse.subspan(at, rows);
+    if (call_.grad_lse) call.grad_lse = call_.grad_lse->subspan(at, rows);
     call.grad_q = part_of_view(call_.grad_q, b, sequences, h, heads, 0, n);
     call.grad_k = part_of_view(call_.grad_k, b, sequences, g, kv_heads, 0, n);
     call.grad_v = part_of_view(call_.grad_v, b, sequences, g, kv_heads, 0, n);
@@ -491,10 +493,8 @@ class ContextBackward : ContextCall<E, kind> {
     call.v = this->view_in(data + v_at, keys, value_dim);
     call.output = part_of_view(call_.output, b, 1, h, heads, first, rows);
     call.grad_output = grad_output_part(b, 1, h, heads, first, rows);
-    slot.lse.resize(std::size_t(heads * rows));
-    for (Index i = 0; i < heads; i++)
-      std::copy_n(call_.lse.data() + (b * q_.heads + h + i) * q_.tokens + first, rows, slot.lse.data() + i * rows);
-    call.lse = slot.lse;
+    call.lse = copy_rows(slot.lse, call_.lse, b, h, heads, first, rows);
+    if (call_.grad_lse) call.grad_lse = copy_rows(slot.grad_lse, *call_.grad_lse, b, h, heads, first, rows);
     slot.sums.resize(std::size_t(heads * rows * dim + keys * (dim + value_dim)));
     T *const to_q = slot.sums.data(), *const to_k = to_q + heads * rows * dim, *const to_v = to_k + keys * dim;
     call.grad_q = {to_q, 1, heads, rows, dim, 0, rows * dim, dim};
@@ -509,6 +509,14 @@ class ContextBackward : ContextCall<E, kind> {
       add_rows(part_of_view(call_.grad_q, b, 1, h + i, 1, first, rows), to_q + i * rows * dim);
     for (Index x = 0; x < keys * dim; x++) of_keys[k_at + x] += to_k[x];
     for (Index x = 0; x < keys * value_dim; x++) of_keys[v_at + x] += to_v[x];
+  }
+  /// Entries of [batch, heads, tokens] for some rows of some heads, side by side in `to`.
+  std::span<const T> copy_rows(std::vector<T>& to, std::span<const T> from, Index b, Index h, Index heads, Index first,
+                               Index rows) const {
+    to.resize(std::size_t(heads * rows));
+    for (Index i = 0; i < heads; i++)
+      std::copy_n(from.data() + (b * q_.heads + h + i) * q_.tokens + first, rows, to.data() + i * rows);
+    return to;
   }
   /// Adds rows, side by side at `from`, to those of a head.
   static void add_rows(const View<T>& to, const T* from) {

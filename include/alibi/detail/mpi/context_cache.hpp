@@ -34,7 +34,7 @@
 
 namespace alibi::inline ALIBI_ABI::detail {
 
-template <class E, class S>
+template <class E, class S, BiasKind kind>
 class ContextCache {
  public:
   using T = Sum<E>;
@@ -52,7 +52,7 @@ class ContextCache {
             ", the kv_heads of the cache");
     require_equal(q.head_dim, config.head_dim, "q", "head_dim", "the cache");
     require_memory(q, "q");
-    check_slopes(call.slopes, q.heads, {.count = q.batch, .queries = q.tokens});
+    check_bias<kind>(call.bias, q.heads, {.count = q.batch, .queries = q.tokens});
     check_output(call.output, q, config.value_dim);
     if (call.lse) lse_row(*call.lse, q.batch * q.heads * q.tokens);
     check_context_options(options, q.tokens, q.tokens);
@@ -115,6 +115,8 @@ class ContextCache {
   }
 
  private:
+  /// 0 for a table, of which nothing is known.
+  double slope(Index b, Index h) const { return kind == BiasKind::table ? 0 : slope_at(call_.bias.slopes, b, h); }
   Index group() const { return q_.heads / call_.cache.config().kv_heads; }
   std::optional<Index> window() const {
     const std::optional<Index> of_cache = call_.cache.config().window;
@@ -131,7 +133,7 @@ class ContextCache {
     if (tolerance_ == 0) return true;
     for (Index b = 0; b < q_.batch; b++)
       for (Index h = 0; h < q_.heads; h++)
-        if (!(slope_at(call_.slopes, b, h) > 0)) return true;
+        if (!(slope(b, h) > 0)) return true;
     return false;
   }
 
@@ -155,7 +157,7 @@ class ContextCache {
       dot += double(query[d]) * double(bounds.center[d]);
     }
     constexpr double kUnit = double(std::numeric_limits<T>::epsilon());
-    const double norm = std::abs(scale_) * std::sqrt(square) * (1 + 1e-12), slope = slope_at(call_.slopes, b, h);
+    const double norm = std::abs(scale_) * std::sqrt(square) * (1 + 1e-12), m = slope(b, h);
     const double margin =
         1e-3 + 1e-5 * std::abs(lse) +
         4 * kUnit * double(q_.head_dim + 8) * norm * (double(bounds.center_norm) + double(bounds.largest));
@@ -165,8 +167,8 @@ class ContextCache {
       const Index tile = bounds.first + t, last = std::min((tile + 1) * kContextTile, head.length) - 1;
       const Index keys = last + 1 - tile * kContextTile;
       const double distance = double(position_ + i - start_ - last);
-      sum += std::exp(a + norm * double(bounds.radius[t]) - slope * distance) * std::expm1(-slope * double(keys)) /
-             std::expm1(-slope);
+      sum +=
+          std::exp(a + norm * double(bounds.radius[t]) - m * distance) * std::expm1(-m * double(keys)) / std::expm1(-m);
     }
     return sum;
   }
@@ -181,7 +183,7 @@ class ContextCache {
     options.mask.query_offset = position_ - start_;
     options.tolerance = mpi_.size() == 1 ? tolerance_ : tolerance_ * 0.875;
     options.pruning_stats = stats;
-    forward_cached<E, S>({q_, own_output(), std::span<T>(lse_), call_.cache, call_.slopes}, options);
+    forward_cached<E, S, kind>({q_, own_output(), std::span<T>(lse_), call_.cache, call_.bias}, options);
     for (const PruningStats& x : stats) mpi_.statistics.tiles_computed += x.tiles_computed;
   }
 
