@@ -19,8 +19,8 @@
 // - Calls are collective: all ranks make them, with the same shapes (but for tokens), slopes and options.
 // - Outputs of bfloat16 and half are rounded once more for each rank that sent keys.
 //
-// Of Options, mask.query_offset, queries, keys and pruning_stats must be left out. `workspace` is not used but over a
-// cache.
+// The bias is slopes, a relative_bias() or no_bias. Of Options, mask.query_offset, mask.prefix, mask.sinks, queries,
+// keys, query_offsets, prefixes and pruning_stats must be left out. `workspace` is not used but over a cache.
 //
 // Errors: if a rank throws, all do, and with the same message, which names the rank:
 //   std::invalid_argument   a wrong argument, or one that differs between ranks
@@ -243,10 +243,19 @@ class ContextParallel {
                                           detail::bias_view<detail::Sum<E>>(slopes, queries.heads)});
   }
 
+  /// The kind of a bias, which must be one that the plan of the exchange knows.
+  template <class Bias>
+  static constexpr detail::BiasKind bias_kind() {
+    static_assert(detail::kBiasKind<Bias> != detail::BiasKind::positions,
+                  "alibi: over several ranks the bias is slopes, a relative_bias() or no_bias, not two_sided() or "
+                  "positions().");
+    return detail::kBiasKind<Bias>;
+  }
+
   template <class Q, class Fill, class Bias>
   void forward(const Fill& fill_call, const Bias&, const Options& options) {
     using E = typename Adapter<Q>::Scalar;
-    constexpr detail::BiasKind kKind = detail::kBiasKind<Bias>;
+    constexpr detail::BiasKind kKind = bias_kind<Bias>();
     mpi_.statistics = {};
     detail::Outcome outcome;
     detail::ForwardCall<E> call{};
@@ -276,7 +285,7 @@ class ContextParallel {
     using G = typename Adapter<std::remove_cvref_t<decltype(grad_output)>>::Scalar;
     static_assert(std::is_same_v<G, E> || std::is_same_v<G, T>,
                   "alibi: grad_output must hold the scalar of q, or float where that is bfloat16 or half.");
-    constexpr detail::BiasKind kKind = detail::kBiasKind<Bias>;
+    constexpr detail::BiasKind kKind = bias_kind<Bias>();
     mpi_.statistics = {};
     detail::BackwardCall<E> call{};
     std::array<detail::SharedField, detail::Communicator::kFields> fields{};
@@ -304,7 +313,7 @@ class ContextParallel {
   template <class Q, class S, class Bias, class Fill>
   void cached(const Fill& fill_call, const Options& options) {
     using E = typename Adapter<Q>::Scalar;
-    constexpr detail::BiasKind kKind = detail::kBiasKind<Bias>;
+    constexpr detail::BiasKind kKind = bias_kind<Bias>();
     using Call = detail::ContextCache<E, S, kKind>;
     mpi_.statistics = {};
     detail::Outcome outcome;

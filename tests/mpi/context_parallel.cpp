@@ -369,6 +369,13 @@ TEST(Context, Errors) {
                                  {.mask = {.query_offset = is_last ? std::optional<Index>(3) : std::nullopt}});
             }),
             prefix + "mask.query_offset is 3 over several ranks; expected none: the pieces give the positions");
+  EXPECT_EQ(error_on_all<Invalid>([&] { parallel.attention(x, x, x, m, {.mask = {.prefix = 2}}); }),
+            "alibi: rank 0: mask.prefix is 2 over several ranks; expected 0");
+  EXPECT_EQ(error_on_all<Invalid>([&] { parallel.attention(x, x, x, m, {.mask = {.window = 8, .sinks = 4}}); }),
+            "alibi: rank 0: mask.sinks is 4 over several ranks; expected 0");
+  const std::vector<Index> prefixes = {2};
+  EXPECT_EQ(error_on_all<Invalid>([&] { parallel.attention(x, x, x, m, {.prefixes = prefixes}); }),
+            "alibi: rank 0: options.prefixes is given over several ranks; expected none");
   std::vector<alibi::PruningStats> stats(2);
   EXPECT_EQ(error_on_all<Invalid>([&] { parallel.attention(x, x, x, m, {.pruning_stats = stats}); }),
             "alibi: rank 0: pruning_stats has 2 entries over several ranks; expected none: statistics() counts");

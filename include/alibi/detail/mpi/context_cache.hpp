@@ -56,6 +56,7 @@ class ContextCache {
     check_output(call.output, q, config.value_dim);
     if (call.lse) lse_row(*call.lse, q.batch * q.heads * q.tokens);
     check_context_options(options, q.tokens, q.tokens);
+    require(config.sinks == 0, "the cache has ", config.sinks, " sinks; expected 0 over several ranks");
     for (Index b = 1; b < q.batch; b++)
       require(call.cache.length(b) == call.cache.length(0), "the cache holds ", call.cache.length(b),
               " tokens of sequence ", b, "; expected ", call.cache.length(0),

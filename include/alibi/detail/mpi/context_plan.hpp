@@ -111,6 +111,11 @@ inline void check_context_options(const Options& options, Index tokens, Index qu
           " over several ranks; expected none: the pieces give the positions");
   require(options.queries.empty() && options.keys.empty(), "options.", options.queries.empty() ? "keys" : "queries",
           " is given over several ranks; expected none");
+  require(options.mask.prefix == 0, "mask.prefix is ", options.mask.prefix, " over several ranks; expected 0");
+  require(options.mask.sinks.value_or(0) == 0, "mask.sinks is ", options.mask.sinks.value_or(0),
+          " over several ranks; expected 0");
+  require(options.query_offsets.empty() && options.prefixes.empty(), "options.",
+          options.query_offsets.empty() ? "prefixes" : "query_offsets", " is given over several ranks; expected none");
   require(options.pruning_stats.empty(), "pruning_stats has ", options.pruning_stats.size(),
           " entries over several ranks; expected none: statistics() counts");
   require(queries == tokens, "q has tokens ", queries, "; expected ", tokens, ", the tokens of this rank");
