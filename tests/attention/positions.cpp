@@ -146,6 +146,20 @@ TEST_F(Laws, PositionsMayBeLarge) {
   EXPECT_LE(test::distance(small.lse, plain.lse), test::kBound<float>);
 }
 
+// A key at an extreme position costs its neighbours in the tile no digits.
+TEST_F(Laws, OneKeyMayBeFarFromTheOthersOfItsTile) {
+  Eigen::VectorXd c = indices(0) * 1.5;
+  c[0] = -1e280;
+  const auto with_first = run(alibi::positions(m_, c));
+  const std::vector<alibi::KeyRange> rest(2, {1, kTokens});
+  const auto without = run(Eigen::VectorXf(m_ * 1.5F), {.queries = rest, .keys = rest});
+  for (Index h = 0; h < 3; h++)  // the slope of head 3 is 0
+    for (Index i = 1; i < kTokens; i++) {
+      EXPECT_NEAR(with_first.lse(0, h, i), without.lse(0, h, i), 2e-6);
+      EXPECT_NEAR(with_first.output(0, h, i, 2), without.output(0, h, i, 2), 2e-6);
+    }
+}
+
 TEST_F(Laws, TypesOfPositions) {
   const Eigen::VectorXd c = indices(5);
   const auto expected = run(alibi::positions(m_, c));

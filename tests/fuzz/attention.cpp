@@ -295,6 +295,7 @@ void judge(Call<E>& call, const Written<E>& written, const Sides<Sum<E>>* sides 
               call.options.mask};
     if (sides) {
       head.after = double(sides->after[std::size_t(h) % sides->after.size()]);
+      head.any_order = sides->any_order;
       head.key_positions = sides->row(sides->keys, s.keys, h / s.heads(), h % s.heads());
       head.query_positions = sides->row(sides->queries, s.queries, h / s.heads(), h % s.heads());
     }

@@ -61,6 +61,7 @@ struct Head {
   Index first = 0;                             // the distance of the first entry
   std::optional<double> after = std::nullopt;  // two-sided slopes: that after a query; `slope` is that before it
   const double *key_positions = nullptr, *query_positions = nullptr;  // [keys], [queries]; or null
+  bool any_order = false;                                             // whether positions may decrease
 
   Index position(Index i) const { return i + mask.query_offset.value_or(keys - queries); }
   bool sees(Index i, Index j) const {
@@ -198,8 +199,8 @@ class Judge {
         const Index p = h_.position(row_);
         const double beyond = sides->beyond(origin, p, w.key);
         w.logit = h_.scale * dot + beyond;
-        // The slopes of the two sides are rounded, each by itself.
-        bias = std::abs(beyond) + (both_sides ? shift_ : 0);
+        // The slopes of the two sides are rounded, each by itself. In any order the bias is relative to all keys.
+        bias = std::abs(beyond) + (both_sides || h_.any_order ? shift_ : 0);
         away = sides->apart(p, w.key);
         if (!(bias * base_2 <= p_.largest / 8 && away <= p_.largest / 8)) return false;
       }
