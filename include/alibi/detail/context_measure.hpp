@@ -76,8 +76,8 @@ float measure_radii(const View<const E>& k, Index b, Index g, const T* center, s
     float radius = 0;
     for (Index j = 0; j < keys.rows(); j++) {
       const T norm = kernel::norm_above<T>((keys.row(j) - c).squaredNorm(), k.head_dim);
-      const float above = float(norm) * (1 + 2 * std::numeric_limits<float>::epsilon());
-      radius = std::max(radius, std::isfinite(above) ? above : std::numeric_limits<float>::infinity());
+      const float above = std::nextafter(float(norm), std::numeric_limits<float>::infinity());
+      radius = std::isfinite(above) ? std::max(radius, above) : std::numeric_limits<float>::infinity();
     }
     radii[std::size_t(t)] = radius;
     largest = std::max(largest, radius);

@@ -300,7 +300,7 @@ class Exchange {
 
   void start() {
     for (int i = 0; i < 2; i++) post_receive();
-    for (int i = 0; i < 2; i++) post_send(std::size_t(2 + i));
+    for (std::size_t slot = 2; slot < 4; slot++) post_send(slot);
   }
   /// Lets messages proceed without waiting.
   void progress() {

@@ -110,7 +110,7 @@ class ContextCache {
         attend();
       });
     mpi_.agree(outcome);
-    const char flag = attended;
+    const char flag = attended ? 1 : 0;
     mpi_.template all_gather<char>({&flag, 1}, attends);
     merge(outcome, attends, attended);
   }
