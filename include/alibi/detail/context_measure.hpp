@@ -77,7 +77,8 @@ float measure_radii(const View<const E>& k, Index b, Index g, const T* center, s
     for (Index j = 0; j < keys.rows(); j++) {
       const T norm = kernel::norm_above<T>((keys.row(j) - c).squaredNorm(), k.head_dim);
       const float above = std::nextafter(float(norm), std::numeric_limits<float>::infinity());
-      radius = std::isfinite(above) ? std::max(radius, above) : std::numeric_limits<float>::infinity();
+      // A norm that is not finite is infinite here (norm_above), and so is the radius then.
+      radius = std::max(radius, above);
     }
     radii[std::size_t(t)] = radius;
     largest = std::max(largest, radius);
