@@ -13,7 +13,7 @@ TYPED_TEST_SUITE(ForwardReference, Scalars);
 
 int cases() {
   const char* text = std::getenv("ALIBI_TEST_CASES");
-  return text ? std::atoi(text) : 2500;
+  return text ? std::atoi(text) : 1500;
 }
 
 TYPED_TEST(ForwardReference, RandomCalls) {
