@@ -24,6 +24,7 @@
 #include <cstddef>
 #include <limits>
 #include <numbers>
+#include <numeric>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -334,7 +335,7 @@ Sweep ForwardTask<F>::tiles() const {
   const Index begin = first.any_visible.begin, end = last.any_visible.end;
   if (begin >= end) return {0, -1, -1};
   const Index center =
-      mask_.sees_ahead(first.first) ? std::clamp((first.lowest + last.highest) / 2, begin, end - 1) : end - 1;
+      mask_.sees_ahead(first.first) ? std::clamp(std::midpoint(first.lowest, last.highest), begin, end - 1) : end - 1;
   return {begin / kTile, center / kTile, (end - 1) / kTile};
 }
 
