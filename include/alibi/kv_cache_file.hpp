@@ -24,6 +24,7 @@
 // std::bad_alloc. A checksum detects accidents, not intent: load only files that you trust.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -96,6 +97,7 @@ struct CacheFile {
     file.end();
     for (Index h = 0; h < config.kv_heads; h++) cache.head_at(sequence, h).store.write(file);
     file.end();
+    file.flush();
   }
 
   template <class S>
@@ -115,8 +117,8 @@ struct CacheFile {
     for (Index h = 0; h < config.kv_heads; h++) {
       const HeadHeader& head = of_heads[std::size_t(h)];
       const bool left = header.window > 0 || head.evicted;
-      file.check(0 <= head.first && head.first <= (left ? tiles : 0) && 0 <= head.min_length &&
-                 head.min_length <= header.length);
+      file.check(0 <= head.first && head.first <= (left ? std::max<Index>(tiles - 1, 0) : 0) && 0 <= head.min_length &&
+                 head.min_length <= header.length && (head.first > 0 || (!head.evicted && head.min_length == 0)));
       check_left(header, head, config, cache.slopes_[std::size_t(h)], h);
     }
     std::vector<typename KvCache<S>::Head> heads;

@@ -52,8 +52,11 @@ void merge_row(const View<E>& output, std::span<Sum<E>> lse, std::span<const Par
   constexpr double kNone = -std::numeric_limits<double>::infinity();
   const auto row = std::size_t((b * output.heads + h) * output.tokens + i);
   double largest = kNone, sum = 0;
-  for (const Part& part : parts) largest = std::max(largest, double(part.lse[row]));
-  const bool sees_no_key = largest == kNone;
+  bool sees_no_key = true;  // not so for NaN, which max() ignores
+  for (const Part& part : parts) {
+    largest = std::max(largest, double(part.lse[row]));
+    sees_no_key = sees_no_key && double(part.lse[row]) == kNone;
+  }
   for (std::size_t s = 0; s < parts.size(); s++)
     sum += weights[s] = sees_no_key ? 0 : std::exp(double(parts[s].lse[row]) - largest);
   std::fill(sums.begin(), sums.end(), 0.);

@@ -22,7 +22,8 @@
 // The bias is slopes, a relative_bias() or no_bias. Of Options, mask.query_offset, mask.prefix, mask.sinks, queries,
 // keys, query_offsets, prefixes and pruning_stats must be left out. `workspace` is not used but over a cache.
 //
-// Errors: if a rank throws, all do, and with the same message, which names the rank:
+// Errors: if a rank throws, all do, and with the same message, which names the rank. (The views of results and of
+// gradients that the caller writes in braces are made before the call; an error there is the rank's own.)
 //   std::invalid_argument   a wrong argument, or one that differs between ranks
 //   std::runtime_error      a rank that is out of memory, or anything else; outputs are then undefined
 // Errors of MPI itself are handled as the communicator says; by default the program ends.
@@ -326,6 +327,7 @@ class ContextParallel {
       count = detail::shared_fields<E, kKind>(detail::ContextOperation::cache, call->q, call->cache.config().kv_heads,
                                               call->output.head_dim, call->bias, options, fields);
       fields[count++] = detail::SharedField::of("q has tokens", call->q.tokens);
+      fields[count++] = detail::SharedField::of("the cache has window", call->cache.config().window.value_or(0));
       fields[count++] = detail::SharedField::content("the values of q are", Call::hash_of(call->q));
     });
     mpi_.agree(outcome, std::span(fields).first(count), agreement_);

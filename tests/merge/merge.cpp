@@ -216,6 +216,18 @@ TEST(MergeFloat, RowsThatSeeNoKey) {
   for (Index i = 0; i < nothing.lse.size(); i++) EXPECT_EQ(nothing.lse.data()[i], none.lse.data()[i]);
 }
 
+TEST(MergeFloat, NanOfAnyPartStays) {
+  const Result<float> finite = result_of<float>(Tensor4<float>(1, 1, 1, 2).setConstant(1), 1, 1, 1);
+  Result<float> nan = finite, none = finite;
+  nan.lse.setConstant(std::numeric_limits<float>::quiet_NaN());
+  none.lse.setConstant(-std::numeric_limits<float>::infinity());
+  for (const auto& all : {alibi::merge(nan, nan), alibi::merge(nan, none), alibi::merge(none, nan),
+                          alibi::merge(finite, nan), alibi::merge(nan, finite)}) {
+    EXPECT_TRUE(std::isnan(all.output(0, 0, 0, 0)));
+    EXPECT_TRUE(std::isnan(all.lse.data()[0]));
+  }
+}
+
 TEST(MergeFloat, ArraysOfAnyKind) {
   using Matrix = test::RowMatrix<float>;
   Random random(2);

@@ -34,7 +34,7 @@ class Checksum {
     sum_ ^= sum_ >> 29;
   }
 
-  std::uint64_t sum_ = 0;
+  std::uint64_t sum_ = 0x6a09e667f3bcc909;  // the fraction of sqrt(2): not 0, the sum of words of 0
 };
 
 /// Writes numbers as they lie in memory.
@@ -59,6 +59,10 @@ class CacheWriter {
     array(x.data(), count);
   }
   void check(bool) const {}
+  /// Hands what the stream still buffers on, so that a full disk is noticed here.
+  void flush() {
+    if (!to_.flush()) fail<std::runtime_error>({"the stream that a sequence is saved to refused its last bytes"});
+  }
   /// Writes the checksum of what was written since the last.
   void end() {
     const std::uint64_t sum = checksum_.value();
