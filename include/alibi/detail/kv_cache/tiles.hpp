@@ -146,7 +146,8 @@ class SpareTiles : public CacheTiles<S> {
     if (shared_ == 0 || this->owners(tile) == 1) return tile;
     S* const copy = this->take_last();
     std::copy_n(tile, this->elements(), copy);
-    recycle(tile, 0);
+    this->owners(tile)--;
+    shared_--;
     return copy;
   }
   /// Frees the tiles beyond the first `max_spare`.
