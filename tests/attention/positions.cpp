@@ -420,6 +420,16 @@ TEST_F(PositionErrors, Gradients) {
   EXPECT_EQ(with_gradients(positions, alibi::positions(before, keys, same)),
             "alibi: the gradient of key positions overlaps the gradient of query positions; expected memory of its "
             "own");
+
+  std::vector<float> grad_lse(2 * 4 * 5);
+  const auto forward = alibi::attention_with_lse(q_, k_, k_, positions);
+  EXPECT_EQ(
+      test::error_of([&] {
+        alibi::attention_backward_into(
+            {grad_q, grad_k, grad_v, alibi::positions(before, keys, Eigen::Map<Eigen::VectorXf>(grad_lse.data(), 5))},
+            alibi::ForwardResult{q_, std::span<const float>(grad_lse)}, q_, k_, k_, positions, forward);
+      }),
+      "alibi: the gradient of query positions overlaps grad_lse; expected memory of its own");
 }
 
 }  // namespace

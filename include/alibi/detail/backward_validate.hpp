@@ -1,6 +1,8 @@
 // The checks of a call of the backward pass. Internal.
 #pragma once
 
+#include <initializer_list>
+
 #include "alibi/detail/call.hpp"
 #include "alibi/detail/overlap.hpp"
 #include "alibi/detail/validate.hpp"
@@ -91,10 +93,15 @@ void check_backward(const BackwardCall<E>& x, const SequenceList& sequences) {
                                                   : memory_of(x.grad_output.of_scalar, "grad_output");
   const Memory to_q = memory_of(x.grad_q, "grad_q"), to_k = memory_of(x.grad_k, "grad_k"),
                to_v = memory_of(x.grad_v, "grad_v"), to_bias = memory_of(grad_bias, "the gradient of the bias");
-  for (const Memory& written : {to_q, to_k, to_v, to_bias})
-    require_disjoint(written,
-                     {memory_of(x.q, "q"), memory_of(x.k, "k"), memory_of(x.v, "v"), memory_of(x.output, "output"),
-                      grad_output, memory_of(lse, "lse"), memory_of(grad_lse, "grad_lse"), memory_of<kind>(x.bias)});
+  const std::initializer_list<Memory> read = {memory_of(x.q, "q"),
+                                              memory_of(x.k, "k"),
+                                              memory_of(x.v, "v"),
+                                              memory_of(x.output, "output"),
+                                              grad_output,
+                                              memory_of(lse, "lse"),
+                                              memory_of(grad_lse, "grad_lse"),
+                                              memory_of<kind>(x.bias)};
+  for (const Memory& written : {to_q, to_k, to_v, to_bias}) require_disjoint(written, read);
   require_rows(x.grad_q, "grad_q");
   require_rows(x.grad_k, "grad_k");
   require_rows(x.grad_v, "grad_v");
@@ -107,10 +114,10 @@ void check_backward(const BackwardCall<E>& x, const SequenceList& sequences) {
                  to_query_positions = memory_of(x.grad_query_positions, "the gradient of query positions");
     for (const Memory& written : {to_q, to_k, to_v, to_bias, to_after, to_key_positions, to_query_positions})
       require_disjoint(written, x.bias.positions);
-    for (const Memory& written : {to_after, to_key_positions, to_query_positions})
-      require_disjoint(written,
-                       {memory_of(x.q, "q"), memory_of(x.k, "k"), memory_of(x.v, "v"), memory_of(x.output, "output"),
-                        grad_output, memory_of(lse, "lse"), to_q, to_k, to_v, to_bias});
+    for (const Memory& written : {to_after, to_key_positions, to_query_positions}) {
+      require_disjoint(written, read);
+      require_disjoint(written, {to_q, to_k, to_v, to_bias});
+    }
     require_disjoint(to_key_positions, {to_after, to_query_positions});
     require_disjoint(to_query_positions, {to_after});
     require_rows(x.grad_key_positions, "the gradient of key positions");

@@ -200,11 +200,7 @@ void forward_cached(const CachedCall<E, S>& call, const Options& options) {
   using T = Sum<E>;
   const View<const E>& q = call.q;
   const KvCacheConfig& config = call.cache.config();
-  require_equal(q.batch, config.batch, "q", "batch", "the cache");
-  require(q.heads % config.kv_heads == 0, "q has heads ", q.heads, "; expected a multiple of ", config.kv_heads,
-          ", the kv_heads of the cache");
-  require_equal(q.head_dim, config.head_dim, "q", "head_dim", "the cache");
-  require_memory(q, "q");
+  check_queries(q, config);
   require(options.keys.empty(),
           "options.keys is given for attention over a cache; expected none: append real keys only");
   const SequenceList sequences = checked_sequences({.count = q.batch, .queries = q.tokens}, options);

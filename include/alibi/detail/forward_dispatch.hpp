@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -144,19 +143,6 @@ void run_arrays(const kernel::Params<F>& call, const ArraySequences<F>& all, con
   if (one_token < all.count()) run(call, others, options, table);  // first, because it clears the statistics
   if constexpr (kOneToken)
     if (one_token > 0) run_one_token(call, all, options.executor);
-}
-
-/// Checks that the arrays that a call of the forward writes share no memory with each other or with those that it
-/// reads.
-template <class E>
-void check_memory(const View<E>& output, const std::optional<std::span<Sum<E>>>& lse, Index rows,
-                  std::initializer_list<Memory> read) {
-  const Memory to = memory_of(output, "output");
-  require_disjoint(to, read);
-  if (!lse) return;
-  const Memory to_lse = memory_of(lse_row(*lse, rows), "lse");
-  require_disjoint(to_lse, read);
-  require_disjoint(to_lse, {to});
 }
 
 template <class E, BiasKind kind>

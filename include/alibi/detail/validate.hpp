@@ -4,14 +4,17 @@
 
 #include <cmath>
 #include <cstddef>
+#include <initializer_list>
 #include <limits>
 #include <numbers>
+#include <optional>
 #include <span>
 
 #include "alibi/detail/call.hpp"
 #include "alibi/detail/overlap.hpp"
 #include "alibi/detail/position_validate.hpp"
 #include "alibi/error.hpp"
+#include "alibi/kv_cache_config.hpp"
 #include "alibi/options.hpp"
 #include "alibi/view.hpp"
 
@@ -230,6 +233,29 @@ inline SequenceList checked_sequences(SequenceList sequences, const Options& opt
   sequences.query_ranges = options.queries;
   sequences.key_ranges = options.keys;
   return with_masks(sequences, options);
+}
+
+/// Checks that the arrays that a call of the forward writes share no memory with each other or with those that it
+/// reads.
+template <class E>
+void check_memory(const View<E>& output, const std::optional<std::span<Sum<E>>>& lse, Index rows,
+                  std::initializer_list<Memory> read) {
+  const Memory to = memory_of(output, "output");
+  require_disjoint(to, read);
+  if (!lse) return;
+  const Memory to_lse = memory_of(lse_row(*lse, rows), "lse");
+  require_disjoint(to_lse, read);
+  require_disjoint(to_lse, {to});
+}
+
+/// Checks queries over a cache of this config.
+template <class E>
+void check_queries(const View<const E>& q, const KvCacheConfig& config) {
+  require_equal(q.batch, config.batch, "q", "batch", "the cache");
+  require(q.heads % config.kv_heads == 0, "q has heads ", q.heads, "; expected a multiple of ", config.kv_heads,
+          ", the kv_heads of the cache");
+  require_equal(q.head_dim, config.head_dim, "q", "head_dim", "the cache");
+  require_memory(q, "q");
 }
 
 }  // namespace alibi::inline ALIBI_ABI::detail

@@ -311,18 +311,17 @@ class Exchange {
       handle(std::size_t(index));
     }
   }
-  /// Waits for message i of receives(), in rising order. It stays until release(i).
-  const std::byte* receive(Index i) {
-    const auto slot = std::size_t(i % 2);
-    while (!arrived_[slot]) wait();
-    return reinterpret_cast<const std::byte*>(buffers_[slot].data());
-  }
-  void release(Index i) {
-    arrived_[std::size_t(i % 2)] = false;
-    post_receive();
-  }
-  /// Waits until all messages have been sent.
-  void finish() {
+  /// Calls body(i, bytes) for each message i of receives(), in rising order, and waits until all messages have been
+  /// sent. All messages travel, also after `outcome` has failed, because other ranks wait for them.
+  template <class Body>
+  void receive_all(Outcome& outcome, const Body& body) {
+    for (Index i = 0; i < Index(receives_.size()); i++) {
+      const auto slot = std::size_t(i % 2);
+      while (!arrived_[slot]) wait();
+      outcome.attempt([&] { body(i, reinterpret_cast<const std::byte*>(buffers_[slot].data())); });
+      arrived_[slot] = false;
+      post_receive();
+    }
     while (sent_ < Index(sends_.size())) wait();
   }
 

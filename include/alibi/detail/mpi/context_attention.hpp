@@ -4,8 +4,7 @@
 //           then, for each rank from the nearest on, attention of the blocks of rows over the keys that they need of
 //           it, merged by the lse.
 // Backward: the same plan from the lse of all keys. The gradients of fetched keys go back to their rank, which adds
-// those
-//           of the nearest rank first.
+//           those of the nearest rank first.
 //
 // The order of all sums follows from the plan, and the plan from the arguments, so that the bits do not depend on time.
 // Memory of the forward: keys of two messages each way. The backward pass holds the gradients of all keys that were
@@ -90,6 +89,13 @@ class ContextCall {
         options_(options),
         plan_(pieces.mpi, pieces.starts, q, k, bias, options, lse) {}
 
+  /// Checks what the piece of a rank, of `tokens` tokens, requires of q, k and the options.
+  static void check_piece(const View<const E>& q, const View<const E>& k, const Options& options, Index tokens) {
+    resolve(options.mask, q.tokens, k.tokens);
+    check_context_options(options, tokens, q.tokens);
+    require_equal(k.tokens, q.tokens, "k", "tokens", "q");
+  }
+
   Index group() const { return q_.heads / k_.heads; }
   Index dims() const { return k_.head_dim + v_.head_dim; }
 
@@ -159,6 +165,16 @@ class ContextCall {
     return {data, 1, 1, keys, dims, 0, 0, dims};
   }
 
+  /// Where the first key and the first value of some keys of a kv head lie in a message, in elements.
+  struct Place {
+    Index k, v;
+  };
+  Place place_of(const ContextMessage& message, Index kv, const KeyRun& run) const {
+    const auto& held = message.find(kv, run);
+    const Index first = held.offset * dims(), before = run.begin - held.begin;
+    return {first + before * k_.head_dim, first + (held.end - held.begin) * k_.head_dim + before * v_.head_dim};
+  }
+
   void pack(const ContextMessage& message, std::byte* to) const {
     for (const auto& run : message.runs())
       for (const View<const E>* x : {&k_, &v_})
@@ -201,18 +217,9 @@ class ContextForward : ContextCall<E, kind> {
     check_inputs(call.q, call.k, call.v);
     check_bias<kind>(call.bias, call.q.heads, sequences);
     check_output(call.output, call.q, call.v.head_dim);
-    const std::initializer_list<Memory> read = {memory_of(call.q, "q"), memory_of(call.k, "k"), memory_of(call.v, "v"),
-                                                memory_of<kind>(call.bias)};
-    const Memory to = memory_of(call.output, "output");
-    require_disjoint(to, read);
-    if (call.lse) {
-      const Memory to_lse = memory_of(lse_row(*call.lse, call.q.batch * call.q.heads * call.q.tokens), "lse");
-      require_disjoint(to_lse, read);
-      require_disjoint(to_lse, {to});
-    }
-    resolve(options.mask, call.q.tokens, call.k.tokens);
-    check_context_options(options, tokens, call.q.tokens);
-    require_equal(call.k.tokens, call.q.tokens, "k", "tokens", "q");
+    check_memory(call.output, call.lse, call.q.batch * call.q.heads * call.q.tokens,
+                 {memory_of(call.q, "q"), memory_of(call.k, "k"), memory_of(call.v, "v"), memory_of<kind>(call.bias)});
+    Base::check_piece(call.q, call.k, options, tokens);
   }
 
   ContextForward(const ContextPieces& pieces, const ForwardCall<E>& call, const Options& options)
@@ -240,12 +247,8 @@ class ContextForward : ContextCall<E, kind> {
     this->each_own_call(
         outcome, [&](Index b, Index sequences, Index g, Index kv_heads) { attend_own(b, sequences, g, kv_heads); });
     outcome.attempt([&] { plan_.refine(lse_); });
-    for (Index i = 0; i < Index(exchange_.receives().size()); i++) {
-      const std::byte* const data = exchange_.receive(i);
-      outcome.attempt([&] { attend(i, reinterpret_cast<const E*>(data)); });
-      exchange_.release(i);
-    }
-    exchange_.finish();
+    exchange_.receive_all(outcome,
+                          [&](Index i, const std::byte* data) { attend(i, reinterpret_cast<const E*>(data)); });
     for (const auto& slot : slots_) mpi_.statistics.tiles_computed += slot.tiles;
     mpi_.agree(outcome);
   }
@@ -292,15 +295,12 @@ class ContextForward : ContextCall<E, kind> {
   void attend_run(Slot& slot, const ContextMessage& message, const E* data, Index b, Index h, Index block,
                   const KeyRun& run) {
     const Index first = block * kContextRows, rows = std::min(kContextRows, q_.tokens - first),
-                kv = b * k_.heads + h / this->group(), keys = run.end - run.begin, value_dim = v_.head_dim;
-    const auto& held = message.find(kv, run);
-    const E* const k = data + held.offset * this->dims() + (run.begin - held.begin) * k_.head_dim;
-    const E* const v = data + held.offset * this->dims() + (held.end - held.begin) * k_.head_dim +
-                       (run.begin - held.begin) * value_dim;
+                keys = run.end - run.begin, value_dim = v_.head_dim;
+    const auto at = this->place_of(message, b * k_.heads + h / this->group(), run);
     ForwardCall<E> call{};
     call.q = part_of_view(q_, b, 1, h, 1, first, rows);
-    call.k = this->view_in(k, keys, k_.head_dim);
-    call.v = this->view_in(v, keys, value_dim);
+    call.k = this->view_in(data + at.k, keys, k_.head_dim);
+    call.v = this->view_in(data + at.v, keys, value_dim);
     call.output = this->view_in(slot.output.data(), rows, value_dim);
     const std::span<T> part_lse = std::span(slot.lse).first(std::size_t(rows));
     call.lse = part_lse;
@@ -329,9 +329,7 @@ class ContextBackward : ContextCall<E, kind> {
 
   static void check(const BackwardCall<E>& call, const Options& options, Index tokens) {
     check_backward<kind>(call, call.sequences);
-    resolve(options.mask, call.q.tokens, call.k.tokens);
-    check_context_options(options, tokens, call.q.tokens);
-    require_equal(call.k.tokens, call.q.tokens, "k", "tokens", "q");
+    Base::check_piece(call.q, call.k, options, tokens);
   }
 
   ContextBackward(const ContextPieces& pieces, const BackwardCall<E>& call, const Options& options)
@@ -349,21 +347,13 @@ class ContextBackward : ContextCall<E, kind> {
     exchange_.start();
     this->each_own_call(
         outcome, [&](Index b, Index sequences, Index g, Index kv_heads) { attend_own(b, sequences, g, kv_heads); });
-    for (Index i = 0; i < Index(exchange_.receives().size()); i++) {
-      const std::byte* const data = exchange_.receive(i);
-      outcome.attempt([&] { attend(i, reinterpret_cast<const E*>(data)); });
-      exchange_.release(i);
-    }
-    exchange_.finish();
+    exchange_.receive_all(outcome,
+                          [&](Index i, const std::byte* data) { attend(i, reinterpret_cast<const E*>(data)); });
     for (const auto& slot : slots_) mpi_.statistics.tiles_computed += slot.tiles;
 
     gradients_.start();
-    for (Index i = 0; i < Index(gradients_.receives().size()); i++) {
-      const std::byte* const data = gradients_.receive(i);
-      outcome.attempt([&] { add_gradients(i, reinterpret_cast<const T*>(data)); });
-      gradients_.release(i);
-    }
-    gradients_.finish();
+    gradients_.receive_all(outcome,
+                           [&](Index i, const std::byte* data) { add_gradients(i, reinterpret_cast<const T*>(data)); });
     if (call_.grad_bias.size() > 0) {
       mpi_.template all_gather<double>(bias_, all_bias);
       outcome.attempt([&] { write_bias(all_bias); });
@@ -483,14 +473,11 @@ class ContextBackward : ContextCall<E, kind> {
     const Index b = kv / k_.heads, g = kv % k_.heads, h = g * this->group(), heads = this->group();
     const Index first = block * kContextRows, rows = std::min(kContextRows, q_.tokens - first),
                 keys = run.end - run.begin, dim = k_.head_dim, value_dim = v_.head_dim;
-    const auto& held = message.find(kv, run);
-    const Index k_at = held.offset * this->dims() + (run.begin - held.begin) * dim,
-                v_at =
-                    held.offset * this->dims() + (held.end - held.begin) * dim + (run.begin - held.begin) * value_dim;
+    const auto at = this->place_of(message, kv, run);
     BackwardCall<E> call{};
     call.q = part_of_view(q_, b, 1, h, heads, first, rows);
-    call.k = this->view_in(data + k_at, keys, dim);
-    call.v = this->view_in(data + v_at, keys, value_dim);
+    call.k = this->view_in(data + at.k, keys, dim);
+    call.v = this->view_in(data + at.v, keys, value_dim);
     call.output = part_of_view(call_.output, b, 1, h, heads, first, rows);
     call.grad_output = grad_output_part(b, 1, h, heads, first, rows);
     call.lse = copy_rows(slot.lse, call_.lse, b, h, heads, first, rows);
@@ -507,8 +494,8 @@ class ContextBackward : ContextCall<E, kind> {
     for (const PruningStats& x : slot.stats) slot.tiles += x.tiles_computed;
     for (Index i = 0; i < heads; i++)
       add_rows(part_of_view(call_.grad_q, b, 1, h + i, 1, first, rows), to_q + i * rows * dim);
-    for (Index x = 0; x < keys * dim; x++) of_keys[k_at + x] += to_k[x];
-    for (Index x = 0; x < keys * value_dim; x++) of_keys[v_at + x] += to_v[x];
+    for (Index x = 0; x < keys * dim; x++) of_keys[at.k + x] += to_k[x];
+    for (Index x = 0; x < keys * value_dim; x++) of_keys[at.v + x] += to_v[x];
   }
   /// Entries of [batch, heads, tokens] for some rows of some heads, side by side in `to`.
   std::span<const T> copy_rows(std::vector<T>& to, std::span<const T> from, Index b, Index h, Index heads, Index first,

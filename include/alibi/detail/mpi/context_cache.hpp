@@ -47,11 +47,7 @@ class ContextCache {
   static void check(const CachedCall<E, S>& call, const Options& options) {
     const KvCacheConfig& config = call.cache.config();
     const View<const E>& q = call.q;
-    require_equal(q.batch, config.batch, "q", "batch", "the cache");
-    require(q.heads % config.kv_heads == 0, "q has heads ", q.heads, "; expected a multiple of ", config.kv_heads,
-            ", the kv_heads of the cache");
-    require_equal(q.head_dim, config.head_dim, "q", "head_dim", "the cache");
-    require_memory(q, "q");
+    check_queries(q, config);
     check_bias<kind>(call.bias, q.heads, {.count = q.batch, .queries = q.tokens});
     check_output(call.output, q, config.value_dim);
     if (call.lse) lse_row(*call.lse, q.batch * q.heads * q.tokens);
