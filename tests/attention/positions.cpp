@@ -30,13 +30,7 @@ std::array<double, 2> forward_errors(test::BackwardCall<T>& call) {
                                    call.options);
   });
   const alibi::reference::Result expected = call.exact().forward();
-  // In any order the bias is relative to the nearest of all keys, not of those that the query sees.
-  double largest = call.largest_logit();
-  if (call.bias.any_order && call.bias.keys.size() > 0) {
-    const auto [low, high] = std::minmax_element(call.bias.keys.data(), call.bias.keys.data() + call.bias.keys.size());
-    largest += (*high - *low) * std::max(test::largest(call.bias.numbers), test::largest(call.bias.after));
-  }
-  const double logit = std::max(1., largest / order_one);
+  const double logit = std::max(1., call.largest_logit() / order_one);
   double value = order_one, of_lse = 0;
   call.v.for_each([&](T x) { value = std::max(value, double(std::abs(x))); });
   const double of_output =
@@ -56,7 +50,7 @@ TYPED_TEST(Positions, RandomCalls) {
   for (int seed = 1; seed <= cases(700) && failures < 5; seed++) {
     test::Random random{std::uint64_t(seed)};
     test::BackwardCall<TypeParam> call(random, test::random_shape(random));
-    call.bias = test::random_position_bias(random, call.s, call.slopes);
+    call.bias = test::random_position_bias(random, call.s, call.slopes, 50);
     call.fit_mask();
     if (random.chance(0.3)) call.options.tolerance = 0;
     const auto errors = forward_errors(call);
@@ -220,6 +214,53 @@ TEST_F(Laws, AnyOrderIsThatOfTheKeys) {
   EXPECT_EQ(computed(), total()) << "nothing is pruned";
   EXPECT_LE(test::distance(any.output, sorted.output), test::kBound<float>);
   EXPECT_LE(test::distance(any.lse, sorted.lse), test::kBound<float>);
+}
+
+// Weights of equal logits, [queries, keys], by the bias alone.
+template <class Bias>
+test::RowMatrix<float> weights_of(Index queries, Index keys, const Bias& bias, const alibi::Options& options) {
+  const test::RowMatrix<float> zero = test::RowMatrix<float>::Zero(std::max(queries, keys), 2),
+                               identity = test::RowMatrix<float>::Identity(keys, keys);
+  return alibi::attention(zero.topRows(queries), zero.topRows(keys), identity, bias, options);
+}
+
+// All visible keys are 1e8 away from the query, beyond the digits of their differences in float.
+TEST(FarPositions, NoKeyIsNearTheQuery) {
+  const double e = std::exp(-0.5);
+  const alibi::Options all{.mask = {.causal = false}};
+  const std::vector<double> keys = {1e8 + 0.5, -1e8, 1e8}, at = {0};
+  const auto any = weights_of(1, 3, alibi::positions_in_any_order(1.0, keys, at), all);
+  EXPECT_NEAR(any(0, 0), e / (2 + e), 1e-6);
+  EXPECT_NEAR(any(0, 1), 1 / (2 + e), 1e-6);
+  EXPECT_NEAR(any(0, 2), 1 / (2 + e), 1e-6);
+  const std::vector<double> ordered = {-1e8, 1e8, 1e8 + 0.5};
+  const auto in_order = weights_of(1, 3, alibi::positions(1.0, ordered, at), all);
+  EXPECT_NEAR(in_order(0, 2), e / (2 + e), 1e-6);
+
+  // The nearest key of query 1 is hidden.
+  const std::vector<double> hidden = {-1e8, -1e8 - 0.5, 0}, queries = {-3e8, 0, 0};
+  const auto causal = weights_of(3, 3, alibi::positions_in_any_order(1.0, hidden, queries), {});
+  EXPECT_NEAR(causal(1, 0), 1 / (1 + e), 1e-6);
+  EXPECT_EQ(causal(1, 2), 0);
+  EXPECT_EQ(causal(2, 2), 1);
+}
+
+// One tile spans 2^50 times the smallest difference, on both sides of the queries.
+TEST(FarPositions, TheSpreadOfATileCostsNoDigits) {
+  constexpr Index kTokens = 40;
+  std::vector<double> c(kTokens);
+  for (Index i = 0; i < kTokens; i++) c[std::size_t(i)] = i < 9 ? double(i) : 1.60000005e15 + double(i);
+  for (const bool any_order : {false, true}) {
+    const auto of = any_order ? weights_of(kTokens, kTokens, alibi::positions_in_any_order(1.0, c), {})
+                              : weights_of(kTokens, kTokens, alibi::positions(1.0, c), {});
+    for (Index i = 0; i < kTokens; i++) {
+      const Index first = i < 9 ? 0 : 9;
+      double sum = 0;
+      for (Index j = first; j <= i; j++) sum += std::exp(double(j - i));
+      for (Index j = 0; j <= i; j++)
+        EXPECT_NEAR(of(i, j), j < first ? 0 : std::exp(double(j - i)) / sum, 1e-6) << i << ", " << j;
+    }
+  }
 }
 
 // bias_ij = Σ_{l = j+1..i} log f_l, and its gradient with respect to log f by finite differences.

@@ -60,11 +60,11 @@ struct Bias {
   }
 };
 
-/// Positions [1 or batch, 1 or heads, tokens] with gaps of one kind, in order.
-inline Tensor3<double> random_positions(Random& random, Index batch, Index heads, Index tokens) {
+/// Positions [1 or batch, 1 or heads, tokens] with gaps of one kind, in order. No gap is above 2^largest.
+inline Tensor3<double> random_positions(Random& random, Index batch, Index heads, Index tokens, double largest = 30) {
   Tensor3<double> positions(random.chance(0.5) ? batch : 1, random.chance(0.5) ? heads : 1, tokens);
   const Index kind = random.integer(0, 5);
-  const double start = random.chance(0.3) ? 1e9 * random.normal() : 0, far = std::exp2(random.uniform(0, 30));
+  const double start = random.chance(0.3) ? 1e9 * random.normal() : 0, far = std::exp2(random.uniform(0, largest));
   for (Index row = 0; row < positions.dimension(0) * positions.dimension(1); row++) {
     double at = std::round(start);
     for (Index i = 0; i < tokens; i++) {
@@ -79,7 +79,7 @@ inline Tensor3<double> random_positions(Random& random, Index batch, Index heads
 
 /// Two-sided slopes that hide a side now and then, or positions of one of the forms.
 template <class T>
-Bias<T> random_position_bias(Random& random, const Shape& s, const RowMatrix<T>& slopes) {
+Bias<T> random_position_bias(Random& random, const Shape& s, const RowMatrix<T>& slopes, double largest = 30) {
   using Kind = typename Bias<T>::Kind;
   const Index heads = s.kv_heads * s.group;
   Bias<T> bias{random.chance(0.4) ? Kind::kTwoSided : Kind::kPositions, slopes.cwiseAbs()};
@@ -91,13 +91,13 @@ Bias<T> random_position_bias(Random& random, const Shape& s, const RowMatrix<T>&
         if (random.chance(0.15)) side->data()[i] = std::numeric_limits<T>::infinity();
     return bias;
   }
-  bias.keys = bias.queries = random_positions(random, s.batch, heads, s.keys);
+  bias.keys = bias.queries = random_positions(random, s.batch, heads, s.keys, largest);
   if (s.queries == s.keys && random.chance(0.6)) {
     bias.kind = Kind::kSharedPositions;
   } else {
     // Those of the last keys, or others.
     const bool others = s.queries > s.keys || random.chance(0.3);
-    bias.queries = random_positions(random, s.batch, heads, s.queries);
+    bias.queries = random_positions(random, s.batch, heads, s.queries, largest);
     if (!others && bias.keys.dimension(0) * bias.keys.dimension(1) == 1)
       for (Index row = 0; row < bias.queries.size() / std::max<Index>(s.queries, 1); row++)
         std::copy_n(bias.keys.data() + s.keys - s.queries, s.queries, bias.queries.data() + row * s.queries);

@@ -111,13 +111,7 @@ bool needs_shifted_lse(const kernel::SequenceParams<F>& sequence, bool bias_want
   if constexpr (kernel::kHasPositions<F>) {
     for (Index h = 0; h < sequence.q.heads; h++) {
       const auto bias = sequence.bias(h);
-      const ResolvedMask mask = bias.mask_of(sequence.mask);
-      for (Index query = 0; query < sequence.q.tokens; query++) {
-        const KeyRange seen = mask.visible(query);
-        if (seen.begin < seen.end &&
-            (bias.common_penalty(mask, query) > 0 || (bias_wanted && bias.common_distance(mask, query) > 0)))
-          return true;
-      }
+      if (bias.has_common(bias.mask_of(sequence.mask), sequence.q.tokens, bias_wanted)) return true;
     }
     return false;
   }

@@ -91,7 +91,7 @@ class BackwardRows {
       stats.lse[i] = std::numeric_limits<T>::infinity();
       stats.minus_d[i] = stats.common_distance[i] = T(0);
       if (i >= block.rows) continue;
-      find_lse(query, stats.lse[i], stats.common_distance[i]);
+      find_lse(block, i, stats.lse[i], stats.common_distance[i]);
       std::fill_n(grad_q[query], params_.head_dim, T(0));
     }
     with_scalar(rows_of(backward_.output, head_), [&](const auto& output) {
@@ -121,7 +121,7 @@ class BackwardRows {
       // Without a shifted lse, the rows with keys have no common distance.
       if (!backward_.shifted_lse || stats.common_distance[i] != 0) continue;
       if constexpr (kHasPositions<F>)
-        Gradient::add_common(double(grad_lse), bias_.beyond_keys(mask_, query), slot);
+        Gradient::add_common(double(grad_lse), block.positions.lanes->beyond[i], slot);
       else
         Gradient::add_common(double(grad_lse), mask_.common_distance(query, sequence_.slope(head_)), slot);
     }
@@ -131,13 +131,14 @@ class BackwardRows {
   /// keys of this call equals the given lse up to the rounding of the latter, the row has no other keys that matter.
   /// The lse of the keys of this call is then used, because it has the digits that the given one lost by rounding.
   /// `common` is 0 then, because the sum of the row of dS is known: 0, or the gradient of the lse.
-  void find_lse(Index query, T& lse, T& common) const {
+  void find_lse(const Block<T>& block, Index row, T& lse, T& common) const {
+    const Index query = block.first + row;
     const double given = double(backward_.lse[head_ * backward_.lse_stride + query]);
     if (given == -std::numeric_limits<double>::infinity()) return;
     double distance = 0, penalty = 0;
     if constexpr (kHasPositions<F>) {
-      distance = bias_.common_distance(mask_, query);
-      penalty = bias_.common_penalty(mask_, query);
+      distance = std::abs(block.positions.lanes->beyond[row]);
+      penalty = block.positions.lanes->common[row];
     } else {
       const double slope = sequence_.slope(head_);
       distance = double(mask_.common_distance(query, slope));

@@ -392,13 +392,13 @@ typename F::T ForwardTask<F>::lse_of(const ForwardBlock<F>& block, Index row) co
   const SoftmaxState<T>& state = block.state[row / kLanes<T>];
   store<T>(reference, state.reference);
   store<T>(sum, state.sum);
-  const Index lane = row % kLanes<T>, query = block.first + row;
+  const Index lane = row % kLanes<T>;
   if (sum[lane] == 0) return -std::numeric_limits<T>::infinity();
   double shift = 0;
   if constexpr (kHasPositions<F>)
-    shift = shifted_lse_ ? 0 : bias_.common_penalty(mask_, query);
+    shift = shifted_lse_ ? 0 : block.positions.lanes->common[row];
   else
-    shift = shifted_lse_ ? 0 : slope_ * double(mask_.common_distance(query, slope_));
+    shift = shifted_lse_ ? 0 : slope_ * double(mask_.common_distance(block.first + row, slope_));
   return T(double(reference[lane]) * std::numbers::ln2 + std::log(double(sum[lane])) - shift);
 }
 

@@ -4,19 +4,19 @@
 //
 // b and a are the slopes before and after a query. Without arrays of positions, c is the index of a token.
 //
-// As in kernel/tile/bias.hpp the bias is relative to the largest bias of a row. Let c'_i be c_i clamped to the
-// positions of the keys that query i sees (in any order: of all keys), and let it lie between two of them, at distances
-// d and e. The nearest of the two has the bias -B = -min(b d, a e). With
+// As in kernel/tile/bias.hpp the bias is relative to the largest bias of a row. Let l_i be the nearest key that query i
+// sees on its left, and r_i the nearest one on its right. If there is none on one side, let c'_i be the position of the
+// other: all distances have c_i - c'_i in common. Else c'_i = c_i, and the nearest keys have the bias
+// -B = -min(b (c_i - l_i), a (r_i - c_i)). With
 //
 //   λ_i = c'_i - B / b       ρ_i = c'_i + B / a          (c'_i if B = 0, for example because a key lies at c'_i)
 //
-// the bias relative to it is min(-b (λ_i - c_j), -a (c_j - ρ_i)) for every key. Both differences are small for the keys
-// that matter, however large the positions and the gaps between them are.
+// the bias relative to it is -b (λ_i - c_j) on the left, and -a (c_j - ρ_i) on the right. Both differences are small
+// for the keys that matter, however large the positions and the gaps between them are.
 //
-// Positions are read as double. What the sums of a tile start from is computed in double, relative to a position of the
-// tile, and then rounded once. In a tile on both sides of the queries, a float is too short for a position, which is a
-// sum of two floats.
-// A tile takes some 64 operations for each block, beside some 200,000 for its products.
+// Positions are read as double. All differences of positions are computed in double and then rounded once, because a
+// float is too short for a position. A tile on one side of the queries takes some 64 of them for each block, any other
+// tile one or two for each pair, beside the 4 head_dim operations of the products for each pair.
 //
 // A key lies on the left of a query if its position is smaller, or if it is equal and the index of the key is not above
 // that of the query. The side decides which way a gradient of a position goes. Internal.
@@ -55,25 +55,19 @@ struct LanePositions {
 /// What a bias of positions needs to know of the queries of a block, one lane for each.
 template <class T>
 struct PositionLanes {
-  LanePositions<T> at, left, right;  // c'_i, λ_i, ρ_i
-  Index keys_before[kBlock<T>];      // the number of keys on the left of the query
-  T gradient[kBlock<T>];             // -dc_i so far (kernel/tile/position_gradient.hpp)
+  double at[kBlock<T>];          // c'_i
+  LanePositions<T> left, right;  // λ_i, ρ_i
+  double beyond[kBlock<T>];      // c_i - c'_i
+  double common[kBlock<T>];      // what the bias takes from the logits of all visible keys of the row, in base e
+  Index keys_before[kBlock<T>];  // the number of keys on the left of the query
+  T gradient[kBlock<T>];         // -dc_i so far (kernel/tile/position_gradient.hpp)
 };
 
-/// x rounded to T; a number beyond its range becomes the largest or the smallest number.
+/// x rounded to T. Numbers beyond a quarter of its range are clamped, so that sums of a few of them are finite.
 template <class T>
 T clamped(double x) {
-  constexpr double kLargest = std::numeric_limits<T>::max();
-  return T(std::clamp(x, -kLargest, kLargest));
-}
-
-/// x as a sum of two numbers of T. Numbers beyond a quarter of the range of T are clamped.
-template <class T>
-void split(double x, T& high, T& low) {
   constexpr double kLargest = std::numeric_limits<T>::max() / 4;
-  x = std::clamp(x, -kLargest, kLargest);
-  high = T(x);
-  low = T(x - double(high));
+  return T(std::clamp(x, -kLargest, kLargest));
 }
 
 /// The start of the sums of a tile that lies wholly on one side of the queries.
@@ -85,33 +79,13 @@ struct PositionSide {
   EIGEN_ALWAYS_INLINE Vec<T> start(Index key, int) const { return broadcast<T>(ramp[key]); }
 };
 
-/// The differences of the positions of lanes and keys, in two parts each.
-template <class T>
-struct KeyParts {
-  T high[kTile], low[kTile];
-};
-template <class T>
-struct LaneParts {
-  T high[kBlock<T>], low[kBlock<T>];
-
-  /// key - lane
-  EIGEN_ALWAYS_INLINE Vec<T> from(Vec<T> key_high, Vec<T> key_low, int r) const {
-    return add(sub(key_high, load<T>(high + r * kLanes<T>)), sub(key_low, load<T>(low + r * kLanes<T>)));
-  }
-};
-
 /// The start of the sums of any other tile.
 template <class T>
 struct PositionEdge {
-  T before, after;
-  KeyParts<T> keys;
-  LaneParts<T> left, right;
+  T bias[kTile][kBlock<T>];
   Vec<T> offset[kVectors];  // 0
 
-  EIGEN_ALWAYS_INLINE Vec<T> start(Index key, int r) const {
-    const Vec<T> high = broadcast<T>(keys.high[key]), low = broadcast<T>(keys.low[key]);
-    return min(mul(broadcast<T>(before), left.from(high, low, r)), mul(broadcast<T>(-after), right.from(high, low, r)));
-  }
+  EIGEN_ALWAYS_INLINE Vec<T> start(Index key, int r) const { return load<T>(bias[key] + r * kLanes<T>); }
 };
 
 /// The bias of one head.
@@ -123,10 +97,6 @@ class PositionBiasPolicy {
                      bool any_order, Index key_count)
       : slope_{before, after}, keys_(keys), queries_(queries), any_order_(any_order), count_(key_count) {
     for (int side = 0; side < 2; side++) base2_[side] = std::isinf(slope_[side]) ? 0 : double(base2<T>(slope_[side]));
-    if (!any_order || !keys_ || key_count == 0) return;
-    lowest_ = highest_ = keys_[0];
-    for (Index j = 1; j < key_count; j++)
-      lowest_ = std::min(lowest_, keys_[j]), highest_ = std::max(highest_, keys_[j]);
   }
 
   /// The position of a key.
@@ -144,45 +114,29 @@ class PositionBiasPolicy {
     return mask;
   }
 
-  /// A query: c'_i; c_i - c'_i; λ_i and ρ_i, each as a sum; B in base e; the number of keys on its left; and the keys
-  /// that it sees.
-  struct Query {
-    double at, beyond, left, right, left_rest = 0, right_rest = 0, nearest_penalty = 0;
-    Index keys_before;
-    KeyRange seen;
-  };
-  Query query_of(const ResolvedMask& mask, Index query) const {
-    const Index p = mask.position(query);
-    Query of = clamped_query(mask, query);
-    of.left = of.right = of.at;
-    of.keys_before = p + 1;
-    if (!keys_ || of.seen.begin >= of.seen.end) return of;
-    if (of.beyond != 0) {
-      of.keys_before = of.beyond > 0 ? of.seen.end : of.seen.begin;
-    } else if (!any_order_) {
-      of.keys_before = keys_before(of.at, p, of.seen);
-      if (of.seen.begin < of.keys_before && of.keys_before < of.seen.end) widen(of);
+  /// Whether all keys of some row may have a penalty in common or, if `distances` count, a distance.
+  bool has_common(const ResolvedMask& mask, Index queries, bool distances) const {
+    for (Index query = 0; query < queries; query++) {
+      const KeyRange seen = visible_keys(mask, query);
+      if (seen.begin >= seen.end) continue;
+      if (keys_ && any_order_) {
+        if (!is_at_own_key(mask, query, seen)) return true;
+        continue;
+      }
+      const Query of = query_of(mask, query);
+      if (of.common > 0 || (distances && of.beyond != 0)) return true;
     }
-    return of;
-  }
-
-  /// c_i - c'_i, which all distances of the row have in common.
-  double beyond_keys(const ResolvedMask& mask, Index query) const { return clamped_query(mask, query).beyond; }
-  double common_distance(const ResolvedMask& mask, Index query) const { return std::abs(beyond_keys(mask, query)); }
-  /// What the bias takes from the logits of all visible keys of a row, in base e. A shifted lse is larger by this.
-  double common_penalty(const ResolvedMask& mask, Index query) const {
-    const Query of = query_of(mask, query);
-    return of.beyond == 0 ? of.nearest_penalty : slope_[of.beyond > 0 ? 0 : 1] * std::abs(of.beyond);
+    return false;
   }
 
   /// The largest bias difference, in base e, between the nearest and the farthest visible key of any query.
   double largest_penalty(const ResolvedMask& mask, Index queries) const {
     if (any_order_ || queries == 0) return 0;
-    const Query first = clamped_query(mask, 0), last = clamped_query(mask, queries - 1);
+    const KeyRange of_first = visible_keys(mask, 0), of_last = visible_keys(mask, queries - 1);
     double most = 0;
-    if (last.seen.begin < last.seen.end) most = slope_or_zero(0) * (last.at - key(last.seen.begin));
-    if (first.seen.begin < first.seen.end)
-      most = std::max(most, slope_or_zero(1) * (key(first.seen.end - 1) - first.at));
+    if (of_last.begin < of_last.end) most = slope_or_zero(0) * (query_of(mask, queries - 1).at - key(of_last.begin));
+    if (of_first.begin < of_first.end)
+      most = std::max(most, slope_or_zero(1) * (key(of_first.end - 1) - query_of(mask, 0).at));
     return most;
   }
 
@@ -196,14 +150,14 @@ class PositionBiasPolicy {
       block.lowest = std::min(block.lowest, mask.position(block.first));
       block.highest = std::max(block.highest, mask.position(block.first + block.rows - 1));
     }
+    if (keys_ && any_order_) return place_in_any_order(mask, block, lanes);
     bool any = false;
     for (Index i = 0; i < kBlock<T>; i++) {
-      const Query of = query_of(mask, block.first + std::min(i, block.rows - 1));
-      lanes.at.base[i] = of.at, lanes.at.rest[i] = 0;
-      lanes.left.base[i] = of.left, lanes.left.rest[i] = of.left_rest;
-      lanes.right.base[i] = of.right, lanes.right.rest[i] = of.right_rest;
-      lanes.keys_before[i] = of.keys_before;
-      if (!keys_ || any_order_ || of.seen.begin >= of.seen.end) continue;
+      const Index query = block.first + std::min(i, block.rows - 1);
+      const Query of = query_of(mask, query);
+      set(lanes, i, of);
+      const KeyRange seen = visible_keys(mask, query);
+      if (!keys_ || seen.begin >= seen.end) continue;
       block.lowest = any ? std::min(block.lowest, of.keys_before - 1) : of.keys_before - 1;
       block.highest = any ? std::max(block.highest, of.keys_before) : of.keys_before;
       any = true;
@@ -220,59 +174,142 @@ class PositionBiasPolicy {
   }
   /// For any keys of the tile.
   PositionEdge<T> edge(const Positions<T>& queries, Index tile) const {
-    PositionEdge<T> bias;
-    bias.before = T(base2_[0]), bias.after = T(base2_[1]);
-    const double origin = origin_of(queries.lanes->at);
-    split_keys(tile, origin, bias.keys);
-    split_lanes(queries.lanes->left, origin, bias.left);
-    split_lanes(queries.lanes->right, origin, bias.right);
-    for (Vec<T>& x : bias.offset) x = broadcast<T>(T(0));
-    return bias;
+    PositionEdge<T> edge;
+    const LanePositions<T>&left = queries.lanes->left, &right = queries.lanes->right;
+    const Vec<double> before = broadcast(base2_[0]), after = broadcast(-base2_[1]);
+    each_pair(tile, edge.bias, [&](Vec<double> at, Index lane) {
+      const auto from = [&](const LanePositions<T>& x) {
+        return sub(sub(at, load(x.base + lane)), load(x.rest + lane));
+      };
+      return select_le(at, load(queries.lanes->at + lane), mul(before, from(left)), mul(after, from(right)));
+    });
+    for (Vec<T>& x : edge.offset) x = broadcast<T>(T(0));
+    return edge;
   }
-
-  /// What positions in two parts are relative to: a position of the block, if its queries are close to each other
-  /// compared with their size, else 0. Double needs none.
-  static double origin_of(const LanePositions<T>& lanes) {
-    if (sizeof(T) == sizeof(double)) return 0;
-    const double first = lanes.base[0];
-    double spread = 0, largest = 0;
-    for (const double at : lanes.base) {
-      spread = std::max(spread, std::abs(at - first));
-      largest = std::max(largest, std::abs(at));
-    }
-    return spread < largest / 2 ? first : 0;
-  }
-  /// The keys of a tile in two parts, relative to `origin`. Keys beyond the last one repeat it.
-  void split_keys(Index tile, double origin, KeyParts<T>& parts) const {
-    const Index in_tile = std::min<Index>(kTile, count_ - tile);
-    for (Index j = 0; j < kTile; j++) split(key(tile + std::min(j, in_tile - 1)) - origin, parts.high[j], parts.low[j]);
-  }
-  /// Lanes in two parts, relative to `origin`.
-  static void split_lanes(const LanePositions<T>& lanes, double origin, LaneParts<T>& parts) {
-    for (Index i = 0; i < kBlock<T>; i++) {
-      split(sizeof(T) == sizeof(double) ? lanes.base[i] : lanes.minus(origin, i), parts.high[i], parts.low[i]);
-      if (sizeof(T) == sizeof(double)) parts.low[i] = T(lanes.rest[i]);
-    }
+  /// c_j - c'_i for the keys of a tile and the lanes of a block.
+  void distances(const PositionLanes<T>& lanes, Index tile, T (&to)[kTile][kBlock<T>]) const {
+    each_pair(tile, to, [&](Vec<double> at, Index lane) { return sub(at, load(lanes.at + lane)); });
   }
 
  private:
-  double slope_or_zero(int side) const { return std::isinf(slope_[side]) ? 0 : slope_[side]; }
+  static constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-  /// A query without λ, ρ, B and its side.
-  Query clamped_query(const ResolvedMask& mask, Index query) const {
-    Query of{};
-    of.seen = mask.visible(query);
-    of.seen = {std::max<Index>(of.seen.begin, 0), std::min(of.seen.end, mask.keys)};
+  /// A query: c'_i; c_i - c'_i; λ_i and ρ_i, each as a sum; what all its logits have in common; and the number of keys
+  /// on its left.
+  struct Query {
+    double at, beyond = 0, left = at, right = at, left_rest = 0, right_rest = 0, common = 0;
+    Index keys_before = 0;
+  };
+
+  double slope_or_zero(int side) const { return std::isinf(slope_[side]) ? 0 : slope_[side]; }
+  static KeyRange visible_keys(const ResolvedMask& mask, Index query) {
+    const KeyRange seen = mask.visible(query);
+    return {std::max<Index>(seen.begin, 0), std::min(seen.end, mask.keys)};
+  }
+  /// A query all of whose keys are on its left, or all on its right.
+  Query one_sided(double at, double beyond, Index keys_before) const {
+    return {.at = at,
+            .beyond = beyond,
+            .common = beyond == 0 ? 0 : slope_[beyond > 0 ? 0 : 1] * std::abs(beyond),
+            .keys_before = keys_before};
+  }
+
+  /// A query, unless positions are in any order.
+  Query query_of(const ResolvedMask& mask, Index query) const {
+    const Index p = mask.position(query);
     if (!keys_) {
-      const Index p = mask.position(query), c = mask.nearest_key(query);
-      of.at = double(c), of.beyond = double(p - c);
-      return of;
+      const Index nearest = mask.nearest_key(query);
+      return one_sided(double(nearest), double(p - nearest), p + 1);
     }
-    const double c = of.at = queries_[query];
-    if (of.seen.begin >= of.seen.end) return of;
-    of.at = any_order_ ? std::clamp(c, lowest_, highest_) : std::clamp(c, key(of.seen.begin), key(of.seen.end - 1));
-    of.beyond = c - of.at;
+    const KeyRange seen = visible_keys(mask, query);
+    const double at = queries_[query];
+    const Index before = seen.begin < seen.end ? keys_before(at, p, seen) : seen.begin;
+    return between(at, before > seen.begin ? key(before - 1) : -kInfinity, before < seen.end ? key(before) : kInfinity,
+                   before, seen);
+  }
+  /// A query at `at` with the nearest keys `left` and `right` that it sees, infinite if there is none.
+  Query between(double at, double left, double right, Index keys_before, const KeyRange& seen) const {
+    if (left > -kInfinity && right < kInfinity) return widened(at, left, right, keys_before);
+    if (left > -kInfinity) return one_sided(left, at - left, seen.end);
+    if (right < kInfinity) return one_sided(right, at - right, seen.begin);
+    return {.at = at, .keys_before = keys_before};
+  }
+  /// Finds λ, ρ and B of a query between two keys. The biases of the two differ by what their exact slopes say.
+  Query widened(double at, double left, double right, Index keys_before) const {
+    constexpr double kFar = 1e300;
+    Query of{.at = at, .keys_before = keys_before};
+    const double of_left = slope_[0] * (at - left), of_right = slope_[1] * (right - at);
+    if (!(of_left > 0 && of_right > 0 && base2_[0] > 0 && base2_[1] > 0)) return of;
+    const double difference = std::clamp(of_right - of_left, -kFar, kFar) * std::numbers::log2e;
+    of.left = left, of.right = right;
+    if (difference >= 0)
+      of.right_rest = std::max(-difference / base2_[1], -kFar);
+    else
+      of.left_rest = std::min(-difference / base2_[0], kFar);
+    of.common = std::min(of_left, of_right);
     return of;
+  }
+
+  static void set(PositionLanes<T>& lanes, Index lane, const Query& of) {
+    lanes.at[lane] = of.at;
+    lanes.left.base[lane] = of.left, lanes.left.rest[lane] = of.left_rest;
+    lanes.right.base[lane] = of.right, lanes.right.rest[lane] = of.right_rest;
+    lanes.beyond[lane] = of.beyond;
+    lanes.common[lane] = of.common;
+    lanes.keys_before[lane] = of.keys_before;
+  }
+
+  /// Whether a query has the position of its own key, the one with its index.
+  bool is_at_own_key(const ResolvedMask& mask, Index query, const KeyRange& seen) const {
+    const Index p = mask.position(query);
+    return seen.begin <= p && p < seen.end && keys_[p] == queries_[query];
+  }
+
+  /// place() for positions in any order. Unless each query has the position of its own key, as in self-attention, the
+  /// nearest keys are found among all that a query sees.
+  void place_in_any_order(const ResolvedMask& mask, const Block<T>& block, PositionLanes<T>& lanes) const {
+    double at[kBlock<T>], left[kBlock<T>], right[kBlock<T>];
+    KeyRange seen[kBlock<T>];
+    bool own = true;
+    for (Index i = 0; i < kBlock<T>; i++) {
+      const Index query = block.first + std::min(i, block.rows - 1);
+      seen[i] = visible_keys(mask, query);
+      at[i] = left[i] = right[i] = queries_[query];
+      own = own && (seen[i].begin >= seen[i].end || is_at_own_key(mask, query, seen[i]));
+    }
+    if (!own) find_nearest(seen, at, left, right);
+    for (Index i = 0; i < kBlock<T>; i++) {
+      const Index p = mask.position(block.first + std::min(i, block.rows - 1));
+      set(lanes, i, between(at[i], left[i], right[i], p + 1, seen[i]));
+    }
+  }
+  /// For each lane the nearest position on each side among the keys that it sees; infinite if there is none.
+  void find_nearest(const KeyRange (&seen)[kBlock<T>], const double (&at)[kBlock<T>], double (&left)[kBlock<T>],
+                    double (&right)[kBlock<T>]) const {
+    std::fill_n(left, kBlock<T>, -kInfinity);
+    std::fill_n(right, kBlock<T>, kInfinity);
+    KeyRange all = seen[0];  // the keys that every lane sees
+    for (const KeyRange& of : seen) all = {std::max(all.begin, of.begin), std::min(all.end, of.end)};
+    if (all.begin >= all.end) all = {0, 0};
+    for (Index j = all.begin; j < all.end; j++) {
+      const Vec<double> position = broadcast(keys_[j]);
+      for (Index i = 0; i < kBlock<T>; i += kLanes<double>) {
+        const Vec<double> query = load(at + i);
+        store<double>(left + i, max(load(left + i), select_le(position, query, position, broadcast(-kInfinity))));
+        store<double>(right + i, min(load(right + i), select_le(query, position, position, broadcast(kInfinity))));
+      }
+    }
+    for (Index i = 0; i < kBlock<T>; i++) {
+      const auto find = [&](Index begin, Index end) {
+        for (Index j = begin; j < end; j++) {
+          const double position = keys_[j];
+          if (position <= at[i]) left[i] = std::max(left[i], position);
+          if (position >= at[i]) right[i] = std::min(right[i], position);
+        }
+      };
+      find(seen[i].begin, std::min(seen[i].end, all.begin));
+      find(std::max(seen[i].begin, all.end), seen[i].end);
+    }
   }
 
   /// The number of keys on the left of a query at `at` with index p, for positions in order.
@@ -290,20 +327,18 @@ class PositionBiasPolicy {
     return std::clamp(p + 1, first([&](double x) { return x >= at; }), first([&](double x) { return x > at; }));
   }
 
-  /// Finds λ, ρ and B of a query between two keys that it sees. The biases of the two differ by what their exact slopes
-  /// say.
-  void widen(Query& of) const {
-    constexpr double kFar = 1e300;
-    const double left = key(of.keys_before - 1), right = key(of.keys_before);
-    const double of_left = slope_[0] * (of.at - left), of_right = slope_[1] * (right - of.at);
-    if (!(of_left > 0 && of_right > 0 && base2_[0] > 0 && base2_[1] > 0)) return;
-    const double difference = std::clamp(of_right - of_left, -kFar, kFar) * std::numbers::log2e;
-    of.left = left, of.right = right;
-    if (difference >= 0)
-      of.right_rest = std::max(-difference / base2_[1], -kFar);
-    else
-      of.left_rest = std::min(-difference / base2_[0], kFar);
-    of.nearest_penalty = std::min(of_left, of_right);
+  /// to[j][lane] = f(position of key j, lane) for the keys of a tile and vectors of lanes. Keys beyond the last one
+  /// repeat it.
+  template <class Difference>
+  void each_pair(Index tile, T (&to)[kTile][kBlock<T>], const Difference& f) const {
+    constexpr double kLargest = std::numeric_limits<T>::max() / 4;
+    for (Index j = 0; j < kTile; j++) {
+      const Vec<double> at = broadcast(key(std::min(tile + j, count_ - 1)));
+      double row[kBlock<T>];
+      for (Index lane = 0; lane < kBlock<T>; lane += kLanes<double>)
+        store<double>(row + lane, max(broadcast(-kLargest), min(broadcast(kLargest), f(at, lane))));
+      for (Index lane = 0; lane < kBlock<T>; lane++) to[j][lane] = T(row[lane]);
+    }
   }
 
   /// A tile on one side. `nearest` is its key with the largest bias; `fall` is the slope, negative on the left.
@@ -321,8 +356,7 @@ class PositionBiasPolicy {
   double slope_[2], base2_[2];  // before and after: in base e, as given; in base 2, rounded to T
   HeadPositions keys_, queries_;
   bool any_order_;
-  Index count_;                      // of keys
-  double lowest_ = 0, highest_ = 0;  // positions of keys in any order
+  Index count_;  // of keys
 };
 
 }  // namespace alibi::inline ALIBI_ISA::kernel

@@ -50,8 +50,7 @@ class BiasGradient<PositionBiasPolicy<T>> {
     T* of_queries;                  // of the block
     T position[kBlock<T>];          // on one side: c'_i - origin, and the common distance if it counts
     T key_position[kTile + kRows];  // … c_j - origin
-    KeyParts<T> key_parts;          // on both sides
-    LaneParts<T> lane_parts;        // … c'_i
+    T distance[kTile][kBlock<T>];   // on both sides: c_j - c'_i
     T common[kBlock<T>];            // … the common distance, if it counts
     T last_before[kBlock<T>];       // … the last key on the left, counted from the first key of the tile
 
@@ -89,13 +88,13 @@ class BiasGradient<PositionBiasPolicy<T>> {
 #pragma GCC unroll 8
       for (int a = 0; a < kRows; a++) {
         const Index j = std::min<Index>(key + a, kTile - 1);
-        const Vec<T> x = lane_parts.from(broadcast<T>(key_parts.high[j]), broadcast<T>(key_parts.low[j]), r);
+        const Vec<T> x = load<T>(distance[j] + at(r));
         const Vec<T> if_equal = select_le(broadcast<T>(T(j)), last, one, zero);
         const Vec<T> left = select_lt(x, zero, one, select_lt(zero, x, zero, if_equal));
         const Vec<T> on_left = mul(ds[a], left), on_right = sub(ds[a], on_left);
-        const Vec<T> distance = kernel::add(abs(x), load<T>(common + at(r)));
-        sum[0][r] = fma(on_left, distance, sum[0][r]);
-        sum[1][r] = fma(on_right, distance, sum[1][r]);
+        const Vec<T> whole = kernel::add(abs(x), load<T>(common + at(r)));
+        sum[0][r] = fma(on_left, whole, sum[0][r]);
+        sum[1][r] = fma(on_right, whole, sum[1][r]);
         if (!has_positions) continue;
         const Vec<T> g = sub(mul(on_left, broadcast<T>(slope[0])), mul(on_right, broadcast<T>(slope[1])));
         store<T>(of_queries + at(r), kernel::add(load<T>(of_queries + at(r)), g));
@@ -117,9 +116,7 @@ class BiasGradient<PositionBiasPolicy<T>> {
     tile.of_keys = of_keys_ + (keys.tile - first_key_) / kTile * kKeysOfTile * kLanes<T>;
     tile.of_queries = queries.lanes->gradient;
     if (side == Side::edge) {
-      const double origin = PositionBiasPolicy<T>::origin_of(lanes.at);
-      bias.split_keys(keys.tile, origin, tile.key_parts);
-      PositionBiasPolicy<T>::split_lanes(lanes.at, origin, tile.lane_parts);
+      bias.distances(lanes, keys.tile, tile.distance);
       for (Index i = 0; i < kBlock<T>; i++)
         tile.last_before[i] = T(std::clamp<Index>(lanes.keys_before[i] - keys.tile, 0, kTile) - 1);
       std::copy_n(common, kBlock<T>, tile.common);
@@ -131,7 +128,7 @@ class BiasGradient<PositionBiasPolicy<T>> {
     std::fill_n(tile.key_position, kTile + kRows, T(0));
     for (Index j = keys.begin; j < keys.end; j++) tile.key_position[j] = clamped<T>(bias.key(keys.tile + j) - origin);
     for (Index i = 0; i < kBlock<T>; i++)
-      tile.position[i] = clamped<T>(lanes.at.minus(origin, i)) + (left ? common[i] : -common[i]);
+      tile.position[i] = clamped<T>(lanes.at[i] - origin) + (left ? common[i] : -common[i]);
     return tile;
   }
 
