@@ -6,7 +6,8 @@
 // - 5 numbers for each query and head, 6 if the shifted lse is computed (needs_shifted_lse()),
 // - a sum of the gradient of the bias for each chunk of some 400 queries of a head; for a table that is 2 numbers for
 //   each query,
-// - for the gradients of positions, a double for each key and each query of a head.
+// - for the gradients of positions, a double for each key and each query of a head,
+// - for positions in any order, 2 doubles for each query and head.
 // Nothing grows with the square of the tokens.
 #pragma once
 

@@ -70,6 +70,7 @@ struct BackwardMemory {
   std::span<RowItem> rows;
   std::span<kernel::BackwardItem> items;  // of a wave
   std::span<kernel::BlockStats<T>> blocks;
+  std::span<kernel::NearestKeys<T>> nearest;
   std::span<kernel::TileRange> reach;
   std::span<T> shifted_lse;
   // Of the gradient of the bias: one slot for each chunk; of a table [heads][entries]; of positions
@@ -79,7 +80,7 @@ struct BackwardMemory {
   struct Sizes {
     typename CallMemory<F>::Sizes call;
     std::size_t slot_bytes = 0;
-    Index scratch = 0, rows = 0, items = 0, blocks = 0, reach = 0, shifted_lse = 0, slots = 0, sums = 0;
+    Index scratch = 0, rows = 0, items = 0, blocks = 0, nearest = 0, reach = 0, shifted_lse = 0, slots = 0, sums = 0;
   };
   BackwardMemory(Arena& arena, const Sizes& sizes)
       : call(arena, sizes.call),
@@ -88,6 +89,7 @@ struct BackwardMemory {
         rows(arena.take<RowItem>(sizes.rows)),
         items(arena.take<kernel::BackwardItem>(sizes.items)),
         blocks(arena.take<kernel::BlockStats<T>>(sizes.blocks)),
+        nearest(arena.take<kernel::NearestKeys<T>>(sizes.nearest)),
         reach(arena.take<kernel::TileRange>(sizes.reach)),
         shifted_lse(arena.take<T>(sizes.shifted_lse)),
         slots(arena.take<double>(sizes.slots)),
@@ -145,7 +147,10 @@ typename BackwardMemory<F>::Sizes backward_sizes(const kernel::Params<F>& call, 
     sizes.reach += chunks;
     sizes.slots += chunks * slot_size<F>(plan);
     sizes.items += call.kv_heads * std::min(plan.query_chunks, plan.key_chunks);
-    sizes.blocks += call.heads * kernel::ceil_div(sequence.q.tokens, kernel::kBlock<T>);
+    const Index blocks = call.heads * kernel::ceil_div(sequence.q.tokens, kernel::kBlock<T>);
+    sizes.blocks += blocks;
+    if constexpr (kernel::kHasPositions<F>)
+      if (call.heads > 0 && sequence.bias(0).searches()) sizes.nearest += blocks;
     if (!needs_shifted_lse(sequence, all.bias_wanted)) continue;
     sizes.shifted_lse += call.heads * sequence.q.tokens;
     scratch = std::max(scratch, kernel::ForwardScratch<F>(call.head_dim, 0).bytes);
@@ -173,6 +178,7 @@ void make_backward_sequences(BackwardMemory<F>& memory, const kernel::Params<F>&
     auto& bwd = *std::construct_at(&memory.sequences[s], all.backward(Index(s)));
     bwd.plan = kernel::BackwardPlan::of(sequence, call.head_dim, call.value_dim);
     bwd.blocks = memory.blocks.data() + blocks;
+    if (!memory.nearest.empty()) bwd.nearest = memory.nearest.data() + blocks;
     bwd.reach = memory.reach.data() + reach;
     bwd.slots = memory.slots.data() + slots;
     if (needs_shifted_lse(sequence, all.bias_wanted)) {

@@ -72,7 +72,8 @@ class BackwardRows {
       const Index first = b * kBlock<T>;
       Block<T> block(mask_, first, std::min<Index>(kBlock<T>, sequence_.q.tokens - first), sequence_.slope(head_));
       PositionLanes<T> lanes;
-      if constexpr (kHasPositions<F>) bias_.place(mask_, block, lanes);
+      if constexpr (kHasPositions<F>)
+        bias_.place(mask_, block, lanes, backward_.nearest ? backward_.nearest + head_ * all + b : nullptr);
       fill(block, stats);
       bound = std::max(bound, find_tiles(block, stats));
       reach.first = std::min(reach.first, stats.tiles.first);

@@ -74,10 +74,11 @@ struct BackwardSequenceParams {
   Index lse_stride;
   View<T> grad_q, grad_k, grad_v;
   BackwardPlan plan{};
-  T* shifted_lse = nullptr;         // [heads][queries], computed from the keys of this call; or null
-  BlockStats<T>* blocks = nullptr;  // [heads][blocks of queries]
-  TileRange* reach = nullptr;       // [heads][query_chunks], the tiles of all blocks of a chunk
-  double* slots = nullptr;          // [heads][query_chunks][slot_size()], the gradient of the bias
+  T* shifted_lse = nullptr;           // [heads][queries], computed from the keys of this call; or null
+  BlockStats<T>* blocks = nullptr;    // [heads][blocks of queries]
+  NearestKeys<T>* nearest = nullptr;  // [heads][blocks of queries], for positions in any order; else null
+  TileRange* reach = nullptr;         // [heads][query_chunks], the tiles of all blocks of a chunk
+  double* slots = nullptr;            // [heads][query_chunks][slot_size()], the gradient of the bias
   double *grad_key_positions = nullptr, *grad_query_positions = nullptr;  // [heads][keys], [heads][queries]; or null
 };
 

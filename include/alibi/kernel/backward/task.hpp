@@ -296,10 +296,13 @@ void BackwardTask<F>::begin_blocks(Index first, Index count) {
   count_ = count;
   for (QueryBlock& block : blocks()) {
     const Index query = first * kBlock<T>;
-    block.stats = backward_.blocks + head_ * all + first++;
+    const Index number = head_ * all + first++;
+    block.stats = backward_.blocks + number;
     static_cast<Block<T>&>(block) =
         Block<T>(mask_, query, std::min<Index>(kBlock<T>, sequence_.q.tokens - query), slope_);
-    if constexpr (kHasPositions<F>) bias_.place(mask_, block, lanes_[&block - blocks_]);
+    if constexpr (kHasPositions<F>)
+      bias_.place(mask_, block, lanes_[&block - blocks_], backward_.nearest ? backward_.nearest + number : nullptr,
+                  true);
     block.loaded = block.started = false;
   }
 }

@@ -125,6 +125,12 @@ template <class P>
 EIGEN_ALWAYS_INLINE P select_lt(P a, P b, P x, P y) {
   return Eigen::internal::pselect(Eigen::internal::pcmp_lt(a, b), x, y);
 }
+/// low <= a && a <= high ? x : y. A nested select_le() has g++ 12 hold a zero in a register across the loops before it.
+template <class P>
+EIGEN_ALWAYS_INLINE P select_within(P low, P a, P high, P x, P y) {
+  using namespace Eigen::internal;
+  return pselect(pand(pcmp_le(low, a), pcmp_le(a, high)), x, y);
+}
 template <class P>
 EIGEN_ALWAYS_INLINE P min(P a, P b) {
   return Eigen::internal::pmin(a, b);
@@ -186,22 +192,38 @@ namespace detail {
 template <class T>
 using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
 
-// The integers of a vector, as a compiler vector, because Eigen does not have a 64-bit shift on every machine.
+// A vector of the compiler, for what Eigen does not have: a 64-bit shift on every machine, and the cast of one packet
+// of double.
 template <class T, int lanes>
-struct BitsVec {
-  typedef Bits<T> type __attribute__((vector_size(sizeof(T) * lanes)));
+struct CompilerVec {
+  typedef T type __attribute__((vector_size(sizeof(T) * lanes)));
 };
 template <class T>
-struct BitsVec<T, 1> {
-  using type = Bits<T>;
+struct CompilerVec<T, 1> {
+  using type = T;
 };
 
 }  // namespace detail
 
+/// Stores kLanes<double> numbers, rounded to T.
+template <class T>
+EIGEN_ALWAYS_INLINE void store_rounded(T* p, Vec<double> x) {
+  if constexpr (std::is_same_v<T, double>) {
+    store<T>(p, x);
+  } else if constexpr (kLanes<double> == 1) {
+    *p = T(x);
+  } else {
+    using Doubles = typename detail::CompilerVec<double, kLanes<double>>::type;
+    using Rounded = typename detail::CompilerVec<T, kLanes<double>>::type;
+    const Rounded rounded = __builtin_convertvector(std::bit_cast<Doubles>(x), Rounded);
+    __builtin_memcpy(p, &rounded, sizeof(rounded));
+  }
+}
+
 /// 2^(n - bias), where n >= 1 is the integer in the low bits of `shifted`, and bias is that of the exponent field.
 template <class T, class P>
 EIGEN_ALWAYS_INLINE P power_of_two(P shifted) {
-  using Integers = typename detail::BitsVec<T, kLanes<T>>::type;
+  using Integers = typename detail::CompilerVec<detail::Bits<T>, kLanes<T>>::type;
   constexpr int kMantissa = sizeof(T) == 4 ? 23 : 52;
   return std::bit_cast<P>(std::bit_cast<Integers>(shifted) << kMantissa);
 }

@@ -61,6 +61,13 @@ struct PositionLanes {
   double common[kBlock<T>];      // what the bias takes from the logits of all visible keys of the row, in base e
   Index keys_before[kBlock<T>];  // the number of keys on the left of the query
   T gradient[kBlock<T>];         // -dc_i so far (kernel/tile/position_gradient.hpp)
+  bool widened = false;          // whether λ_i or ρ_i of a lane is not c'_i
+};
+
+/// The positions of the nearest keys that the queries of a block see on both sides; infinite if there is none.
+template <class T>
+struct NearestKeys {
+  double left[kBlock<T>], right[kBlock<T>];
 };
 
 /// x rounded to T. Numbers beyond a quarter of its range are clamped, so that sums of a few of them are finite.
@@ -119,7 +126,7 @@ class PositionBiasPolicy {
     for (Index query = 0; query < queries; query++) {
       const KeyRange seen = visible_keys(mask, query);
       if (seen.begin >= seen.end) continue;
-      if (keys_ && any_order_) {
+      if (searches()) {
         if (!is_at_own_key(mask, query, seen)) return true;
         continue;
       }
@@ -140,17 +147,26 @@ class PositionBiasPolicy {
     return most;
   }
 
-  /// Fills in the lanes of a block, and the keys up to which, and from which on, all keys are on one side of it.
-  void place(const ResolvedMask& mask, Block<T>& block, PositionLanes<T>& lanes) const {
+  /// Whether place() searches for the nearest keys of a block, which takes some operations for each key.
+  bool searches() const { return keys_ && any_order_; }
+
+  /// Fills in the lanes of a block, and the keys up to which, and from which on, all keys are on one side of it. If
+  /// searches(), `nearest` receives what it found, or, if `is_found`, replaces the search.
+  void place(const ResolvedMask& mask, Block<T>& block, PositionLanes<T>& lanes, NearestKeys<T>* nearest = nullptr,
+             bool is_found = false) const {
     block.positions.lanes = &lanes;
     std::fill_n(lanes.gradient, kBlock<T>, T(0));
+    lanes.widened = false;
     if (keys_) {
       block.lowest = -1, block.highest = std::numeric_limits<Index>::max();
     } else {  // a query beyond the keys has all of them on one side
       block.lowest = std::min(block.lowest, mask.position(block.first));
       block.highest = std::max(block.highest, mask.position(block.first + block.rows - 1));
     }
-    if (keys_ && any_order_) return place_in_any_order(mask, block, lanes);
+    if (searches()) {
+      NearestKeys<T> found;
+      return place_in_any_order(mask, block, lanes, nearest ? *nearest : found, is_found);
+    }
     bool any = false;
     for (Index i = 0; i < kBlock<T>; i++) {
       const Index query = block.first + std::min(i, block.rows - 1);
@@ -175,14 +191,21 @@ class PositionBiasPolicy {
   /// For any keys of the tile.
   PositionEdge<T> edge(const Positions<T>& queries, Index tile) const {
     PositionEdge<T> edge;
-    const LanePositions<T>&left = queries.lanes->left, &right = queries.lanes->right;
+    const PositionLanes<T>& lanes = *queries.lanes;
     const Vec<double> before = broadcast(base2_[0]), after = broadcast(-base2_[1]);
-    each_pair(tile, edge.bias, [&](Vec<double> at, Index lane) {
-      const auto from = [&](const LanePositions<T>& x) {
-        return sub(sub(at, load(x.base + lane)), load(x.rest + lane));
-      };
-      return select_le(at, load(queries.lanes->at + lane), mul(before, from(left)), mul(after, from(right)));
-    });
+    const auto from = [](Vec<double> at, const LanePositions<T>& x, Index lane) {
+      return sub(sub(at, load(x.base + lane)), load(x.rest + lane));
+    };
+    if (lanes.widened)
+      each_pair(tile, edge.bias, [&](Vec<double> at, Index lane) {
+        return select_le(at, load(lanes.at + lane), mul(before, from(at, lanes.left, lane)),
+                         mul(after, from(at, lanes.right, lane)));
+      });
+    else
+      each_pair(tile, edge.bias, [&](Vec<double> at, Index lane) {
+        const Vec<double> distance = sub(at, load(lanes.at + lane));
+        return min(mul(before, distance), mul(after, distance));
+      });
     for (Vec<T>& x : edge.offset) x = broadcast<T>(T(0));
     return edge;
   }
@@ -255,6 +278,7 @@ class PositionBiasPolicy {
     lanes.left.base[lane] = of.left, lanes.left.rest[lane] = of.left_rest;
     lanes.right.base[lane] = of.right, lanes.right.rest[lane] = of.right_rest;
     lanes.beyond[lane] = of.beyond;
+    lanes.widened = lanes.widened || of.left != of.at || of.right != of.at;
     lanes.common[lane] = of.common;
     lanes.keys_before[lane] = of.keys_before;
   }
@@ -267,25 +291,28 @@ class PositionBiasPolicy {
 
   /// place() for positions in any order. Unless each query has the position of its own key, as in self-attention, the
   /// nearest keys are found among all that a query sees.
-  void place_in_any_order(const ResolvedMask& mask, const Block<T>& block, PositionLanes<T>& lanes) const {
-    double at[kBlock<T>], left[kBlock<T>], right[kBlock<T>];
+  void place_in_any_order(const ResolvedMask& mask, const Block<T>& block, PositionLanes<T>& lanes,
+                          NearestKeys<T>& nearest, bool is_found) const {
+    double at[kBlock<T>];
     KeyRange seen[kBlock<T>];
     bool own = true;
     for (Index i = 0; i < kBlock<T>; i++) {
       const Index query = block.first + std::min(i, block.rows - 1);
       seen[i] = visible_keys(mask, query);
-      at[i] = left[i] = right[i] = queries_[query];
+      at[i] = queries_[query];
       own = own && (seen[i].begin >= seen[i].end || is_at_own_key(mask, query, seen[i]));
     }
-    if (!own) find_nearest(seen, at, left, right);
+    if (own)
+      for (double* const side : {nearest.left, nearest.right}) std::copy_n(at, kBlock<T>, side);
+    else if (!is_found)
+      find_nearest(seen, at, nearest);
     for (Index i = 0; i < kBlock<T>; i++) {
       const Index p = mask.position(block.first + std::min(i, block.rows - 1));
-      set(lanes, i, between(at[i], left[i], right[i], p + 1, seen[i]));
+      set(lanes, i, between(at[i], nearest.left[i], nearest.right[i], p + 1, seen[i]));
     }
   }
-  /// For each lane the nearest position on each side among the keys that it sees; infinite if there is none.
-  void find_nearest(const KeyRange (&seen)[kBlock<T>], const double (&at)[kBlock<T>], double (&left)[kBlock<T>],
-                    double (&right)[kBlock<T>]) const {
+  void find_nearest(const KeyRange (&seen)[kBlock<T>], const double (&at)[kBlock<T>], NearestKeys<T>& nearest) const {
+    double *const left = nearest.left, *const right = nearest.right;
     std::fill_n(left, kBlock<T>, -kInfinity);
     std::fill_n(right, kBlock<T>, kInfinity);
     KeyRange all = seen[0];  // the keys that every lane sees
@@ -334,10 +361,8 @@ class PositionBiasPolicy {
     constexpr double kLargest = std::numeric_limits<T>::max() / 4;
     for (Index j = 0; j < kTile; j++) {
       const Vec<double> at = broadcast(key(std::min(tile + j, count_ - 1)));
-      double row[kBlock<T>];
       for (Index lane = 0; lane < kBlock<T>; lane += kLanes<double>)
-        store<double>(row + lane, max(broadcast(-kLargest), min(broadcast(kLargest), f(at, lane))));
-      for (Index lane = 0; lane < kBlock<T>; lane++) to[j][lane] = T(row[lane]);
+        store_rounded<T>(to[j] + lane, max(broadcast(-kLargest), min(broadcast(kLargest), f(at, lane))));
     }
   }
 

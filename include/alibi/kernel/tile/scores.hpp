@@ -54,10 +54,9 @@ EIGEN_ALWAYS_INLINE void mask_scores(const Mask& mask, Index last, Index key, in
     for (int a = 0; a < kRows; a++) {
       const Vec<T> j = broadcast<T>(T(std::min(key + a, last)));
 #pragma GCC unroll 4
-      for (int r = 0; r < N; r++) {
-        acc[a][r] = select_le(j, load<T>(mask.high + (r0 + r) * kLanes<T>), acc[a][r], hidden);
-        acc[a][r] = select_le(load<T>(mask.low + (r0 + r) * kLanes<T>), j, acc[a][r], hidden);
-      }
+      for (int r = 0; r < N; r++)
+        acc[a][r] = select_within(load<T>(mask.low + (r0 + r) * kLanes<T>), j,
+                                  load<T>(mask.high + (r0 + r) * kLanes<T>), acc[a][r], hidden);
     }
   }
 }
