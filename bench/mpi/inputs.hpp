@@ -17,8 +17,10 @@ struct Piece {
   Index heads, tokens, head_dim;
   std::vector<float> data;
 
+  Piece(Index head_count, Index token_count, Index dims)
+      : heads(head_count), tokens(token_count), head_dim(dims), data(std::size_t(heads * tokens * head_dim)) {}
   Piece(Array array, Index rank, Index head_count, Index token_count, Index dims)
-      : heads(head_count), tokens(token_count), head_dim(dims), data(std::size_t(heads * tokens * head_dim)) {
+      : Piece(head_count, token_count, dims) {
     Random random(std::uint64_t(rank) * 3 + std::uint64_t(array) + 1);
     for (float& x : data) x = float(random.normal());
   }

@@ -2,9 +2,18 @@
 # Builds and runs the benchmarks of attention over several ranks: bytes by simulation up to 2^20 tokens, with a picture,
 # then time and bytes of as many ranks as there are cores, and of 4 and 8. The argument is the number of tokens of a rank
 # for the times (default: 65536).
+#
+# run.sh checkpoint MODEL FILE.u16 [ranks] [tokens of a rank] simulates the bytes for q and k of a checkpoint instead.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../cmake/setup.sh"
 
+if [ "${1:-}" = checkpoint ]; then
+  require libbenchmark-dev libopenblas-dev libpcre2-dev nlohmann-json3-dev pkg-config
+  configure_part EXAMPLES
+  configure_part BENCHMARKS
+  run_build "build the benchmark of a checkpoint" bench_mpi_checkpoint
+  exec "$build/bench/mpi/bench_mpi_checkpoint" "${@:2}"
+fi
 require libbenchmark-dev libopenmpi-dev openmpi-bin gnuplot-nox
 configure_part BENCHMARKS
 run_build "build benchmarks of several ranks" alibi_mpi_benchmarks

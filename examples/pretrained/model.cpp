@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "layers.hpp"
 #include "stopwatch.hpp"
@@ -40,7 +41,7 @@ class TypedSession final : public Session {
     check(chunk);
     place_rows(chunk);
     embed(chunk);
-    for (std::size_t i = 0; i < weights_.layers.size(); i++) layer(weights_.layers[i], caches_[i]);
+    for (std::size_t i = 0; i < weights_.layers.size(); i++) layer(weights_.layers[i], i);
   }
 
   void logits(std::span<const Index> rows, std::span<float> out) override {
@@ -117,12 +118,12 @@ class TypedSession final : public Session {
     if (weights_.embedding_norm) layers_.norm(hidden_, *weights_.embedding_norm, hidden_);
   }
 
-  void layer(const Layer& layer, alibi::KvCache<T>& cache) {
+  void layer(const Layer& layer, std::size_t number) {
     const Configuration& c = configuration_;
     layers_.norm(hidden_, layer.attention_norm, norm_);
     layers_.linear(norm_, layer.qkv, wide_);
     if (c.clip_qkv) layers_.clip(wide_, *c.clip_qkv);
-    attend(cache);
+    attend(number);
     layers_.linear(attended_, layer.output, output_);
     if (c.parallel_attention) {
       feed_forward(layer, norm_, attended_);
@@ -140,7 +141,7 @@ class TypedSession final : public Session {
 
   /// attended = attention over the cache, after what is new has been appended. wide holds the fused q, k and v, which
   /// are read where they lie; only a chunk with padding is copied, into the places of a batch.
-  void attend(alibi::KvCache<T>& cache) {
+  void attend(std::size_t layer) {
     const Stopwatch time;
     const Configuration& c = configuration_;
     alibi::LayoutSizes sizes;
@@ -157,6 +158,9 @@ class TypedSession final : public Session {
     const T* const fused = (padded ? padded_wide_ : wide_).data();
     const auto [q, k, v] =
         c.qkv_layout == QkvLayout::heads_3 ? alibi::view_bsh3d(fused, sizes) : alibi::view_bs3hd(fused, sizes);
+    if constexpr (std::is_same_v<T, float>)
+      if (options_.observe) options_.observe(Index(layer), q, k);
+    alibi::KvCache<T>& cache = caches_[layer];
     cache.append(k, v, real_);
     Array<T>& result = padded ? padded_attended_ : attended_;
     result.resize(batch() * tokens_, c.dim);

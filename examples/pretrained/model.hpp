@@ -12,7 +12,9 @@
 #pragma once
 
 #include <alibi/mask.hpp>
+#include <alibi/view.hpp>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -60,6 +62,9 @@ struct SessionOptions {
   Index batch = 1;                                 ///< sequences
   Index capacity = 0;                              ///< tokens of each, at most
   std::optional<double> tolerance = std::nullopt;  ///< of attention's pruning
+  /// Receives q and k of each layer before its attention, [batch, heads, tokens, head_dim], of a model in float. For
+  /// measurements.
+  std::function<void(Index layer, const alibi::View<const float>& q, const alibi::View<const float>& k)> observe = {};
 };
 
 /// A batch of sequences, each with its own length, over one cache of keys and values.
