@@ -202,7 +202,7 @@ class ContextParallelOf : public testing::Test {
         << "the gradient of the bias";
   }
 };
-using Scalars = testing::Types<float, double, Eigen::bfloat16, Eigen::half>;
+using Scalars = testing::Types<float, double, Eigen::bfloat16>;  // half differs by its loads only
 TYPED_TEST_SUITE(ContextParallelOf, Scalars);
 
 int cases_of(int few) { return rank_of_world() >= 0 ? few : 0; }

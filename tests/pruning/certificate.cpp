@@ -16,7 +16,7 @@ TYPED_TEST_SUITE(Certificate, Scalars);
 
 int cases() {
   const char* text = std::getenv("ALIBI_TEST_CASES");
-  return text ? std::atoi(text) : 300;
+  return text ? std::atoi(text) : 200;
 }
 
 // Each scalar has its own seeds. The same numbers with another rounding would test little more.

@@ -49,9 +49,13 @@ inline constexpr bool kConvertsHalf = true;
 EIGEN_ALWAYS_INLINE Vec<float> widen_half(const void* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
 }
+// Without optimisation the intrinsic is a macro, whose conversions g++ warns of.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"
 EIGEN_ALWAYS_INLINE void narrow_half(void* p, Vec<float> x) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
+#pragma GCC diagnostic pop
 #elif defined(__F16C__) && defined(EIGEN_VECTORIZE_AVX)
 inline constexpr bool kConvertsHalf = true;
 EIGEN_ALWAYS_INLINE Vec<float> widen_half(const void* p) {
