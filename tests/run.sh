@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds and runs every test, optimised for this machine. Arguments go to ctest, e.g. -R attention.
+# Builds and runs every test, optimised for this machine; those of the experiment too, if examples/run.sh has run
+# before. Arguments go to ctest, e.g. -R attention.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 

@@ -205,7 +205,7 @@ BackwardCall<double> small_call(test::Random& random) {
 
 TEST(BackwardDifferences, OfTheDefinition) {
   Runs runs(kDifferences);
-  for (int seed = 1; seed <= cases(300) && !runs.failing(); seed++) {
+  for (int seed = 1; seed <= cases(250) && !runs.failing(); seed++) {
     test::Random random{std::uint64_t(seed)};
     const BackwardCall<double> call = small_call(random);
     const Exact exact = call.exact();
@@ -216,7 +216,7 @@ TEST(BackwardDifferences, OfTheDefinition) {
 
 TEST(BackwardDifferences, OfTheKernels) {
   Runs runs(kDifferences);
-  for (int seed = 1; seed <= cases(300) && !runs.failing(); seed++) {
+  for (int seed = 1; seed <= cases(250) && !runs.failing(); seed++) {
     test::Random random{std::uint64_t(seed)};
     BackwardCall<double> call = small_call(random);
     runs.see(Lines(call.exact()).errors(random, call.run()),
@@ -229,7 +229,7 @@ class BackwardReference : public testing::Test {
  protected:
   static void run(std::optional<double> tolerance) {
     Runs runs(test::kBound<T>);
-    for (int seed = 1; seed <= cases(300) && !runs.failing(); seed++) {
+    for (int seed = 1; seed <= cases(250) && !runs.failing(); seed++) {
       test::Random random{std::uint64_t(seed)};
       BackwardCall<T> call(random, test::random_shape(random));
       call.options.tolerance = tolerance;

@@ -154,7 +154,7 @@ void run_backward(kernel::Params<F> call, const BackwardSequences<F>& all, const
 
   prepare(call, memory.call, all, table, executor);
   make_backward_sequences(memory, call, all);
-  compute_shifted_lse(memory, call, executor);
+  if constexpr (kHasDistances<F>) compute_shifted_lse(memory, call, executor);
   const kernel::BackwardParams<F> backward{call, memory.sequences};
   const std::size_t bytes = sizes.slot_bytes;
   clear_keys(backward, executor);

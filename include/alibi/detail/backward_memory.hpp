@@ -102,6 +102,10 @@ Index slot_size(const kernel::BackwardPlan& plan) {
   return kernel::BiasGradient<typename F::Bias>::slot_size(plan.rows<typename F::T>(), plan.tiles * kernel::kTile);
 }
 
+/// Whether the bias has distances. A table has none.
+template <class F>
+inline constexpr bool kHasDistances = !std::is_same_v<typename F::Bias, kernel::TableBiasPolicy<typename F::T>>;
+
 /// Whether all keys of some row have a distance in common (ResolvedMask::common_distance()). Then
 /// compute_shifted_lse() computes the shifted lse of the keys of the call. It tells whether the given lse is of these
 /// keys alone, and it has more digits (BackwardRows::find_lse() in kernel/backward/rows.hpp). The first and the last
@@ -109,7 +113,7 @@ Index slot_size(const kernel::BackwardPlan& plan) {
 /// is wanted.
 template <class F>
 bool needs_shifted_lse(const kernel::SequenceParams<F>& sequence, bool bias_wanted) {
-  if (std::is_same_v<typename F::Bias, kernel::TableBiasPolicy<typename F::T>>) return false;
+  if (!kHasDistances<F>) return false;
   if constexpr (kernel::kHasPositions<F>) {
     for (Index h = 0; h < sequence.q.heads; h++) {
       const auto bias = sequence.bias(h);

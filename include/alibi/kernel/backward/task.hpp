@@ -49,11 +49,44 @@
 
 namespace alibi::inline ALIBI_ISA::kernel {
 
+/// A block in use, its rows once they are loaded, and its keys of the tile in use.
+template <class T>
+struct QueryBlock : Block<T> {
+  const BlockStats<T>* stats = nullptr;
+  bool loaded = false, started = false;  // whether its rows are loaded; whether grad_q is initialised
+  TileKeys keys{};
+  Side side = Side::edge;
+
+  T* p = nullptr;                          // [kScoreRows][kBlock]: P, then dS
+  T *q = nullptr, *grad_output = nullptr;  // [head_dim][kBlock], [value_dim][kBlock]
+  T* grad_q = nullptr;                     // [head_dim][kBlock]
+  T *q_rows = nullptr,
+    *grad_output_rows = nullptr;  // [kBlock][padded head_dim], times τ; [kBlock][padded value_dim]
+};
+
+/// P = 2^(S - lse) for a block and a tile. Like compute_ds(), it is compiled once for several kinds of arrays.
+template <class T, class Start, class Visible>
+void compute_p(const QueryBlock<T>& block, const Tile<T>& tile, Index head_dim, T scale, Prefetch& ahead,
+               const Start& start, const Visible& visible) {
+  Vec<T> shift[kVectors];
+  for (int r = 0; r < kVectors; r++) shift[r] = sub(load<T>(block.stats->lse + r * kLanes<T>), start.offset[r]);
+  score<1>(tile.k, tile.key_stride, head_dim, static_cast<const T*>(block.q), scale, block.keys, start, ahead,
+           Probabilities<T, Visible>{visible, block.keys.end, shift, block.p});
+}
+
+/// dS = P ∘ (dO V' - D), dbias += dS
+template <class T, class BiasTile>
+void compute_ds(const QueryBlock<T>& block, const Tile<T>& tile, Index value_dim, Prefetch& ahead,
+                const BiasTile& bias) {
+  score<1>(tile.v, tile.value_stride, value_dim, static_cast<const T*>(block.grad_output), T(1), block.keys,
+           LaneStart<T>{block.stats->minus_d}, ahead, ScoreGradients<T, BiasTile>{bias, block.p});
+}
+
 template <class F>
 class BackwardTask {
  public:
   using T = typename F::T;
-  static_assert(std::is_same_v<typename F::Unit, T>, "gradients are not made of pairs");
+  static_assert(std::is_same_v<typename F::Unit, T> && !F::kCached, "gradients are not made of pairs, or of a cache");
 
   BackwardTask(const BackwardParams<F>& params, const BackwardItem& item, std::byte* scratch);
 
@@ -67,7 +100,7 @@ class BackwardTask {
         begin_blocks(b, std::min<Index>(kQueryBlocks<T>, end - b));
         for (std::int32_t tile = tiles_.first; tile <= tiles_.last; tile++) compute_tile(tile);
         if (mask_.sinks > 0) compute_sinks();
-        for (QueryBlock& block : blocks())
+        for (QueryBlock<T>& block : blocks())
           if (block.loaded) finalize(block);
       }
       end_head();
@@ -77,34 +110,19 @@ class BackwardTask {
   }
 
  private:
-  /// A block in use, its rows once they are loaded, and its keys of the tile in use.
-  struct QueryBlock : Block<T> {
-    const BlockStats<T>* stats = nullptr;
-    bool loaded = false, started = false;  // whether its rows are loaded; whether grad_q is initialised
-    TileKeys keys{};
-    Side side = Side::edge;
-
-    T* p = nullptr;                          // [kScoreRows][kBlock]: P, then dS
-    T *q = nullptr, *grad_output = nullptr;  // [head_dim][kBlock], [value_dim][kBlock]
-    T* grad_q = nullptr;                     // [head_dim][kBlock]
-    T *q_rows = nullptr,
-      *grad_output_rows = nullptr;  // [kBlock][padded_head_dim_], times τ; [kBlock][padded_value_dim_]
-  };
-  std::span<QueryBlock> blocks() { return {blocks_, std::size_t(count_)}; }
+  std::span<QueryBlock<T>> blocks() { return {blocks_, std::size_t(count_)}; }
 
   void begin_head();
   void begin_blocks(Index first, Index count);
   void compute_tile(Index number);
   void compute_sinks();
-  bool needs(const QueryBlock& block, Index tile) const;
+  bool needs(const QueryBlock<T>& block, Index tile) const;
   bool is_outlier_tile(Index tile) const;
   const Tile<T>& loaded_tile(Index number);
-  void load_queries(QueryBlock& block);
-  void zero_row(QueryBlock& block, Index row);
-  void compute_p(const QueryBlock& block, const Tile<T>& tile);
-  void compute_ds(const QueryBlock& block, const Tile<T>& tile);
-  void accumulate_dq(QueryBlock& block, const Tile<T>& tile);
-  void finalize(const QueryBlock& block);
+  void load_queries(QueryBlock<T>& block);
+  void zero_row(QueryBlock<T>& block, Index row);
+  void accumulate_dq(QueryBlock<T>& block, const Tile<T>& tile);
+  void finalize(const QueryBlock<T>& block);
   void end_head();
   void write_keys(const View<T>& to, const T* from, Index stride) const;
 
@@ -130,7 +148,7 @@ class BackwardTask {
   BiasGradient<typename F::Bias> bias_gradient_;
   Tile<T> tile_[BackwardPlan::kMaxTiles];
   bool loaded_[BackwardPlan::kMaxTiles] = {};
-  QueryBlock blocks_[kQueryBlocks<T>];
+  QueryBlock<T> blocks_[kQueryBlocks<T>];
   PositionLanes<T> lanes_[kHasPositions<F> ? kQueryBlocks<T> : 1];  // of the blocks, for a bias of positions
   Index count_ = 0;                                                 // of blocks_ in use
   Index computed_ = 0;                                              // the number of pairs of block and tile
@@ -140,10 +158,10 @@ class BackwardTask {
 /// Computes a tile for the blocks that need it: the lines at the top of this file.
 template <class F>
 void BackwardTask<F>::compute_tile(Index number) {
-  QueryBlock* use[kQueryBlocks<T>];
+  QueryBlock<T>* use[kQueryBlocks<T>];
   KeyShare<T> dv_shares[kQueryBlocks<T>], dk_shares[kQueryBlocks<T>];
   std::size_t count = 0;
-  for (QueryBlock& block : blocks()) {
+  for (QueryBlock<T>& block : blocks()) {
     block.keys = block.keys_of(mask_, number * kTile);
     if (block.keys.begin >= block.keys.end || !needs(block, number)) continue;
     if (!block.loaded) load_queries(block);
@@ -157,9 +175,16 @@ void BackwardTask<F>::compute_tile(Index number) {
   const Tile<T>& tile = loaded_tile(number);
   const Index at = (number - tiles_.first) * kTile;
 
-  for (std::size_t i = 0; i < count; i++) compute_p(*use[i], tile);                             // P = 2^(S - lse)
+  for (std::size_t i = 0; i < count; i++)  // P = 2^(S - lse)
+    with_start(bias_, *use[i], mask_, use[i]->keys, use[i]->side, [&](const auto& start, const auto& visible) {
+      compute_p(*use[i], tile, head_dim_, scale_, ahead_, start, visible);
+    });
   accumulate_dkdv<T>({dv_shares, count}, padded_value_dim_, grad_v_ + at * padded_value_dim_);  // dV += P' dO
-  for (std::size_t i = 0; i < count; i++) compute_ds(*use[i], tile);  // dS = P ∘ (dO V' - D), dbias += dS
+  for (std::size_t i = 0; i < count; i++) {  // dS = P ∘ (dO V' - D), dbias += dS
+    const QueryBlock<T>& block = *use[i];
+    const auto bias = bias_gradient_.tile(bias_, block.positions, block.stats->common_distance, block.keys, block.side);
+    compute_ds(block, tile, value_dim_, ahead_, bias);
+  }
   accumulate_dkdv<T>({dk_shares, count}, padded_head_dim_, grad_k_ + at * padded_head_dim_);  // dK += τ dS' Q
   for (std::size_t i = 0; i < count; i++) accumulate_dq(*use[i], tile);  // dQ += dS K; finalize() multiplies by τ
 }
@@ -168,32 +193,13 @@ void BackwardTask<F>::compute_tile(Index number) {
 template <class F>
 void BackwardTask<F>::compute_sinks() {
   mask_.only_sinks = true;
-  for (QueryBlock& block : blocks()) block.see(mask_);
+  for (QueryBlock<T>& block : blocks()) block.see(mask_);
   for (Index tile = tiles_.first; tile <= tiles_.last && tile * kTile < mask_.sinks; tile++) compute_tile(tile);
   mask_.only_sinks = false;
 }
 
 template <class F>
-void BackwardTask<F>::compute_p(const QueryBlock& block, const Tile<T>& tile) {
-  const auto compute_from = [&]<class Start, class Visible>(const Start& start, const Visible& visible) {
-    Vec<T> shift[kVectors];
-    for (int r = 0; r < kVectors; r++) shift[r] = sub(load<T>(block.stats->lse + r * kLanes<T>), start.offset[r]);
-    score<F>(tile.k, tile.key_stride, head_dim_, block.q, scale_, block.keys, start, ahead_,
-             Probabilities<T, Visible>{visible, block.keys.end, shift, block.p});
-  };
-  with_start(bias_, block, mask_, block.keys, block.side, compute_from);
-}
-
-template <class F>
-void BackwardTask<F>::compute_ds(const QueryBlock& block, const Tile<T>& tile) {
-  const auto bias = bias_gradient_.tile(bias_, block.positions, block.stats->common_distance, block.keys, block.side);
-  score<F>(tile.v, tile.value_stride, value_dim_, block.grad_output, T(1), block.keys,
-           LaneStart<T>{block.stats->minus_d}, ahead_,
-           ScoreGradients<T, std::remove_const_t<decltype(bias)>>{bias, block.p});
-}
-
-template <class F>
-void BackwardTask<F>::accumulate_dq(QueryBlock& block, const Tile<T>& tile) {
+void BackwardTask<F>::accumulate_dq(QueryBlock<T>& block, const Tile<T>& tile) {
   const Accumulate mode = std::exchange(block.started, true) ? Accumulate::add : Accumulate::overwrite;
   with_vectors(block.keys.vectors, [&](auto n) {
     accumulate<n>(tile.k, tile.key_stride, head_dim_, block.p, block.keys, mode, static_cast<Vec<T>*>(nullptr),
@@ -204,7 +210,7 @@ void BackwardTask<F>::accumulate_dq(QueryBlock& block, const Tile<T>& tile) {
 /// Whether a block must compute a tile: it is in the range of the block, or it is an outlier tile or one of sinks that
 /// is not pruned.
 template <class F>
-bool BackwardTask<F>::needs(const QueryBlock& block, Index tile) const {
+bool BackwardTask<F>::needs(const QueryBlock<T>& block, Index tile) const {
   const bool sinks = mask_.only_sinks;
   const TileRange& reach = block.stats->tiles;
   if (!sinks && reach.first <= tile && tile <= reach.last) return true;
@@ -269,7 +275,7 @@ BackwardTask<F>::BackwardTask(const BackwardParams<F>& params, const BackwardIte
   T* next = tile_buffer_ + backward_.plan.tiles * tile_units<F>(head_dim_, value_dim_) +
             Gradient::scratch_size(backward_.plan.template rows<T>(), rows_);
   const auto take = [&next](Index rows) { return std::exchange(next, next + rows * kBlock<T>); };
-  for (QueryBlock& block : blocks_) {
+  for (QueryBlock<T>& block : blocks_) {
     block.p = take(kScoreRows);
     block.q = take(head_dim_);
     block.grad_output = take(value_dim_);
@@ -294,7 +300,7 @@ template <class F>
 void BackwardTask<F>::begin_blocks(Index first, Index count) {
   const Index all = ceil_div(sequence_.q.tokens, kBlock<T>);
   count_ = count;
-  for (QueryBlock& block : blocks()) {
+  for (QueryBlock<T>& block : blocks()) {
     const Index query = first * kBlock<T>;
     const Index number = head_ * all + first++;
     block.stats = backward_.blocks + number;
@@ -309,7 +315,7 @@ void BackwardTask<F>::begin_blocks(Index first, Index count) {
 
 /// Loads the rows of q and grad_output of a block in two forms: transposed, and as padded rows.
 template <class F>
-void BackwardTask<F>::load_queries(QueryBlock& block) {
+void BackwardTask<F>::load_queries(QueryBlock<T>& block) {
   const auto pack = [&block](const auto& rows, Index dims, T scale, T* to) {
     for (int r = 0; r < kVectors; r++) {
       const Index row = r * kLanes<T>;
@@ -338,7 +344,7 @@ void BackwardTask<F>::load_queries(QueryBlock& block) {
 
 /// Sets the rows of a query that sees no key to zero, so that it has no effect even if its values are not finite.
 template <class F>
-void BackwardTask<F>::zero_row(QueryBlock& block, Index row) {
+void BackwardTask<F>::zero_row(QueryBlock<T>& block, Index row) {
   for (Index d = 0; d < head_dim_; d++) block.q[d * kBlock<T> + row] = T(0);
   for (Index d = 0; d < value_dim_; d++) block.grad_output[d * kBlock<T> + row] = T(0);
   std::fill_n(block.q_rows + row * padded_head_dim_, padded_head_dim_, T(0));
@@ -347,7 +353,7 @@ void BackwardTask<F>::zero_row(QueryBlock& block, Index row) {
 
 /// Adds dQ of the block, multiplied by τ, to the rows of the caller.
 template <class F>
-void BackwardTask<F>::finalize(const QueryBlock& block) {
+void BackwardTask<F>::finalize(const QueryBlock<T>& block) {
   const Rows<T> to = rows_of(backward_.grad_q, head_);
   for (int r = 0; r < block.vectors; r++) {
     const Index row = r * kLanes<T>;

@@ -49,14 +49,13 @@ namespace alibi::inline ALIBI_ISA::kernel {
 
 inline constexpr Index kNone = std::numeric_limits<Index>::max();
 
-/// A block and its state after the tiles so far.
-template <class F>
-struct ForwardBlock : Block<typename F::T> {
-  using T = typename F::T;
+/// A block and its state after the tiles so far. Units are U, sums T.
+template <class U, class T>
+struct BlockState : Block<T> {
   bool started = false;  // whether o is initialised
   SoftmaxState<T> state[kVectors];
-  typename F::Unit* q = nullptr;  // [units of head_dim][kBlock]
-  T* o = nullptr;                 // [value_dim][kBlock]
+  U* q = nullptr;  // [units of head_dim][kBlock]
+  T* o = nullptr;  // [value_dim][kBlock]
 
   // The pruned tiles are those up to `left` and from `right` on. pruned_mass bounds their mass, relative to the
   // reference.
@@ -66,6 +65,49 @@ struct ForwardBlock : Block<typename F::T> {
 
   bool is_pruned(Index number) const { return number <= left || number >= right; }
 };
+template <class F>
+using ForwardBlock = BlockState<typename F::Unit, typename F::T>;
+
+/// What the blocks of a task have in common.
+template <class U, class T>
+struct TaskTile {
+  const Tile<U>& tile;
+  Index head_units, value_dim;  // head_units: of head_dim
+  T scale;                      // τ log2 e
+  T* probabilities;             // [kScoreRows][kBlock]: scores, then probabilities
+  Prefetch& ahead;
+};
+
+/// One tile and one block: the three lines of the paper. It depends on how numbers are multiplied, not on how they are
+/// stored, so that it is compiled once for several kinds of arrays.
+template <Index kDimStep, class U, class T, class Bias, class Visible>
+void attend(BlockState<U, T>& block, const TaskTile<U, T>& task, const TileKeys& keys, const Bias& bias,
+            const Visible& visible) {
+  constexpr bool kMasked = !std::is_same_v<Visible, NoMask>;
+  const Tile<U>& tile = task.tile;
+  T* const s = task.probabilities;
+  const U* p = reinterpret_cast<const U*>(s);
+  Vec<T> largest[kVectors], factor[kVectors];
+  for (auto& x : largest) x = broadcast<T>(-std::numeric_limits<T>::infinity());
+  score<kDimStep>(tile.k, tile.key_stride, task.head_units, block.q, task.scale, keys, bias,
+                  task.ahead,  // S = τ Q K' + bias
+                  StoreScores<T, Visible>{visible, keys.end - 1, s, largest});
+
+  bool outgrown = false;
+  for (int r = 0; r < keys.vectors; r++) outgrown |= block.state[r].outgrown(add(largest[r], bias.offset[r]));
+  if (outgrown)
+    for (int r = 0; r < keys.vectors; r++) {
+      factor[r] = block.state[r].raise(add(largest[r], bias.offset[r]));
+      block.pruned_mass[r] = mul(block.pruned_mass[r], factor[r]);
+    }
+  const Accumulate mode = !block.started ? Accumulate::overwrite : outgrown ? Accumulate::rescale : Accumulate::add;
+
+  with_vectors(keys.vectors, [&](auto n) {
+    exponentiate<U, n, kMasked>(s, keys.begin, keys.ends, bias.offset, largest, block.state);  // P = 2^(S - μ)
+    accumulate<n>(tile.v, tile.value_stride, task.value_dim, p, keys, mode, factor, block.o);  // O = α O + P V
+  });
+  block.started = true;
+}
 
 template <class F>
 class ForwardTask {
@@ -104,8 +146,6 @@ class ForwardTask {
   void compute_sinks();
   bool prune_alone(ForwardBlock<F>& block, Index number, Index end, bool left);
   void compute_tile(ForwardBlock<F>& block, const TileKeys& keys);
-  template <class Bias, class Visible>
-  void attend(ForwardBlock<F>& block, const TileKeys& keys, const Bias& bias, const Visible& visible);
   void finalize(const ForwardBlock<F>& block) const;
   T lse_of(const ForwardBlock<F>& block, Index row) const;
   void record_stats();
@@ -148,34 +188,6 @@ class ForwardTask {
   PositionLanes<T> lanes_[kHasPositions<F> ? kMaxBlocks : 1];  // of the blocks, for a bias of positions
 };
 
-/// One tile and one block: the three lines of the paper.
-template <class F>
-template <class Bias, class Visible>
-void ForwardTask<F>::attend(ForwardBlock<F>& block, const TileKeys& keys, const Bias& bias, const Visible& visible) {
-  constexpr bool kMasked = !std::is_same_v<Visible, NoMask>;
-  T* s = probabilities_;
-  const U* p = reinterpret_cast<const U*>(s);
-  Vec<T> largest[kVectors], factor[kVectors];
-  for (auto& x : largest) x = broadcast<T>(-std::numeric_limits<T>::infinity());
-  score<F>(tile_.k, tile_.key_stride, units<U>(head_dim_), block.q, scale_, keys, bias, ahead_,  // S = τ Q K' + bias
-           StoreScores<T, Visible>{visible, keys.end - 1, s, largest});
-
-  bool outgrown = false;
-  for (int r = 0; r < keys.vectors; r++) outgrown |= block.state[r].outgrown(add(largest[r], bias.offset[r]));
-  if (outgrown)
-    for (int r = 0; r < keys.vectors; r++) {
-      factor[r] = block.state[r].raise(add(largest[r], bias.offset[r]));
-      block.pruned_mass[r] = mul(block.pruned_mass[r], factor[r]);
-    }
-  const Accumulate mode = !block.started ? Accumulate::overwrite : outgrown ? Accumulate::rescale : Accumulate::add;
-
-  with_vectors(keys.vectors, [&](auto n) {
-    exponentiate<U, n, kMasked>(s, keys.begin, keys.ends, bias.offset, largest, block.state);  // P = 2^(S - μ)
-    accumulate<n>(tile_.v, tile_.value_stride, value_dim_, p, keys, mode, factor, block.o);    // O = α O + P V
-  });
-  block.started = true;
-}
-
 /// Loads the tile, if it is not loaded yet, and computes it for a block. The start of its sums depends on its side.
 template <class F>
 void ForwardTask<F>::compute_tile(ForwardBlock<F>& block, const TileKeys& keys) {
@@ -191,8 +203,10 @@ void ForwardTask<F>::compute_tile(ForwardBlock<F>& block, const TileKeys& keys) 
   const TileKeys all = whole(keys, kDepth<U>);
   Side side = block.side_of(keys);
   if (all.begin != keys.begin || !std::equal(keys.ends, keys.ends + keys.vectors, all.ends)) side = Side::edge;
-  with_start(bias_, block, mask_, keys, side,
-             [&](const auto& bias, const auto& visible) { attend(block, all, bias, visible); });
+  with_start(bias_, block, mask_, keys, side, [&](const auto& bias, const auto& visible) {
+    attend<F::kDimStep, U, T>(block, {tile_, units<U>(head_dim_), value_dim_, scale_, probabilities_, ahead_}, all,
+                              bias, visible);
+  });
 }
 
 /// Whether a block has pruned the tile, or prunes it now, together with all more distant tiles on its side.

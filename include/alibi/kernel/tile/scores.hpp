@@ -23,20 +23,21 @@ namespace alibi::inline ALIBI_ISA::kernel {
 inline constexpr Index kScoreRows = kTile + kRows;
 
 /// Scores of keys [key, key + kRows) and N vectors of queries from vector `r0` on. Rows in excess repeat the last key.
-template <class F, int N, class T, class Bias>
-EIGEN_ALWAYS_INLINE void score_rows(const typename F::Unit* k, Index key_stride, Index dims, const typename F::Unit* q,
-                                    T scale, const TileKeys& keys, Index key, int r0, const Bias& bias,
-                                    Vec<T> (&acc)[kRows][kVectors]) {
-  const typename F::Unit* row[kRows];
+/// The units of a key are kDimStep apart.
+template <Index kDimStep, int N, class U, class T, class Bias>
+EIGEN_ALWAYS_INLINE void score_rows(const U* k, Index key_stride, Index dims, const U* q, T scale, const TileKeys& keys,
+                                    Index key, int r0, const Bias& bias, Vec<T> (&acc)[kRows][kVectors]) {
+  constexpr bool kPairs = kDepth<U> > 1;
+  const U* row[kRows];
 #pragma GCC unroll 8
   for (int a = 0; a < kRows; a++) {
     const Index j = std::min(key + a, keys.end - 1);
     row[a] = k + j * key_stride;
 #pragma GCC unroll 4
-    for (int r = 0; r < N; r++) acc[a][r] = F::kPairs ? broadcast<T>(T(0)) : bias.start(j, r0 + r);
+    for (int r = 0; r < N; r++) acc[a][r] = kPairs ? broadcast<T>(T(0)) : bias.start(j, r0 + r);
   }
-  multiply_add<0, N>(row, F::kDimStep, q + r0 * kLanes<T>, kBlock<T>, dims, acc);
-  if constexpr (F::kPairs) {
+  multiply_add<0, N>(row, kDimStep, q + r0 * kLanes<T>, kBlock<T>, dims, acc);
+  if constexpr (kPairs) {
 #pragma GCC unroll 8
     for (int a = 0; a < kRows; a++)
 #pragma GCC unroll 4
@@ -65,16 +66,16 @@ EIGEN_ALWAYS_INLINE void mask_scores(const Mask& mask, Index last, Index key, in
 /// finish(n, key, r0, acc) with the scores of keys [key, key + kRows) and vectors r0 … r0 + n - 1 in acc[kRows][0 … n),
 /// where n is a compile-time constant. Rows in excess repeat the last key. `dims` counts units. ahead() is called once
 /// for each kRows keys, to prefetch.
-template <class F, class T, class Bias, class Ahead, class Finish>
-void score(const typename F::Unit* k, Index key_stride, Index dims, const typename F::Unit* q, T scale,
-           const TileKeys& keys, const Bias& bias, Ahead& ahead, const Finish& finish) {
+template <Index kDimStep, class U, class T, class Bias, class Ahead, class Finish>
+void score(const U* k, Index key_stride, Index dims, const U* q, T scale, const TileKeys& keys, const Bias& bias,
+           Ahead& ahead, const Finish& finish) {
   int first = 0;  // vectors before it need no more keys
   for (Index key = keys.begin; key < keys.end; key += kRows) {
     while (key >= keys.ends[first]) first++;
     ahead();
     with_vectors(keys.vectors - first, [&](auto n) {
       Vec<T> acc[kRows][kVectors];
-      score_rows<F, n>(k, key_stride, dims, q, scale, keys, key, first, bias, acc);
+      score_rows<kDimStep, n>(k, key_stride, dims, q, scale, keys, key, first, bias, acc);
       finish(n, key, first, acc);
     });
   }
