@@ -125,13 +125,11 @@ void run(Index tokens) {
 int main(int argc, char** argv) {
   int provided = 0;
   MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
-  int status = 0;
   try {
     run(argc > 1 ? std::atol(argv[1]) : 262144);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "context_parallel: %s\n", error.what());
-    status = 1;
+    MPI_Abort(MPI_COMM_WORLD, 1);  // other ranks may wait for this one
   }
   MPI_Finalize();
-  return status;
 }

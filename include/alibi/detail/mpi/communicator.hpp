@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -110,8 +111,8 @@ struct SharedField {
   void print(char* to, std::size_t size, std::int64_t x) const {
     if (kind == Kind::integer)
       std::snprintf(to, size, "%lld", static_cast<long long>(x));
-    else if (kind == Kind::real)
-      std::snprintf(to, size, "%g", std::bit_cast<double>(x));
+    else if (kind == Kind::real)  // as many digits as tell it from every other number
+      *std::to_chars(to, to + size - 1, std::bit_cast<double>(x)).ptr = '\0';
     else
       std::snprintf(to, size, "%s", choices ? choices[x] : "");
   }

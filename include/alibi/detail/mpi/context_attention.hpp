@@ -341,7 +341,10 @@ class ContextBackward : ContextCall<E, kind> {
     outcome.attempt([&] {
       prepare(kTag);
       prepare_gradients();
-      if (call_.grad_bias.size() > 0) all_bias.resize(bias_.size() * std::size_t(mpi_.size()));
+      if (call_.grad_bias.size() == 0) return;
+      require(bias_.size() <= std::size_t(std::numeric_limits<int>::max()) / sizeof(double),
+              "the gradient of the bias has ", bias_.size(), " entries; expected fewer than 2^28 over several ranks");
+      all_bias.resize(bias_.size() * std::size_t(mpi_.size()));
     });
     mpi_.agree(outcome);
     exchange_.start();
@@ -385,7 +388,7 @@ class ContextBackward : ContextCall<E, kind> {
           most = std::max(most, runs.size());
         }
     tolerance_ = plan_.share_of_calls() / double(1 + most);
-    bias_.assign(std::size_t(q_.batch * q_.heads * entries()), 0);
+    bias_.assign(std::size_t(call_.grad_bias.size()), 0);
     std::vector<Exchange::Message> receives, sends;
     for (std::size_t i = 0; i < taken_.size(); i++) {
       sends.push_back({exchange_.receives()[i].peer, taken_[i].bytes(this->dims(), sizeof(T))});
@@ -421,7 +424,7 @@ class ContextBackward : ContextCall<E, kind> {
     backward<E, kind>(call, options);
     for (Index s = 0; s < rows; s++)
       for (Index x = 0; x < heads * entries(); x++)
-        bias_[std::size_t(((b + s) * q_.heads + h) * entries() + x)] +=
+        bias_[std::size_t(((per_sequence ? b + s : 0) * q_.heads + h) * entries() + x)] +=
             double(of_bias[std::size_t(s * heads * entries() + x)]);
   }
 
@@ -523,14 +526,11 @@ class ContextBackward : ContextCall<E, kind> {
     }
   }
 
-  /// Writes the gradient of the bias, summed over the ranks, and over the sequences if they share it.
+  /// Writes the gradient of the bias, summed over the ranks.
   void write_bias(const std::vector<double>& all) {
-    const Index one = q_.heads * entries(), size = call_.grad_bias.size();
-    for (Index x = 0; x < size; x++) {
+    for (std::size_t x = 0; x < bias_.size(); x++) {
       double sum = 0;
-      for (std::size_t r = 0; r < std::size_t(mpi_.size()); r++)
-        for (Index b = x / one; b < (size == one ? q_.batch : x / one + 1); b++)
-          sum += all[r * bias_.size() + std::size_t(b * one + x % one)];
+      for (std::size_t r = 0; r < std::size_t(mpi_.size()); r++) sum += all[r * bias_.size() + x];
       call_.grad_bias.data[x] = T(sum);
     }
   }
@@ -539,7 +539,7 @@ class ContextBackward : ContextCall<E, kind> {
   double tolerance_ = 0;
   std::vector<std::vector<KeyRun>> needs_;  // [batch][kv_heads][blocks], of all heads of a kv head
   std::vector<std::vector<T>> of_keys_;     // the gradients of fetched keys, in the order of messages
-  std::vector<double> bias_;                // the gradient of the bias by this rank, [batch][heads][entries]
+  std::vector<double> bias_;                // the gradient of the bias by this rank, [batch or 1][heads][entries]
   Exchange gradients_;
 };
 
