@@ -213,8 +213,9 @@ EIGEN_ALWAYS_INLINE void store_rounded(T* p, Vec<double> x) {
   } else if constexpr (kLanes<double> == 1) {
     *p = T(x);
   } else {
-    using Doubles = typename detail::CompilerVec<double, kLanes<double>>::type;
-    using Rounded = typename detail::CompilerVec<T, kLanes<double>>::type;
+    constexpr int kCount = sizeof(T) > 0 ? kLanes<double> : 0;  // depends on T, so that one lane is not compiled here
+    using Doubles = typename detail::CompilerVec<double, kCount>::type;
+    using Rounded = typename detail::CompilerVec<T, kCount>::type;
     const Rounded rounded = __builtin_convertvector(std::bit_cast<Doubles>(x), Rounded);
     __builtin_memcpy(p, &rounded, sizeof(rounded));
   }
