@@ -128,8 +128,8 @@ EIGEN_ALWAYS_INLINE P select_lt(P a, P b, P x, P y) {
 /// low <= a && a <= high ? x : y. A nested select_le() has g++ 12 hold a zero in a register across the loops before it.
 template <class P>
 EIGEN_ALWAYS_INLINE P select_within(P low, P a, P high, P x, P y) {
-  using namespace Eigen::internal;
-  return pselect(pand(pcmp_le(low, a), pcmp_le(a, high)), x, y);
+  namespace packet = Eigen::internal;
+  return packet::pselect(packet::pand(packet::pcmp_le(low, a), packet::pcmp_le(a, high)), x, y);
 }
 template <class P>
 EIGEN_ALWAYS_INLINE P min(P a, P b) {
