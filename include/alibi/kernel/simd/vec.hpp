@@ -202,6 +202,10 @@ template <class T>
 struct CompilerVec<T, 1> {
   using type = T;
 };
+template <class To, class From>
+EIGEN_ALWAYS_INLINE To converted(const From& x) {
+  return __builtin_convertvector(x, To);
+}
 
 }  // namespace detail
 
@@ -213,10 +217,9 @@ EIGEN_ALWAYS_INLINE void store_rounded(T* p, Vec<double> x) {
   } else if constexpr (kLanes<double> == 1) {
     *p = T(x);
   } else {
-    constexpr int kCount = sizeof(T) > 0 ? kLanes<double> : 0;  // depends on T, so that one lane is not compiled here
-    using Doubles = typename detail::CompilerVec<double, kCount>::type;
-    using Rounded = typename detail::CompilerVec<T, kCount>::type;
-    const Rounded rounded = __builtin_convertvector(std::bit_cast<Doubles>(x), Rounded);
+    using Doubles = typename detail::CompilerVec<double, kLanes<double>>::type;
+    using Rounded = typename detail::CompilerVec<T, kLanes<double>>::type;
+    const auto rounded = detail::converted<Rounded>(std::bit_cast<Doubles>(x));
     __builtin_memcpy(p, &rounded, sizeof(rounded));
   }
 }
