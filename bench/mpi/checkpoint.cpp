@@ -5,6 +5,7 @@
 // one for each rank, as one sequence. If there are fewer pieces than ranks, ranks repeat them in order. Prints a row
 // for each layer. In memory: q and k of all layers.
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -68,6 +69,9 @@ void run(int argc, char** argv) {
   const pretrained::Configuration& c = model.configuration();
   if (c.heads != kHeads || c.kv_heads != kHeads || c.head_dim() != kDim)
     throw std::invalid_argument("the model has heads of another number or size; expected 8 of 64");
+  const Eigen::VectorXf slopes = alibi::slopes(kHeads);
+  if (!std::equal(slopes.begin(), slopes.end(), c.slopes.begin(), c.slopes.end()) || std::abs(c.scale - 0.125) > 1e-6)
+    throw std::invalid_argument("the model has other slopes or another scale; expected those of BLOOM");
   std::vector<int> ids = read_ids(argv[2]);
   const Index pieces = std::min(ranks, Index(ids.size()) / tokens);
   if (pieces < 1) throw std::invalid_argument("the file has fewer ids than one piece");

@@ -158,8 +158,12 @@ class TypedSession final : public Session {
     const T* const fused = (padded ? padded_wide_ : wide_).data();
     const auto [q, k, v] =
         c.qkv_layout == QkvLayout::heads_3 ? alibi::view_bsh3d(fused, sizes) : alibi::view_bs3hd(fused, sizes);
-    if constexpr (std::is_same_v<T, float>)
-      if (options_.observe) options_.observe(Index(layer), q, k);
+    if (options_.observe) {
+      if constexpr (std::is_same_v<T, float>)
+        options_.observe(Index(layer), q, k);
+      else
+        throw std::invalid_argument("q and k are observed of a model of 16 bits; expected float");
+    }
     alibi::KvCache<T>& cache = caches_[layer];
     cache.append(k, v, real_);
     Array<T>& result = padded ? padded_attended_ : attended_;

@@ -144,8 +144,7 @@ TokenPositions<Slopes, Keys, Queries> positions(Slopes&& slopes, Keys&& keys, Qu
   return {std::forward<Slopes>(slopes), std::forward<Keys>(keys), std::forward<Queries>(queries)};
 }
 
-/// positions() that may decrease. Every visible key is read. The bias is computed relative to that of the nearest of
-/// all keys: a row whose visible keys are all far from it has the digits that its bias leaves.
+/// positions() that may decrease. Every visible key is read.
 template <class Slopes, class Tokens>
 TokenPositions<Slopes, Tokens> positions_in_any_order(Slopes&& slopes, Tokens&& tokens) {
   return {std::forward<Slopes>(slopes), std::forward<Tokens>(tokens), true};

@@ -245,22 +245,30 @@ TEST(FarPositions, NoKeyIsNearTheQuery) {
   EXPECT_EQ(causal(2, 2), 1);
 }
 
-// One tile spans 2^50 times the smallest difference, on both sides of the queries.
+// One tile spans 2^50 times the smallest difference. Queries are at their keys, or a quarter beside them.
 TEST(FarPositions, TheSpreadOfATileCostsNoDigits) {
   constexpr Index kTokens = 40;
-  std::vector<double> c(kTokens);
-  for (Index i = 0; i < kTokens; i++) c[std::size_t(i)] = i < 9 ? double(i) : 1.60000005e15 + double(i);
-  for (const bool any_order : {false, true}) {
-    const auto of = any_order ? weights_of(kTokens, kTokens, alibi::positions_in_any_order(1.0, c), {})
-                              : weights_of(kTokens, kTokens, alibi::positions(1.0, c), {});
-    for (Index i = 0; i < kTokens; i++) {
-      const Index first = i < 9 ? 0 : 9;
-      double sum = 0;
-      for (Index j = first; j <= i; j++) sum += std::exp(double(j - i));
-      for (Index j = 0; j <= i; j++)
-        EXPECT_NEAR(of(i, j), j < first ? 0 : std::exp(double(j - i)) / sum, 1e-6) << i << ", " << j;
+  for (const double beside : {0., 0.25})
+    for (const bool causal : {true, false}) {
+      Eigen::VectorXd c(kTokens), at(kTokens);
+      for (Index i = 0; i < kTokens; i++) {
+        c[i] = i < 9 ? double(i) : 1.60000005e15 + double(i);
+        at[i] = c[i] + beside;
+      }
+      const alibi::Options options{.mask = {.causal = causal}};
+      const auto in_order = weights_of(kTokens, kTokens, alibi::positions(1.0, c, at), options),
+                 in_any = weights_of(kTokens, kTokens, alibi::positions_in_any_order(1.0, c, at), options);
+      for (Index i = 0; i < kTokens; i++) {
+        Eigen::VectorXd expected = Eigen::VectorXd::Zero(kTokens);
+        for (Index j = i < 9 ? 0 : 9; j < (causal ? i + 1 : i < 9 ? 9 : kTokens); j++)
+          expected[j] = std::exp(-std::abs(double(j - i) - beside));
+        expected /= expected.sum();
+        for (Index j = 0; j < kTokens; j++) {
+          EXPECT_NEAR(in_order(i, j), expected[j], 1e-6) << i << ", " << j;
+          EXPECT_NEAR(in_any(i, j), expected[j], 1e-6) << i << ", " << j;
+        }
+      }
     }
-  }
 }
 
 // bias_ij = Σ_{l = j+1..i} log f_l, and its gradient with respect to log f by finite differences.

@@ -1,4 +1,4 @@
-// expect: same scalar
+// expect: q, k and v must hold the same scalar
 #include "alibi/alibi.hpp"
 
 using Tensor = Eigen::Tensor<float, 4, Eigen::RowMajor>;

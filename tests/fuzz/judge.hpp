@@ -199,8 +199,8 @@ class Judge {
         const Index p = h_.position(row_);
         const double beyond = sides->beyond(origin, p, w.key);
         w.logit = h_.scale * dot + beyond;
-        // The slopes of the two sides are rounded, each by itself. In any order the bias is relative to all keys.
-        bias = std::abs(beyond) + (both_sides || h_.any_order ? shift_ : 0);
+        // The slopes of the two sides are rounded, each by itself.
+        bias = std::abs(beyond) + (both_sides ? shift_ : 0);
         away = sides->apart(p, w.key);
         if (!(bias * base_2 <= p_.largest / 8 && away <= p_.largest / 8)) return false;
       }

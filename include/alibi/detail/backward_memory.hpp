@@ -108,9 +108,9 @@ inline constexpr bool kHasDistances = !std::is_same_v<typename F::Bias, kernel::
 
 /// Whether all keys of some row have a distance in common (ResolvedMask::common_distance()). Then
 /// compute_shifted_lse() computes the shifted lse of the keys of the call. It tells whether the given lse is of these
-/// keys alone, and it has more digits (BackwardRows::find_lse() in kernel/backward/rows.hpp). The first and the last
-/// row that see a key decide, because they are the most distant ones. `bias_wanted`: whether the gradient of the bias
-/// is wanted.
+/// keys alone, and it has more digits (BackwardRows::find_lse() in kernel/backward/rows.hpp). Of slopes, the first and
+/// the last row that see a key decide, because they are the most distant ones. `bias_wanted`: whether the gradient of
+/// the bias is wanted.
 template <class F>
 bool needs_shifted_lse(const kernel::SequenceParams<F>& sequence, bool bias_wanted) {
   if (!kHasDistances<F>) return false;

@@ -342,9 +342,10 @@ class ContextBackward : ContextCall<E, kind> {
       prepare(kTag);
       prepare_gradients();
       if (call_.grad_bias.size() == 0) return;
-      require(bias_.size() <= std::size_t(std::numeric_limits<int>::max()) / sizeof(double),
-              "the gradient of the bias has ", bias_.size(), " entries; expected fewer than 2^28 over several ranks");
-      all_bias.resize(bias_.size() * std::size_t(mpi_.size()));
+      const Index entries = call_.grad_bias.size();
+      require(entries <= Index(std::numeric_limits<int>::max() / sizeof(double)), "the gradient of the bias has ",
+              entries, " entries; expected fewer than 2^28 over several ranks");
+      all_bias.resize(std::size_t(entries) * std::size_t(mpi_.size()));
     });
     mpi_.agree(outcome);
     exchange_.start();
@@ -358,7 +359,7 @@ class ContextBackward : ContextCall<E, kind> {
     gradients_.receive_all(outcome,
                            [&](Index i, const std::byte* data) { add_gradients(i, reinterpret_cast<const T*>(data)); });
     if (call_.grad_bias.size() > 0) {
-      mpi_.template all_gather<double>(bias_, all_bias);
+      mpi_.template all_gather<double>(own_bias(), all_bias);
       outcome.attempt([&] { write_bias(all_bias); });
     }
     mpi_.agree(outcome);
@@ -388,7 +389,7 @@ class ContextBackward : ContextCall<E, kind> {
           most = std::max(most, runs.size());
         }
     tolerance_ = plan_.share_of_calls() / double(1 + most);
-    bias_.assign(std::size_t(call_.grad_bias.size()), 0);
+    bias_.assign(std::size_t(q_.batch * q_.heads * entries()), 0);
     std::vector<Exchange::Message> receives, sends;
     for (std::size_t i = 0; i < taken_.size(); i++) {
       sends.push_back({exchange_.receives()[i].peer, taken_[i].bytes(this->dims(), sizeof(T))});
@@ -424,7 +425,7 @@ class ContextBackward : ContextCall<E, kind> {
     backward<E, kind>(call, options);
     for (Index s = 0; s < rows; s++)
       for (Index x = 0; x < heads * entries(); x++)
-        bias_[std::size_t(((per_sequence ? b + s : 0) * q_.heads + h) * entries() + x)] +=
+        bias_[std::size_t(((b + s) * q_.heads + h) * entries() + x)] +=
             double(of_bias[std::size_t(s * heads * entries() + x)]);
   }
 
@@ -526,11 +527,19 @@ class ContextBackward : ContextCall<E, kind> {
     }
   }
 
+  /// The gradient of the bias by this rank, summed over the sequences if they share it. Tasks of different sequences
+  /// run at the same time, so that each has entries of its own until then.
+  std::span<const double> own_bias() {
+    const auto size = std::size_t(call_.grad_bias.size());
+    for (std::size_t x = size; x < bias_.size(); x++) bias_[x % size] += bias_[x];
+    return std::span(bias_).first(size);
+  }
   /// Writes the gradient of the bias, summed over the ranks.
   void write_bias(const std::vector<double>& all) {
-    for (std::size_t x = 0; x < bias_.size(); x++) {
+    const auto size = std::size_t(call_.grad_bias.size());
+    for (std::size_t x = 0; x < size; x++) {
       double sum = 0;
-      for (std::size_t r = 0; r < std::size_t(mpi_.size()); r++) sum += all[r * bias_.size() + x];
+      for (std::size_t r = 0; r < std::size_t(mpi_.size()); r++) sum += all[r * size + x];
       call_.grad_bias.data[x] = T(sum);
     }
   }
@@ -539,7 +548,7 @@ class ContextBackward : ContextCall<E, kind> {
   double tolerance_ = 0;
   std::vector<std::vector<KeyRun>> needs_;  // [batch][kv_heads][blocks], of all heads of a kv head
   std::vector<std::vector<T>> of_keys_;     // the gradients of fetched keys, in the order of messages
-  std::vector<double> bias_;                // the gradient of the bias by this rank, [batch or 1][heads][entries]
+  std::vector<double> bias_;                // the gradient of the bias by this rank, [batch][heads][entries]
   Exchange gradients_;
 };
 

@@ -15,8 +15,11 @@
 // for the keys that matter, however large the positions and the gaps between them are.
 //
 // Positions are read as double. All differences of positions are computed in double and then rounded once, because a
-// float is too short for a position. A tile on one side of the queries takes some 64 of them for each block, any other
+// float is too short for a position. A tile on one side of the queries takes one for each key and each query, any other
 // tile one or two for each pair, beside the 4 head_dim operations of the products for each pair.
+//
+// Gradients of slopes count distances from c'_i. In a row between far keys these are large: the gradient of a float
+// then has the digits that dS_ij times such a distance leaves.
 //
 // A key lies on the left of a query if its position is smaller, or if it is equal and the index of the key is not above
 // that of the query. The side decides which way a gradient of a position goes. Internal.
@@ -237,7 +240,7 @@ class PositionBiasPolicy {
             .keys_before = keys_before};
   }
 
-  /// A query, unless positions are in any order.
+  /// A query. Not for positions in any order.
   Query query_of(const ResolvedMask& mask, Index query) const {
     const Index p = mask.position(query);
     if (!keys_) {
@@ -263,6 +266,7 @@ class PositionBiasPolicy {
     Query of{.at = at, .keys_before = keys_before};
     const double of_left = slope_[0] * (at - left), of_right = slope_[1] * (right - at);
     if (!(of_left > 0 && of_right > 0 && base2_[0] > 0 && base2_[1] > 0)) return of;
+    if (std::isinf(of_left) && std::isinf(of_right)) return of;
     const double difference = std::clamp(of_right - of_left, -kFar, kFar) * std::numbers::log2e;
     of.left = left, of.right = right;
     if (difference >= 0)
@@ -315,8 +319,9 @@ class PositionBiasPolicy {
     double *const left = nearest.left, *const right = nearest.right;
     std::fill_n(left, kBlock<T>, -kInfinity);
     std::fill_n(right, kBlock<T>, kInfinity);
-    KeyRange all = seen[0];  // the keys that every lane sees
-    for (const KeyRange& of : seen) all = {std::max(all.begin, of.begin), std::min(all.end, of.end)};
+    KeyRange all{0, count_};  // the keys that every lane with keys sees
+    for (const KeyRange& of : seen)
+      if (of.begin < of.end) all = {std::max(all.begin, of.begin), std::min(all.end, of.end)};
     if (all.begin >= all.end) all = {0, 0};
     for (Index j = all.begin; j < all.end; j++) {
       const Vec<double> position = broadcast(keys_[j]);
@@ -327,6 +332,10 @@ class PositionBiasPolicy {
       }
     }
     for (Index i = 0; i < kBlock<T>; i++) {
+      if (seen[i].begin >= seen[i].end) {
+        left[i] = -kInfinity, right[i] = kInfinity;
+        continue;
+      }
       const auto find = [&](Index begin, Index end) {
         for (Index j = begin; j < end; j++) {
           const double position = keys_[j];
