@@ -11,7 +11,7 @@
 // is this bias for c_i = -Σ_{l <= i} log f_l and a slope of 1.
 //
 // positions() requires that positions do not decrease along a sequence, and then prunes as for slopes: distances of
-// tiles are those of their nearest keys. positions_in_any_order() requires nothing, and nothing is pruned.
+// tiles are those of their nearest keys. positions_in_any_order() requires no order, and nothing is pruned.
 #pragma once
 
 #include <Eigen/Core>

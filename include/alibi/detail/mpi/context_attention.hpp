@@ -389,7 +389,8 @@ class ContextBackward : ContextCall<E, kind> {
           most = std::max(most, runs.size());
         }
     tolerance_ = plan_.share_of_calls() / double(1 + most);
-    bias_.assign(std::size_t(q_.batch * q_.heads * entries()), 0);
+    // A shared gradient has entries without a sequence too.
+    bias_.assign(std::size_t(std::max(q_.batch * q_.heads * entries(), call_.grad_bias.size())), 0);
     std::vector<Exchange::Message> receives, sends;
     for (std::size_t i = 0; i < taken_.size(); i++) {
       sends.push_back({exchange_.receives()[i].peer, taken_[i].bytes(this->dims(), sizeof(T))});
@@ -548,7 +549,7 @@ class ContextBackward : ContextCall<E, kind> {
   double tolerance_ = 0;
   std::vector<std::vector<KeyRun>> needs_;  // [batch][kv_heads][blocks], of all heads of a kv head
   std::vector<std::vector<T>> of_keys_;     // the gradients of fetched keys, in the order of messages
-  std::vector<double> bias_;                // the gradient of the bias by this rank, [batch][heads][entries]
+  std::vector<double> bias_;  // the gradient of the bias by this rank, [batch][heads][entries]; then own_bias()
   Exchange gradients_;
 };
 
