@@ -7,11 +7,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <fstream>
 #include <stdexcept>
 #include <thread>
 #include <vector>
@@ -19,18 +17,11 @@
 #include "batch.hpp"
 #include "model.hpp"
 #include "simulation.hpp"
+#include "text_file.hpp"
 
 namespace {
 
 using bench::Array, bench::Index, bench::kDim, bench::kHeads;
-
-std::vector<int> read_ids(const char* path) {
-  std::ifstream file(path, std::ios::binary);
-  std::vector<int> ids;
-  char bytes[2];
-  while (file.read(bytes, 2)) ids.push_back(int(std::uint8_t(bytes[0])) | int(std::uint8_t(bytes[1])) << 8);
-  return ids;
-}
 
 /// q and k of one layer, [heads, tokens, head_dim].
 struct LayerArrays {
@@ -72,7 +63,7 @@ void run(int argc, char** argv) {
   const Eigen::VectorXf slopes = alibi::slopes(kHeads);
   if (!std::equal(slopes.begin(), slopes.end(), c.slopes.begin(), c.slopes.end()) || std::abs(c.scale - 0.125) > 1e-6)
     throw std::invalid_argument("the model has other slopes or another scale; expected those of BLOOM");
-  std::vector<int> ids = read_ids(argv[2]);
+  std::vector<int> ids = pretrained::read_ids(argv[2]);
   const Index pieces = std::min(ranks, Index(ids.size()) / tokens);
   if (pieces < 1) throw std::invalid_argument("the file has fewer ids than one piece");
   ids.resize(std::size_t(pieces * tokens));

@@ -3,14 +3,11 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <iostream>
-#include <iterator>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -24,6 +21,7 @@
 #include "ordered_output.hpp"
 #include "perplexity.hpp"
 #include "picture.hpp"
+#include "text_file.hpp"
 #include "tokenizer.hpp"
 
 namespace pretrained {
@@ -117,27 +115,6 @@ void run_logits(const Arguments& arguments) {
       model, threads,
       {.batch = Index(arguments.ids.size()), .capacity = longest(arguments.ids), .tolerance = arguments.tolerance});
   write_logits(*session, arguments.ids, arguments.out);
-}
-
-[[noreturn]] void fail(const std::filesystem::path& file, const std::string& what) {
-  throw std::runtime_error(file.string() + ": " + what);
-}
-
-std::string read_file(const std::filesystem::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in || std::filesystem::is_directory(path)) fail(path, "cannot be read");
-  std::string bytes{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-  if (bytes.empty()) fail(path, "is empty");
-  return bytes;
-}
-
-std::vector<int> read_ids(const std::filesystem::path& path) {
-  const std::string bytes = read_file(path);
-  if (bytes.size() % 2 != 0) fail(path, "has " + std::to_string(bytes.size()) + " bytes; expected two for each id");
-  std::vector<int> ids;
-  for (std::size_t i = 0; i < bytes.size(); i += 2)
-    ids.push_back(int(std::uint8_t(bytes[i])) | int(std::uint8_t(bytes[i + 1])) << 8);
-  return ids;
 }
 
 std::vector<int> read_text(const Arguments& arguments, const Configuration& configuration) {
